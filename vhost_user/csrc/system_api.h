@@ -1,0 +1,27 @@
+/*
+ * The system calls that Python lacks. Each returns a value of zero or more, or a negated errno.
+ */
+
+/* mmap(2) with MAP_FIXED over an address range that the caller owns already. */
+int vu_map_fixed(uintptr_t address, uint64_t length, int prot, int flags, int fd, int64_t offset);
+
+/* madvise(2). */
+int vu_madvise(uintptr_t address, uint64_t length, int advice);
+
+/* fallocate(2). */
+int vu_fallocate(int fd, int mode, int64_t offset, int64_t length);
+
+/* mbind(2) with a node mask of `words` unsigned longs. */
+int vu_mbind(uintptr_t address, uint64_t length, int mode, const unsigned long *mask, unsigned long words);
+
+/*
+ * Bytes of private memory that the host holds for a range of this process: anonymous pages and private copies of
+ * file pages, present or swapped, without the shared zero page. `pagemap` is an open /proc/self/pagemap.
+ */
+int64_t vu_private_held(int pagemap, uintptr_t address, uint64_t length);
+
+/*
+ * Bytes of huge pages that a hugetlb file holds in a range, whoever touched them. hugetlbfs has no SEEK_DATA, so a
+ * userfaultfd in minor mode is asked to map each page of a scratch mapping: it can only where a page exists.
+ */
+int64_t vu_hugetlb_held(int fd, int64_t offset, uint64_t length, uint64_t page_size);

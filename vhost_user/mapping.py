@@ -1,0 +1,86 @@
+"""Host mappings that Python code can't outlive.
+
+A `memoryview` over memory that has been unmapped is a crash waiting for a reader. The standard library's `mmap` object
+counts the views taken of it and refuses to close under them, but it can neither be told an address nor an alignment,
+and keeps a duplicate of the file descriptor for as long as it lives: with the 509 regions that a peer may ask for, half
+of the usual descriptor limit. So each mapping here is two steps: an anonymous `mmap` object reserves the addresses
+and counts the views; the C core then places the real memory over them with MAP_FIXED. Unmapping the object unmaps both.
+
+Alignment: huge pages need mappings aligned to their size, and transparent huge pages can only be used where address and
+file offset agree modulo 2 MiB. The reservation is larger by the alignment, and the memory is placed inside it.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from vhost_user import _native
+from vhost_user.errors import HostError, UsageError
+from vhost_user.units import ByteCount, HostAddress, HostOffset, align_up, format_size, is_power_of_two
+
+MAP_NORESERVE = 0x4000
+"""mmap(2); the `mmap` module has it from Python 3.12 on."""
+
+PAGE_SIZE = mmap.PAGESIZE
+PMD_SIZE = 2 << 20
+"""What one transparent huge page spans on x86-64 and on arm64 with 4 KiB pages."""
+
+
+class Mapping:
+    """`size` bytes of host memory at `address`, unmapped by `close()` and never under a live view.
+
+    `fd` of -1 maps anonymous memory. `flags` are mmap(2)'s: MAP_SHARED or MAP_PRIVATE, MAP_NORESERVE. `alignment` in
+    bytes is a power of two; without it, 2 MiB for mappings of 2 MiB or more and one page for smaller ones. Raises
+    UsageError for a size or offset that is not a multiple of the page size, HostError where the kernel refuses.
+    """
+
+    def __init__(
+        self, size: ByteCount, flags: int, fd: int = -1, offset: HostOffset = HostOffset(0), *, alignment: int = 0
+    ) -> None:
+        alignment = alignment or (PMD_SIZE if size >= PMD_SIZE else PAGE_SIZE)
+        assert is_power_of_two(alignment) and alignment >= PAGE_SIZE
+        for field, value in (("size", size), ("offset", offset)):
+            if value % PAGE_SIZE or value < 0 or (field == "size" and not value):
+                raise UsageError(field, value, f"a mapping's {field} is a multiple of the page size, {PAGE_SIZE}")
+        self.size = size
+        self.flags = flags
+        # mmap of size + alignment; the slack stays reserved, never populated.
+        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        try:
+            self._owner = mmap.mmap(-1, size + alignment, flags=reserve)
+        except (OSError, OverflowError, ValueError) as error:
+            raise HostError("size", format_size(size), f"no room in the address space ({error})") from error
+        start = _native.address_of(self._owner)
+        self._skip = align_up(start, alignment) - start
+        self.address = HostAddress(start + self._skip)
+        if fd == -1:
+            flags |= mmap.MAP_ANONYMOUS
+        try:
+            _native.map_fixed(self.address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
+        except OSError as error:
+            self._owner.close()
+            raise HostError.from_os_error("size", format_size(size), "mmap", error) from error
+
+    def view(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> memoryview:
+        """A writable view of `size` bytes from `offset`. While it or a slice of it lives, `close()` refuses."""
+        size = ByteCount(self.size - offset) if size is None else size
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise UsageError("range", f"{offset}+{size}", f"within the mapping's {self.size} bytes")
+        start = self._skip + offset
+        with memoryview(self._owner) as whole:
+            return whole[start : start + size]
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._owner.closed
+
+    def close(self) -> None:
+        """Unmap. Raises BufferError while a view lives; closing twice is allowed."""
+        self._owner.close()
+
+    def __enter__(self) -> Mapping:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

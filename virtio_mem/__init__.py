@@ -1,0 +1,1 @@
+"""A virtio-mem device and the guest memory around it."""
