@@ -1,0 +1,88 @@
+"""Which memory blocks are plugged: one bit a block, so 16 TiB of 2 MiB blocks cost 1 MiB.
+
+Range questions scan the bitmap a machine word at a time; the number of plugged blocks is kept, never counted again.
+A range outside the map is our own bug: the device has checked the guest's numbers before it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, NewType
+
+from bitarray import bitarray
+
+from virtio_mem.protocol import BlockState
+
+BlockIndex = NewType("BlockIndex", int)
+"""A memory block's number within its device, from 0."""
+
+
+class Run(NamedTuple):
+    """`nb_blocks` neighbouring blocks from block `first`."""
+
+    first: BlockIndex
+    nb_blocks: int
+
+
+class BlockMap:
+    """The state of `size` memory blocks, all of them unplugged at first."""
+
+    def __init__(self, size: int) -> None:
+        self._bits = bitarray(size)
+        self._bits.setall(0)
+        self._plugged = 0
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    @property
+    def plugged(self) -> int:
+        """How many blocks are plugged. O(1)."""
+        return self._plugged
+
+    def state(self, run: Run) -> BlockState:
+        """PLUGGED or UNPLUGGED where all blocks of `run` are, else MIXED."""
+        first, end = self._bounds(run)
+        if self._bits.find(0, first, end) < 0:
+            return BlockState.PLUGGED
+        if self._bits.find(1, first, end) < 0:
+            return BlockState.UNPLUGGED
+        return BlockState.MIXED
+
+    def plug(self, run: Run) -> None:
+        """Mark the blocks of `run` plugged; all of them were unplugged."""
+        assert self.state(run) is BlockState.UNPLUGGED
+        first, end = self._bounds(run)
+        self._bits[first:end] = 1
+        self._plugged += run.nb_blocks
+
+    def unplug(self, run: Run) -> None:
+        """Mark the blocks of `run` unplugged; all of them were plugged."""
+        assert self.state(run) is BlockState.PLUGGED
+        first, end = self._bounds(run)
+        self._bits[first:end] = 0
+        self._plugged -= run.nb_blocks
+
+    def unplug_all(self) -> None:
+        """Mark every block unplugged."""
+        self._bits.setall(0)
+        self._plugged = 0
+
+    def count(self, run: Run) -> int:
+        """How many blocks of `run` are plugged."""
+        return self._bits.count(1, *self._bounds(run))
+
+    def plugged_runs(self) -> Iterator[Run]:
+        """The plugged blocks as maximal runs, in order. The map must not change meanwhile."""
+        first = self._bits.find(1)
+        while first >= 0:
+            end = self._bits.find(0, first)
+            if end < 0:
+                end = len(self._bits)
+            yield Run(BlockIndex(first), end - first)
+            first = self._bits.find(1, end)
+
+    def _bounds(self, run: Run) -> tuple[int, int]:
+        first, nb_blocks = run
+        assert first >= 0 and nb_blocks > 0 and first + nb_blocks <= len(self._bits), (run, len(self._bits))
+        return first, first + nb_blocks

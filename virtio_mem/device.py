@@ -1,0 +1,280 @@
+"""The virtio-mem device, sans-IO: a request goes in, a response or an effect comes out.
+
+The device owns no memory and calls nobody. A request that needs the host ends in an `Effect`, which says what must
+happen to which range of the region; whoever runs the device does that and then calls exactly one of `commit()`, which
+changes the state and gives the answer, or `abandon()`, which changes nothing and gives BUSY. So the order is always:
+validate, act on the host, commit, answer; and `commit()` is the one place where blocks change.
+
+    outcome = device.request(request)
+    if isinstance(outcome, Effect):
+        ... discard or populate `outcome`'s range ...
+        outcome = device.commit(outcome)          # or device.abandon(outcome, "why not")
+
+The order of checks, where the standard leaves room: range, alignment and count first (ERROR, a MUST), then the blocks'
+state (ERROR, a MUST), then the target (NACK), then whether the device is paused (BUSY). The Linux driver takes NACK as
+"try again now", BUSY as "try again later" and ERROR as "broken for good", so an answer that is only wrong in kind can
+still cost a guest its device. After a BUSY the device owes the driver a configuration change notice as soon as the
+cause has gone, because the driver's own timer waits for 50 s and longer.
+
+Invariants: plugged_size <= usable_region_size <= region_size; requested_size <= usable_region_size; all of them
+multiples of block_size; no plugged block outside the usable region.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from vhost_user.errors import PeerError
+from vhost_user.units import ByteCount, HostOffset
+from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.geometry import Geometry
+from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
+
+_ACK = Response(ResponseType.ACK)
+_STATE_ACKS = {state: Response(ResponseType.ACK, state) for state in BlockState}
+
+
+class EffectType(Enum):
+    """Why the host has to act."""
+
+    PLUG = "PLUG"
+    UNPLUG = "UNPLUG"
+    UNPLUG_ALL = "UNPLUG_ALL"
+    SYSTEM_RESET = "system reset"
+
+
+class Effect(NamedTuple):
+    """What the host must do before something is granted: to the blocks of `run`, `size` bytes at `offset` of the region.
+
+    PLUG: make the range usable. The others: take it away for good. With UNPLUG_ALL and SYSTEM_RESET the range is the
+    whole region, whatever is plugged in it: by reading unplugged blocks a guest may have made the host allocate there.
+    """
+
+    type: EffectType
+    run: Run
+    offset: HostOffset
+    size: ByteCount
+
+    @property
+    def everything(self) -> bool:
+        """Whether all of the region goes, plugged or not."""
+        return self.type in (EffectType.UNPLUG_ALL, EffectType.SYSTEM_RESET)
+
+
+class VirtioMemDevice:
+    """One virtio-mem device (standard, section "Memory Device").
+
+    `requested_size` in bytes is the target at start; `unplugged_inaccessible` says whether that feature is offered.
+    Raises UsageError for a target that the region can't hold.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        requested_size: int = 0,
+        unplugged_inaccessible: bool = True,
+    ) -> None:
+        self.geometry = geometry
+        self.blocks = BlockMap(geometry.nb_blocks)
+        self.offered_features = Feature.PERSISTENT_SUSPEND
+        if geometry.node_id is not None:
+            self.offered_features |= Feature.ACPI_PXM
+        if unplugged_inaccessible:
+            self.offered_features |= Feature.UNPLUGGED_INACCESSIBLE
+        self.acked_features = Feature(0)
+        self.requested_size = geometry.checked_target(requested_size)
+        self.usable_region_size = geometry.usable_size_for(self.requested_size)
+        self.paused = False
+        self._pending: Effect | None = None
+        self._notice = False
+        self._owes_notice = False
+
+    # What the driver can read.
+
+    @property
+    def plugged_size(self) -> ByteCount:
+        """Bytes that are plugged. O(1)."""
+        return ByteCount(self.blocks.plugged * self.geometry.block_size)
+
+    @property
+    def config(self) -> ConfigSpace:
+        """The configuration space as it is now."""
+        geometry = self.geometry
+        return ConfigSpace(
+            block_size=geometry.block_size,
+            node_id=geometry.node_id or 0,
+            addr=geometry.addr,
+            region_size=geometry.region_size,
+            usable_region_size=self.usable_region_size,
+            plugged_size=self.plugged_size,
+            requested_size=self.requested_size,
+        )
+
+    def take_config_notice(self) -> bool:
+        """Whether a configuration change notice is due; asking takes it."""
+        notice, self._notice = self._notice, False
+        return notice
+
+    # What the driver does.
+
+    def negotiate(self, features: int) -> None:
+        """The driver accepts `features`; bits that are not this device's own (0 to 23) are passed over.
+
+        Raises PeerError, and accepts nothing, for a bit that was not offered, and where UNPLUGGED_INACCESSIBLE was
+        offered and is not accepted: the standard allows to stop there, and a driver that reads unplugged memory would
+        make the host allocate it.
+        """
+        mine = features & 0xFFFFFF
+        if mine & ~self.offered_features:
+            raise PeerError("driver features", hex(mine), f"within the offered {int(self.offered_features):#x}")
+        if Feature.UNPLUGGED_INACCESSIBLE in self.offered_features & ~Feature(mine):
+            limit = "VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE (bit 1) must be accepted"
+            raise PeerError("driver features", hex(mine), limit, "use a driver that knows it (Linux 5.16 or later)")
+        self.acked_features = Feature(mine)
+
+    def request(self, request: Request) -> Response | Effect:
+        """Decide on a request. An Effect must be committed or abandoned before the next request."""
+        assert self._pending is None, "the effect of the request before is still open"
+        match request.type:
+            case RequestType.PLUG:
+                return self._plug(request)
+            case RequestType.UNPLUG:
+                return self._unplug(request)
+            case RequestType.UNPLUG_ALL:
+                return self._busy_while_paused() or self._open(EffectType.UNPLUG_ALL, self._everything)
+            case RequestType.STATE:
+                run = self._run_of(request)
+                return _STATE_ACKS[self.blocks.state(run)] if isinstance(run, Run) else run
+            case _:
+                return Response(ResponseType.ERROR, reason="the request type is unknown")
+
+    def device_reset(self) -> None:
+        """The driver resets the device: features are forgotten; blocks, sizes and memory stay (section
+        "Device Initialization")."""
+        assert self._pending is None
+        self.acked_features = Feature(0)
+
+    # What the host does.
+
+    def resize(self, requested_size: int) -> None:
+        """Set the target, in bytes; it grows the usable region and gives notice.
+
+        The same target again gives notice only while the driver has not reached it. Raises UsageError, and changes
+        nothing, unless the target is a multiple of block_size and at most region_size.
+        """
+        target = self.geometry.checked_target(requested_size)
+        usable = max(self.usable_region_size, self.geometry.usable_size_for(target))
+        if (target, usable) != (self.requested_size, self.usable_region_size) or target != self.plugged_size:
+            self._notice = True
+        self.requested_size, self.usable_region_size = target, usable
+
+    def system_reset(self) -> Effect:
+        """The machine is reset: every block is to be unplugged, even where the driver's UNPLUG_ALL would be refused.
+
+        Commit or abandon the effect like a request's. Abandoned, the blocks stay plugged, as the standard allows.
+        """
+        assert self._pending is None
+        self.acked_features = Feature(0)
+        return self._open(EffectType.SYSTEM_RESET, self._everything)
+
+    def pause(self) -> None:
+        """Answer BUSY to everything that would change a block, until `resume()`: for migration and snapshots."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Serve again; a driver that was told BUSY meanwhile gets a notice."""
+        self.paused = False
+        self.retry_now()
+
+    def retry_now(self) -> None:
+        """The cause of an earlier BUSY may be gone: give notice if a driver was told BUSY, so that it tries again."""
+        if self._owes_notice:
+            self._notice, self._owes_notice = True, False
+
+    @property
+    def owes_notice(self) -> bool:
+        """Whether a driver was told BUSY and has had no notice since."""
+        return self._owes_notice
+
+    # The end of an effect.
+
+    def commit(self, effect: Effect) -> Response:
+        """The host has done what `effect` says: change the state, and answer."""
+        self._close(effect)
+        if effect.type is EffectType.PLUG:
+            self.blocks.plug(effect.run)
+        elif effect.type is EffectType.UNPLUG:
+            self.blocks.unplug(effect.run)
+        else:
+            self._unplug_everything(effect.type)
+        return _ACK
+
+    def abandon(self, effect: Effect, reason: str) -> Response:
+        """The host could not do it: nothing changes, the driver is told BUSY. (A system reset tells no driver.)"""
+        self._close(effect)
+        if effect.type is EffectType.SYSTEM_RESET:
+            return Response(ResponseType.BUSY, reason=reason)
+        return self._busy(reason)
+
+    # Private.
+
+    def _plug(self, request: Request) -> Response | Effect:
+        run = self._run_of(request)
+        if not isinstance(run, Run):
+            return run
+        if self.blocks.state(run) is not BlockState.UNPLUGGED:
+            return Response(ResponseType.ERROR, reason="a block is plugged already")
+        if self.plugged_size + run.nb_blocks * self.geometry.block_size > self.requested_size:
+            return Response(ResponseType.NACK, reason="plugged_size would exceed requested_size")
+        return self._busy_while_paused() or self._open(EffectType.PLUG, run)
+
+    def _unplug(self, request: Request) -> Response | Effect:
+        run = self._run_of(request)
+        if not isinstance(run, Run):
+            return run
+        if self.blocks.state(run) is not BlockState.PLUGGED:
+            return Response(ResponseType.ERROR, reason="a block is unplugged already")
+        return self._busy_while_paused() or self._open(EffectType.UNPLUG, run)
+
+    def _run_of(self, request: Request) -> Run | Response:
+        """The blocks that a request names, or the ERROR that it earns by naming none, or some that it may not."""
+        block_size = self.geometry.block_size
+        offset = request.addr - self.geometry.addr
+        if offset % block_size:
+            return Response(ResponseType.ERROR, reason="addr is not aligned to block_size")
+        if not request.nb_blocks:
+            return Response(ResponseType.ERROR, reason="nb_blocks is 0")
+        if offset < 0 or offset + request.nb_blocks * block_size > self.usable_region_size:
+            return Response(ResponseType.ERROR, reason="a block is outside the usable region")
+        return Run(BlockIndex(offset // block_size), request.nb_blocks)
+
+    @property
+    def _everything(self) -> Run:
+        return Run(BlockIndex(0), self.geometry.nb_blocks)
+
+    def _unplug_everything(self, cause: EffectType) -> None:
+        """The only place where the usable region shrinks. UNPLUG_ALL needs no notice: its driver knows."""
+        self.blocks.unplug_all()
+        usable = self.geometry.usable_size_for(self.requested_size)
+        if cause is EffectType.SYSTEM_RESET and usable != self.usable_region_size:
+            self._notice = True
+        self.usable_region_size = usable
+
+    def _open(self, type_: EffectType, run: Run) -> Effect:
+        block_size = self.geometry.block_size
+        offset, size = HostOffset(run.first * block_size), ByteCount(run.nb_blocks * block_size)
+        self._pending = Effect(type_, run, offset, size)
+        return self._pending
+
+    def _close(self, effect: Effect) -> None:
+        assert effect is self._pending, "only the effect given last can end, once"
+        self._pending = None
+
+    def _busy_while_paused(self) -> Response | None:
+        return self._busy("the device is paused") if self.paused else None
+
+    def _busy(self, reason: str) -> Response:
+        self._owes_notice = True
+        return Response(ResponseType.BUSY, reason=reason)
