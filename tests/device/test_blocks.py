@@ -1,0 +1,71 @@
+"""The block bitmap against a plain list of booleans."""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.protocol import BlockState
+
+SIZE = 200
+
+
+def run(first: int, nb_blocks: int) -> Run:
+    return Run(BlockIndex(first), nb_blocks)
+
+
+runs = st.integers(0, SIZE - 1).flatmap(lambda first: st.builds(run, st.just(first), st.integers(1, SIZE - first)))
+
+
+def naive_state(bits: list[bool], wanted: Run) -> BlockState:
+    part = bits[wanted.first : wanted.first + wanted.nb_blocks]
+    if all(part):
+        return BlockState.PLUGGED
+    return BlockState.MIXED if any(part) else BlockState.UNPLUGGED
+
+
+@given(st.lists(runs, max_size=40), runs)
+def test_the_map_agrees_with_a_list_of_booleans(changes: list[Run], question: Run) -> None:
+    blocks, bits = BlockMap(SIZE), [False] * SIZE
+    for change in changes:
+        state = naive_state(bits, change)
+        assert blocks.state(change) is state
+        if state is BlockState.MIXED:
+            continue
+        new = state is BlockState.UNPLUGGED
+        (blocks.plug if new else blocks.unplug)(change)
+        bits[change.first : change.first + change.nb_blocks] = [new] * change.nb_blocks
+    assert blocks.state(question) is naive_state(bits, question)
+    assert blocks.count(question) == sum(bits[question.first : question.first + question.nb_blocks])
+    assert blocks.plugged == sum(bits)
+    flat = [index for first, nb_blocks in blocks.plugged_runs() for index in range(first, first + nb_blocks)]
+    assert flat == [index for index, bit in enumerate(bits) if bit]
+
+
+def test_runs_are_maximal_and_reach_the_last_block() -> None:
+    blocks = BlockMap(10)
+    for change in (run(0, 2), run(2, 1), run(5, 1), run(8, 2)):
+        blocks.plug(change)
+    assert list(blocks.plugged_runs()) == [run(0, 3), run(5, 1), run(8, 2)]
+
+
+def test_unplug_all_leaves_nothing() -> None:
+    blocks = BlockMap(10)
+    blocks.plug(run(3, 7))
+    blocks.unplug_all()
+    assert blocks.plugged == 0
+    assert list(blocks.plugged_runs()) == []
+
+
+@pytest.mark.parametrize("bad", [run(-1, 2), run(0, 0), run(9, 2), run(10, 1)])
+def test_a_range_outside_the_map_is_an_assertion(bad: Run) -> None:
+    with pytest.raises(AssertionError):
+        BlockMap(10).state(bad)
+
+
+def test_sixteen_tib_of_two_mib_blocks_take_about_one_mib() -> None:
+    blocks = BlockMap((16 << 40) // (2 << 20))
+    assert len(blocks) == 8 << 20
+    assert 1 << 20 <= sys.getsizeof(blocks._bits) < 1.1 * (1 << 20)
