@@ -74,13 +74,19 @@ class BlockMap:
 
     def plugged_runs(self) -> Iterator[Run]:
         """The plugged blocks as maximal runs, in order. The map must not change meanwhile."""
-        first = self._bits.find(1)
+        return self._runs(1, 0, len(self._bits))
+
+    def unplugged_runs(self, within: Run) -> Iterator[Run]:
+        """The unplugged blocks of `within` as maximal runs, in order. The map must not change meanwhile."""
+        return self._runs(0, *self._bounds(within))
+
+    def _runs(self, bit: int, start: int, stop: int) -> Iterator[Run]:
+        first = self._bits.find(bit, start, stop)
         while first >= 0:
-            end = self._bits.find(0, first)
-            if end < 0:
-                end = len(self._bits)
+            end = self._bits.find(not bit, first, stop)
+            end = stop if end < 0 else end
             yield Run(BlockIndex(first), end - first)
-            first = self._bits.find(1, end)
+            first = self._bits.find(bit, end, stop)
 
     def _bounds(self, run: Run) -> tuple[int, int]:
         first, nb_blocks = run
