@@ -42,6 +42,9 @@ def test_the_map_agrees_with_a_list_of_booleans(changes: list[Run], question: Ru
     assert blocks.plugged == sum(bits)
     flat = [index for first, nb_blocks in blocks.plugged_runs() for index in range(first, first + nb_blocks)]
     assert flat == [index for index, bit in enumerate(bits) if bit]
+    free = [i for first, nb_blocks in blocks.unplugged_runs(question) for i in range(first, first + nb_blocks)]
+    inside = range(question.first, question.first + question.nb_blocks)
+    assert free == [index for index in inside if not bits[index]]
 
 
 def test_runs_are_maximal_and_reach_the_last_block() -> None:
