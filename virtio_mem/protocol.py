@@ -109,11 +109,11 @@ class Response(NamedTuple):
         if len(data) < RESPONSE_SIZE:
             raise PeerError("response length", len(data), f"at least {RESPONSE_SIZE} bytes")
         type_, state = _RESPONSE.unpack_from(data)
-        if type_ not in ResponseType:
+        if type_ > max(ResponseType):
             raise PeerError("response type", type_, "one of 0 (ACK) to 3 (ERROR)")
         if type_ != ResponseType.ACK:
             return cls(ResponseType(type_))
-        if state not in BlockState:
+        if state > max(BlockState):
             raise PeerError("state type", state, "one of 0 (PLUGGED) to 2 (MIXED)")
         return cls(ResponseType(type_), BlockState(state))
 
