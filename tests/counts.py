@@ -1,0 +1,43 @@
+"""How often the tests repeat things: every count of every test, each one named constant, in one place.
+
+The tier, from the environment variable VIRTIO_MEM_TIER, chooses among three values:
+
+quick   `scripts/test`: what a developer waits for, under three minutes in all
+ci      `.ci/run`: a tenth of the full counts or more, under 30 minutes
+soak    `scripts/soak`: the full counts
+
+A run prints all of them first, so that a figure in a report can be traced to what was run.
+"""
+
+from __future__ import annotations
+
+import os
+
+TIERS = ("quick", "ci", "soak")
+TIER = os.environ.get("VIRTIO_MEM_TIER", "quick")
+if TIER not in TIERS:
+    raise SystemExit(f"VIRTIO_MEM_TIER={TIER}: no such tier; choose one of {', '.join(TIERS)}")
+
+
+def count(*, quick: int, ci: int, soak: int) -> int:
+    """This tier's value. ValueError where the tiers don't rise, or where CI does less than a tenth of the soak."""
+    if not quick <= ci <= soak <= 10 * ci:
+        raise ValueError(f"quick={quick}, ci={ci}, soak={soak}: need quick <= ci <= soak, and ci at least soak / 10")
+    return {"quick": quick, "ci": ci, "soak": soak}[TIER]
+
+
+def all_counts() -> dict[str, int]:
+    """Every count, by name, in the order of this file."""
+    return {name: value for name, value in globals().items() if name.isupper() and isinstance(value, int)}
+
+
+# The examples of a property test, and the steps of each of a state machine's examples, where a test sets no other.
+# Hypothesis's own defaults are 100 and 50.
+HYPOTHESIS_EXAMPLES = count(quick=100, ci=1_000, soak=10_000)
+HYPOTHESIS_STATEFUL_STEPS = count(quick=50, ci=50, soak=100)
+
+# After this many seconds a test is taken to hang. The slowest takes a tenth of that on an idle machine.
+TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
+
+# Random requests to a device and to its model, on each backing of memory.
+REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)

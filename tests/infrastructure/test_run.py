@@ -1,0 +1,159 @@
+"""Whole runs of pytest with this project's plugin: what they print, refuse and put back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("VIRTIO_MEM_TIER", raising=False)
+    monkeypatch.delenv("CI", raising=False)
+    return Run(pytester)
+
+
+class Run:
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+
+    def __call__(self, source: str, *arguments: str) -> pytest.RunResult:
+        self.pytester.makepyfile(source)
+        return self.pytester.runpytest_subprocess("-p", "tests.conftest", "-p", "no:cacheprovider", *arguments)
+
+
+def test_header_holds_tier_seed_and_counts(run: Run) -> None:
+    result = run("def test_nothing(): pass")
+    result.stdout.re_match_lines([r"tier: quick", r"seed: \d+ \(repeat", r"REQUESTS_PER_BACKING = 3,000"])
+    result.stdout.re_match_lines([r"skipped: none", r"tier: quick", r"seed: \d+"])
+
+
+def test_seed_repeats_a_run(run: Run) -> None:
+    source = """
+        from hypothesis import given, settings, strategies as st
+        seen = []
+        @settings(max_examples=20, database=None)
+        @given(st.integers())
+        def test_property(value): seen.append(value)
+        def test_numbers(rng, figure): figure("drawn", f"{rng.random()} {seen}")
+    """
+
+    def drawn(seed: int) -> str:
+        return run(source, f"--hypothesis-seed={seed}").stdout.str().split("drawn: ")[1].splitlines()[0]
+
+    assert drawn(5) == drawn(5) != drawn(6)
+
+
+def test_soak_repeats_its_counts_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTIO_MEM_TIER", "soak")
+    result = run("def test_figure(figure): figure('pages given back', 512)")
+    result.stdout.fnmatch_lines(["*= figures =*", "REQUESTS_PER_BACKING: 100,000", "pages given back: 512"])
+
+
+def test_unexpected_skip_fails_a_run_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    result = run("import pytest\ndef test_skipped(): pytest.skip('no reason')\ndef test_passed(): pass")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        ["skipped: 1", "  1 x no reason", "*the run fails*", "*::test_skipped: not expected; *"]
+    )
+
+
+def test_module_skipped_whole_counts_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    result = run(
+        "import pytest\npytest.skip('not here', allow_module_level=True)\ndef test_unreached(): pass",
+        "--continue-on-collection-errors",
+    )
+    assert result.ret != pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["skipped: 1", "  1 x not here", "*the run fails*"])
+
+
+def test_expected_failure_is_no_skip(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    result = run("import pytest\n@pytest.mark.xfail\ndef test_known(): assert 0")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["skipped: none"])
+
+
+def test_missing_feature_is_skipped_with_its_reason(run: Run) -> None:
+    result = run("""
+        import pytest
+        from tests import host
+        host.PROBES["needs_ksm"] = lambda: "not built in"
+        @pytest.mark.needs_ksm
+        def test_merging(): assert 0, "reached"
+    """)
+    result.stdout.fnmatch_lines(["skipped: 1", "  1 x needs_ksm: not built in"])
+    assert (result.ret != pytest.ExitCode.OK) == (os.geteuid() == 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "leak"),
+    [
+        ("kept.append(os.dup(0))", "1 more open: "),
+        ("kept.append(os.memfd_create('zone'))", "1 more open: /memfd:zone"),
+        (
+            "fd = os.memfd_create('zone'); os.ftruncate(fd, 8192); kept.append(mmap.mmap(fd, 8192)); os.close(fd)",
+            "8192",
+        ),
+        ("kept.append(mmap.mmap(-1, 4096))", "4096 bytes more mapped: /dev/zero"),
+    ],
+    ids=["fd", "memfd", "mapping", "anonymous shared mapping"],
+)
+def test_leak_fails_the_test(run: Run, body: str, leak: str) -> None:
+    result = run(f"import mmap, os\nkept = []\ndef test_leaky(): {body}\ndef test_next(): pass")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*the test leaks:", f"*{leak}*"])
+
+
+def test_garbage_is_no_leak(run: Run) -> None:
+    result = run("""
+        import socket
+        class Loop: pass
+        def test_cycle():
+            loop = Loop()
+            loop.me, loop.fd = loop, open("/dev/null")
+            loop.fd.close()
+            pair = Loop()
+            pair.me, pair.mapping = pair, __import__("mmap").mmap(-1, 4096)
+    """)
+    result.assert_outcomes(passed=1)
+
+
+WATCHING = """
+    from pathlib import Path
+    import os, signal
+    from tests import host
+    setting = Path(__file__).with_name("setting")
+    setting.write_text("5")
+    host.WATCHED = (str(setting),)
+"""
+
+
+def test_forgotten_setting_is_put_back_and_fails_the_run(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(WATCHING)
+    result = run("from conftest import *\ndef test_careless(): setting.write_text('6')")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*setting was 5 before the run and 6 after it"])
+    assert (pytester.path / "setting").read_text() == "5"
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_terminated_run_puts_settings_back(run: Run, pytester: pytest.Pytester, number: str) -> None:
+    pytester.makeconftest(WATCHING)
+    result = run(f"""
+        from conftest import *
+        def test_terminated():
+            with host.changed(setting, 6):
+                assert setting.read_text() == "6"
+                os.kill(os.getpid(), signal.{number})
+                signal.pause()
+    """)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert (pytester.path / "setting").read_text() == "5"

@@ -1,0 +1,58 @@
+"""Which skips fail a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.skips import Expected, Judge, Skip, load_expected
+
+ANYWHERE = Expected(why="rare hardware", reason="*1G*", allowed_in_ci=True)
+NOT_IN_CI = Expected(why="only root may", test="tests/zones/*")
+LIST = [ANYWHERE, NOT_IN_CI]
+
+PLAIN = {"ci": False, "root": False}
+CI = {"ci": True, "root": False}
+ROOT = {"ci": False, "root": True}
+
+RARE = Skip("tests/a.py::test_b", "no 1G pages")
+ZONE = Skip("tests/zones/test_a.py::test_b", "may not")
+UNKNOWN = Skip("tests/a.py::test_b", "felt like it")
+KSM = Skip("tests/zones/test_a.py::test_b", "no 1G pages", frozenset({"needs_ksm"}))
+
+
+@pytest.mark.parametrize(
+    ("skip", "where", "objection"),
+    [
+        (RARE, PLAIN, None),
+        (RARE, CI, None),
+        (RARE, ROOT, None),
+        (ZONE, PLAIN, None),
+        (ZONE, CI, "expected, but not in CI: only root may"),
+        (ZONE, ROOT, "expected, but not as root: only root may"),
+        (UNKNOWN, PLAIN, None),
+        (UNKNOWN, CI, "not expected; if it is right in CI, list it in tests/expected_skips.toml"),
+        (UNKNOWN, ROOT, "not expected; if it is right as root, list it in tests/expected_skips.toml"),
+        (KSM, PLAIN, None),
+        (KSM, CI, None),
+        (KSM, ROOT, "root may not skip what needs_ksm"),
+    ],
+)
+def test_judgement(skip: Skip, where: dict[str, bool], objection: str | None) -> None:
+    assert Judge(LIST, **where).objection(skip) == objection
+
+
+def test_an_entry_without_a_pattern_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a pattern"):
+        Expected(why="everything")
+
+
+def test_the_committed_list_loads_and_says_why() -> None:
+    assert all(entry.why for entry in load_expected())
+
+
+def test_a_misspelt_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.toml").write_text('[[skip]]\nreason = "x"\nwhy = "y"\nallowed_in_cli = true\n')
+    with pytest.raises(TypeError, match="allowed_in_cli"):
+        load_expected(tmp_path / "list.toml")
