@@ -112,10 +112,10 @@ class MmioTransport:
         return progress.more
 
     def notify_config(self) -> None:
-        """Pass on a configuration change notice that the device has for its driver. Before DRIVER_OK there is nobody
-        to tell: the driver will read the configuration when it starts."""
+        """Pass on a configuration change notice that the device has for its driver. Before DRIVER_OK the notice waits:
+        the driver may have read the configuration already."""
         with self.service.lock:
-            if self.service.device.take_config_notice() and Status.DRIVER_OK in self.status:
+            if Status.DRIVER_OK in self.status and self.service.device.take_config_notice():
                 self._raise(Interrupt.CONFIG_CHANGE)
 
     def system_reset(self) -> bool:
@@ -257,8 +257,7 @@ class MmioTransport:
     def _needs_reset(self) -> None:
         with self.service.lock:
             self.status |= Status.NEEDS_RESET
-            if Status.DRIVER_OK in self.status:
-                self._raise(Interrupt.CONFIG_CHANGE)
+            self._raise(Interrupt.CONFIG_CHANGE | Interrupt.USED_BUFFER)  # what was served before is to be collected
 
     def _raise(self, cause: Interrupt) -> None:
         with self.service.lock:
