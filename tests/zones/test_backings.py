@@ -1,0 +1,341 @@
+"""Each way to back a zone: what is mapped, what can be shared, what the host holds and how it gets it back."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import socket
+
+import pytest
+
+from tests.zones.helpers import (
+    ANONYMOUS,
+    HUGE,
+    HUGETLB,
+    KINDS,
+    MEMFD,
+    PRIVATE_DIRECTORY,
+    PRIVATE_FILE,
+    PRIVATE_TMPFS_DIRECTORY,
+    PRIVATE_TMPFS_FILE,
+    SHARED_DIRECTORY,
+    SHARED_FILE,
+    SHARED_TMPFS_DIRECTORY,
+    SHARED_TMPFS_FILE,
+    Kind,
+    Maker,
+    each,
+    fill,
+    in_child,
+    part,
+    smaps,
+    st_blocks_bytes,
+    touch,
+    vm_flags,
+)
+from vhost_user.errors import UsageError
+from vhost_user.units import GIB, KIB, MIB, TIB, ByteCount, HostOffset
+from virtio_mem.hostmem.memory import HostMemory
+
+SHARED_KINDS = [kind for kind in KINDS if kind.shared]
+PRIVATE_KINDS = [kind for kind in KINDS if not kind.shared]
+USER_FILES = [SHARED_FILE, PRIVATE_FILE, SHARED_TMPFS_FILE, PRIVATE_TMPFS_FILE]
+
+PLUGGED = ByteCount(GIB)
+"""What is plugged, written and taken back, on each backing."""
+
+
+@each(*KINDS)
+def test_a_zone_is_of_its_kind_and_takes_nothing_until_it_is_touched(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    boot, hotplug = part(zone.boot), part(zone.hotplug)
+    assert (zone.kind, zone.shared, zone.page_size) == (kind.kind, kind.shared, kind.page_size)
+    assert (boot.size, hotplug.size) == (4 * MIB, 8 * MIB)
+    assert boot.held() == hotplug.held() == 0
+    assert zone.has_shared_zero_page == (kind is ANONYMOUS)
+    assert smaps(boot.address)["KernelPageSize"] == kind.page_size
+
+
+@each(*KINDS)
+def test_the_mapping_is_shared_or_private_and_reserves_nothing(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    for memory in (part(zone.boot), part(zone.hotplug)):
+        flags = vm_flags(memory.address)
+        assert ("sh" in flags) == kind.shared
+        assert ("ht" in flags) == (kind is HUGETLB)
+        assert "nr" in flags
+        assert "ac" not in flags
+
+
+@each(*KINDS)
+def test_the_two_parts_are_apart(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    boot, hotplug = part(zone.boot), part(zone.hotplug)
+    fill(boot, 0, boot.size, b"boot")
+    fill(hotplug, 0, hotplug.size, b"plug")
+    assert bytes(boot.view()[:4]) == bytes(boot.view()[-4:]) == b"boot"
+    assert bytes(hotplug.view()[:4]) == bytes(hotplug.view()[-4:]) == b"plug"
+    hotplug.discard(HostOffset(0), hotplug.size)
+    assert boot.held() >= boot.size
+    assert bytes(boot.view()[-4:]) == b"boot"
+
+
+@each(*KINDS)
+@pytest.mark.parametrize(("size", "hotplug_size"), [(4 * MIB, 0), (0, 4 * MIB)])
+def test_a_zone_may_have_one_part_only(make: Maker, kind: Kind, size: int, hotplug_size: int) -> None:
+    zone = make.zone(kind, size=size, hotplug_size=hotplug_size)
+    assert [memory is not None for memory in (zone.boot, zone.hotplug)] == [bool(size), bool(hotplug_size)]
+    assert zone.info()["held"] == {"boot": 0, "hotplug": 0}
+
+
+@each(*SHARED_KINDS)
+def test_another_process_reads_and_writes_through_the_passed_fd(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 4 * MIB)
+    fill(memory, 0, memory.size, b"from the zone 16")
+    ours, theirs = socket.socketpair()
+
+    def other_process() -> None:
+        _, (fd,), _, _ = socket.recv_fds(theirs, 1, 1)
+        with mmap.mmap(fd, memory.size, offset=memory.file_offset) as there:
+            assert there[-16:] == b"from the zone 16"
+            there[:5] = b"other"
+
+    with ours, theirs:
+        assert memory.shareable_fd is not None
+        socket.send_fds(ours, [b"x"], [memory.shareable_fd])
+        assert in_child(other_process) == 0
+    assert bytes(memory.view()[:5]) == b"other"
+
+
+@each(*PRIVATE_KINDS)
+def test_private_memory_has_no_fd_to_share(make: Maker, kind: Kind) -> None:
+    assert make.memory(kind, 4 * MIB).shareable_fd is None
+
+
+@each(MEMFD, HUGETLB)
+def test_a_memfd_can_neither_shrink_nor_grow_nor_be_unsealed(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    for memory in (part(zone.boot), part(zone.hotplug)):
+        fd = memory.backing.fd
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == seals
+        for size in (memory.size - kind.page_size, memory.size + kind.page_size):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        assert os.fstat(fd).st_size == memory.size
+
+
+@each(MEMFD, HUGETLB)
+def test_a_memfd_bears_the_names_of_zone_and_part(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    for name, memory in (("boot", part(zone.boot)), ("hotplug", part(zone.hotplug))):
+        assert os.readlink(f"/proc/self/fd/{memory.backing.fd}") == f"/memfd:virtio-mem:m:{name} (deleted)"
+
+
+@each(SHARED_DIRECTORY, PRIVATE_DIRECTORY, SHARED_TMPFS_DIRECTORY, PRIVATE_TMPFS_DIRECTORY)
+def test_a_directory_gets_files_without_names(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    directory = zone.spec.file
+    assert directory is not None
+    assert list(directory.iterdir()) == []
+    for memory in (part(zone.boot), part(zone.hotplug)):
+        found = os.fstat(memory.backing.fd)
+        assert (found.st_nlink, found.st_size, found.st_mode & 0o777) == (0, memory.size, 0o600)
+
+
+@each(SHARED_FILE, SHARED_TMPFS_FILE)
+def test_a_shared_file_has_boot_memory_first_and_the_hotplug_region_behind_it(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    fill(part(zone.boot), 0, 4 * MIB, b"boot")
+    fill(part(zone.hotplug), 0, 8 * MIB, b"plug")
+    assert zone.spec.file is not None
+    assert zone.spec.file.read_bytes() == b"boot" * MIB + b"plug" * (2 * MIB)
+
+
+@each(PRIVATE_FILE, PRIVATE_TMPFS_FILE)
+def test_a_private_file_can_be_read_only_and_shows_its_contents(make: Maker, kind: Kind) -> None:
+    spec = make.spec(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    assert spec.file is not None
+    spec.file.write_bytes(b"image---" * (12 * MIB // 8))
+    spec.file.chmod(0o444)
+    zone = make.open(spec)
+    hotplug = part(zone.hotplug)
+    assert bytes(hotplug.view()[:8]) == b"image---"
+    assert fcntl.fcntl(hotplug.backing.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+@each(PRIVATE_FILE, PRIVATE_TMPFS_FILE)
+def test_a_private_file_is_never_changed(make: Maker, kind: Kind) -> None:
+    spec = make.spec(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    assert spec.file is not None
+    spec.file.write_bytes(os.urandom(12 * MIB))
+    before = (hashlib.sha256(spec.file.read_bytes()).digest(), spec.file.stat())
+    zone = make.open(spec)
+    for memory in (part(zone.boot), part(zone.hotplug)):
+        memory.populate(HostOffset(0), memory.size)
+        fill(memory, 0, memory.size)
+        assert memory.held() == memory.size
+        assert memory.discard_verified(HostOffset(0), memory.size) == 0
+    zone.close()
+    after = (hashlib.sha256(spec.file.read_bytes()).digest(), spec.file.stat())
+    assert after[0] == before[0]
+    assert (after[1].st_blocks, after[1].st_mtime_ns) == (before[1].st_blocks, before[1].st_mtime_ns)
+
+
+@each(PRIVATE_FILE, PRIVATE_TMPFS_FILE)
+def test_discarding_a_private_file_brings_its_contents_back(make: Maker, kind: Kind) -> None:
+    spec = make.spec(kind, hotplug_size=8 * MIB)
+    assert spec.file is not None
+    spec.file.write_bytes(b"image---" * MIB)
+    memory = part(make.open(spec).hotplug)
+    fill(memory, 0, memory.size)
+    memory.discard(HostOffset(0), ByteCount(4 * MIB))
+    assert bytes(memory.view()[:8]) == b"image---"
+    assert bytes(memory.view()[4 * MIB :][:8]) == b"virtio-m"
+
+
+class Counter:
+    """What the kernel says that a memory takes, from a counter that the zone's own `held` doesn't look at."""
+
+    def __init__(self, make: Maker, kind: Kind, memory: HostMemory) -> None:
+        self._pool = make.hugepages(HUGE, PLUGGED // HUGE) if kind is HUGETLB else None
+        self._kind = kind
+        self._memory = memory
+
+    def __call__(self) -> int:
+        if self._pool is not None:
+            return PLUGGED - self._pool.free * HUGE
+        if self._kind.shared:
+            return st_blocks_bytes(self._memory)
+        counters = smaps(self._memory.address)
+        in_file = st_blocks_bytes(self._memory) if self._kind is PRIVATE_TMPFS_DIRECTORY else 0
+        return counters["Anonymous"] + counters["Swap"] + in_file
+
+
+@each(*(kind for kind in KINDS if not kind.name.endswith("tmpfs-file")))
+def test_a_gibibyte_plugged_written_and_unplugged_goes_back_to_the_host(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, PLUGGED)
+    taken = Counter(make, kind, memory)
+    before = taken()
+    memory.populate(HostOffset(0), PLUGGED)
+    # A file system may take a little more for its own bookkeeping.
+    slack = MIB if kind.place.startswith("disk") else 0
+    copies = 2 if kind is PRIVATE_TMPFS_DIRECTORY else 1
+    assert copies * PLUGGED <= taken() - before <= copies * PLUGGED + slack
+    fill(memory, 0, PLUGGED)
+    assert memory.held() == copies * PLUGGED
+    assert memory.discard_verified(HostOffset(0), PLUGGED) == 0
+    assert taken() == before
+    fresh = memory.view(HostOffset(PLUGGED - 16), ByteCount(16))
+    assert bytes(fresh) == bytes(16)
+    fresh.release()
+
+
+@each(*KINDS)
+def test_a_part_of_the_range_goes_back_alone(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 16 * MIB, thp=False)
+    fill(memory, 0, memory.size)
+    full = memory.held()
+    per_byte = full // memory.size
+    assert memory.discard_verified(HostOffset(4 * MIB), ByteCount(2 * MIB)) == 0
+    assert memory.held() == full - per_byte * 2 * MIB
+    assert memory.held(HostOffset(2 * MIB), ByteCount(4 * MIB)) == per_byte * 2 * MIB
+    with memory.view() as view:
+        assert view[4 * MIB - 1] == view[6 * MIB] - ord("v") + ord("k") == ord("k")
+
+
+@each(*SHARED_KINDS)
+def test_what_another_process_touched_is_seen_and_goes_back(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 8 * MIB)
+    assert in_child(lambda: touch(memory, 4 * MIB)) == 0
+    assert memory.held() == kind.page_size
+    assert memory.held(HostOffset(4 * MIB), ByteCount(kind.page_size)) == kind.page_size
+    assert memory.held(HostOffset(0), ByteCount(4 * MIB)) == 0
+    assert memory.discard_verified(HostOffset(4 * MIB), ByteCount(kind.page_size)) == 0
+
+
+def test_reading_private_anonymous_memory_takes_nothing(make: Maker) -> None:
+    memory = make.memory(ANONYMOUS, 8 * MIB)
+    with memory.view() as view:
+        assert not any(view[::4096])
+    assert memory.held() == smaps(memory.address)["Anonymous"] == 0
+
+
+@each(MEMFD, HUGETLB, SHARED_TMPFS_DIRECTORY)
+def test_reading_shared_memory_takes_memory(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 8 * MIB)
+    with memory.view() as view:
+        assert not any(view[:: kind.page_size])
+    assert memory.held() == st_blocks_bytes(memory) == 8 * MIB
+
+
+@each(MEMFD, ANONYMOUS)
+def test_sixteen_tebibytes_to_plug_into_cost_nothing(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 16 * TIB)
+    assert memory.held() == 0
+    block = ByteCount(2 * MIB)
+    last = HostOffset(16 * TIB - block)
+    memory.populate(last, block)
+    assert memory.held(last, block) == memory.held(HostOffset(8 * TIB), ByteCount(8 * TIB)) == block
+    assert memory.discard_verified(last, block) == 0
+
+
+@each(HUGETLB, MEMFD, SHARED_FILE)
+def test_the_whole_of_a_file_is_what_st_blocks_says(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 8 * MIB)
+    for offset in (0, 2 * MIB, 6 * MIB):
+        touch(memory, offset)
+    assert memory.held() == st_blocks_bytes(memory) == 3 * kind.page_size
+
+
+@each(*KINDS)
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(-4 * KIB, 4 * MIB), (0, 0), (0, 4 * MIB + 4 * KIB), (4 * MIB, 4 * KIB), (1, 4 * KIB), (0, 4 * KIB - 1), (0, -1)],
+)
+def test_a_range_that_cannot_be_is_refused_and_nothing_happens(make: Maker, kind: Kind, offset: int, size: int) -> None:
+    memory = make.memory(kind, 4 * MIB)
+    touch(memory, 0)
+    held = memory.held()
+    for action in (memory.discard, memory.discard_verified, memory.populate, memory.held):
+        with pytest.raises(UsageError, match="range=.*whole pages"):
+            action(HostOffset(offset), ByteCount(size))
+    assert memory.held() == held
+    assert memory.view()[0] == 0x5A
+
+
+@each(*KINDS)
+def test_closing_unmaps_and_closes_everything(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    fds = [memory.backing.fd for memory in (part(zone.boot), part(zone.hotplug))]
+    addresses = [memory.address for memory in (part(zone.boot), part(zone.hotplug))]
+    zone.close()
+    zone.close()
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    for address in addresses:
+        with pytest.raises(LookupError):
+            smaps(address)
+
+
+def test_closing_waits_for_the_last_view(make: Maker) -> None:
+    zone = make.zone(MEMFD, size=4 * MIB, hotplug_size=8 * MIB)
+    with part(zone.boot).view() as view:
+        with pytest.raises(BufferError):
+            zone.close()
+        view[0] = 1
+    zone.close()
+    assert part(zone.boot).mapping.closed
+
+
+def test_a_hugetlb_zone_gives_its_pages_back_when_it_closes(make: Maker) -> None:
+    zone = make.zone(HUGETLB, size=4 * MIB, hotplug_size=8 * MIB, prefault=True)
+    pool = make.hugepages(HUGE, 4)
+    assert part(zone.boot).held() == 4 * MIB
+    zone.close()
+    assert pool.free == 6

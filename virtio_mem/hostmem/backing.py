@@ -1,0 +1,235 @@
+"""The kinds of memory that a zone can have, and what each of them can and can't do.
+
+                    shared  given back by             what the host holds, from
+    anonymous       no      madvise(MADV_DONTNEED)    /proc/self/pagemap
+    memfd           yes     punching a hole           SEEK_DATA
+    hugetlb         yes     punching a hole           userfaultfd, or st_blocks for a whole file
+    shared file     yes     punching a hole           SEEK_DATA
+    private file    no      madvise(MADV_DONTNEED)    /proc/self/pagemap
+
+The table is the point of the module: MADV_DONTNEED on shared memory returns success and frees nothing, because the
+pages belong to the file; punching a hole into a private file mapping would free the user's data and keep our copies.
+A private mapping counts this process's pages; a file counts everybody's.
+
+Punching frees the bytes of the user's own file where the zone is `shared=on`: to share a file is to let the guest's
+memory be the file. With `shared=off` the file is opened for reading only, so nothing can change it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from vhost_user import _native
+from vhost_user.errors import HostError
+from vhost_user.mapping import PAGE_SIZE
+from vhost_user.units import ByteCount, HostAddress, HostOffset
+from virtio_mem.hostmem import facts, files, headroom
+from virtio_mem.hostmem.files import Place
+
+ST_BLOCKS_UNIT = 512
+"""stat(2): st_blocks counts these, whatever the file system's block size."""
+
+
+class Backing(ABC):
+    """One kind of memory and the file behind it, -1 if none; `offset` is where in the file the memory begins, in bytes.
+
+    `no_merge`, `no_thp`, `no_reserve` and `no_bind` say why the kind can't be merged by KSM, have transparent huge
+    pages, be reserved, or be bound to a NUMA node; empty where it can. Offsets passed to the methods count from
+    `address`, where whoever maps the memory says that it is, and are whole pages.
+    """
+
+    kind: ClassVar[str]
+    shared: ClassVar[bool]
+    has_shared_zero_page: ClassVar[bool] = False
+    """Whether reading untouched memory costs nothing, because the kernel shows the same page of zeros everywhere."""
+    no_merge: ClassVar[str] = ""
+    no_reserve: str = ""
+    no_bind: str = ""
+
+    def __init__(self, fd: int = -1, offset: HostOffset = HostOffset(0), page_size: int = PAGE_SIZE) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.page_size = ByteCount(page_size)
+        self.address = HostAddress(0)
+
+    @property
+    @abstractmethod
+    def no_thp(self) -> str:
+        """As above; the host's settings have a say."""
+
+    @abstractmethod
+    def release(self, offset: HostOffset, size: ByteCount) -> None:
+        """Give a range back to the host; OSError where the kernel refuses."""
+
+    @abstractmethod
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Bytes that the host holds for a range; HostError where the kernel will not tell."""
+
+    def missing(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Bytes of a range that are yet to be populated; HostError where the kernel will not tell."""
+        return ByteCount(size - self.held(offset, size))
+
+    def require_headroom(self, size: int, node: int | None) -> None:
+        """Raise HostError unless `size` more bytes can be populated."""
+        headroom.require(size + headroom.margin(size), headroom.memory_limits(node), "memory")
+
+    def close(self) -> None:
+        """Close the file, once."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Anonymous(Backing):
+    """Private anonymous memory."""
+
+    kind = "anonymous"
+    shared = False
+    has_shared_zero_page = True
+
+    @property
+    def no_thp(self) -> str:
+        """The setting for anonymous memory decides."""
+        if facts.thp_mode() == "never":
+            return "/sys/kernel/mm/transparent_hugepage/enabled is never"
+        return ""
+
+    def release(self, offset: HostOffset, size: ByteCount) -> None:
+        """Drop the pages."""
+        _native.madvise(self.address + offset, size, mmap.MADV_DONTNEED)
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Count this process's pages, in memory and in swap."""
+        try:
+            with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+                return ByteCount(_native.private_held(pagemap.fileno(), self.address + offset, size))
+        except OSError as error:
+            raise HostError.from_os_error("held", f"{offset:#x}+{size:#x}", "pagemap", error) from error
+
+
+class PrivateFile(Anonymous):
+    """A file mapped copy-on-write: what is written goes to private copies, which are what is counted and given back.
+
+    On most file systems the file itself stays as it is. A tmpfs allocates the file's page as well when a hole of it is
+    copied, so there touching costs twice. Of an unnamed file, which is the zone's own, `held` and `release` take in
+    that page; in a user's file nothing is ever punched.
+    """
+
+    kind = "private file"
+    has_shared_zero_page = False
+    no_thp = "private copies of a file's pages are small pages"
+
+    def __init__(self, fd: int, offset: HostOffset, place: Place) -> None:
+        super().__init__(fd, offset)
+        self._own = place.directory
+        self._cost = 2 if place.fstype == "tmpfs" else 1
+
+    def release(self, offset: HostOffset, size: ByteCount) -> None:
+        """Drop the copies, and the page in a file of our own."""
+        super().release(offset, size)
+        if self._own:
+            files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Count the copies, and the pages in a file of our own."""
+        copies = super().held(offset, size)
+        in_file = files.data_size(self.fd, HostOffset(self.offset + offset), size) if self._own else 0
+        return ByteCount(copies + in_file)
+
+    def missing(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Count what has not been copied."""
+        return ByteCount(size - super().held(offset, size))
+
+    def require_headroom(self, size: int, node: int | None) -> None:
+        """Copies are ordinary memory."""
+        super().require_headroom(size * self._cost, node)
+
+
+class _Shared(Backing):
+    """What the shared kinds have in common: the file is the memory."""
+
+    shared = True
+    no_merge = "KSM merges private memory only"
+    no_reserve = "shared memory is counted when it is touched, never before"
+
+    def release(self, offset: HostOffset, size: ByteCount) -> None:
+        """Punch a hole, which also takes the pages out of every mapping."""
+        files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Walk the file's data."""
+        return files.data_size(self.fd, HostOffset(self.offset + offset), size)
+
+
+class Memfd(_Shared):
+    """A memfd of ordinary pages."""
+
+    kind = "memfd"
+
+    @property
+    def no_thp(self) -> str:
+        """The setting for shared memory decides."""
+        mode = facts.shmem_thp_mode()
+        return f"/sys/kernel/mm/transparent_hugepage/shmem_enabled is {mode}" if mode in ("never", "deny") else ""
+
+
+class SharedFile(_Shared):
+    """A regular file, the user's or an unnamed one: memory on a tmpfs, elsewhere disk space behind a page cache."""
+
+    kind = "shared file"
+
+    def __init__(self, fd: int, offset: HostOffset, place: Place) -> None:
+        super().__init__(fd, offset)
+        self._place = place
+        self._tmpfs = place.fstype == "tmpfs"
+        if not self._tmpfs:
+            self.no_bind = f"the page cache of a file on {place.fstype} ignores the policy"
+
+    @property
+    def no_thp(self) -> str:
+        """A tmpfs's own mount option decides, unless the setting for shared memory overrules it."""
+        if not self._tmpfs:
+            return f"the page cache of a file on {self._place.fstype} is not advised"
+        allowed = any(f"huge={mode}" in self._place.options for mode in ("always", "within_size", "advise"))
+        overruled = facts.shmem_thp_mode()
+        if overruled == "force" or (allowed and overruled != "deny"):
+            return ""
+        return "the tmpfs of the file is mounted without huge=advise"
+
+    def require_headroom(self, size: int, node: int | None) -> None:
+        """The file system must have the room; a tmpfs's pages are memory as well."""
+        headroom.require(size, headroom.file_limits(self.fd), "file")
+        if self._tmpfs:
+            super().require_headroom(size, node)
+
+
+class Hugetlb(_Shared):
+    """Huge pages from the kernel's pool, as a memfd or as a file on a hugetlbfs."""
+
+    kind = "hugetlb"
+    no_thp = "the pages are huge pages already"
+    no_reserve = ""
+
+    def __init__(self, fd: int, offset: HostOffset, page_size: ByteCount, *, reserved: bool) -> None:
+        super().__init__(fd, offset, page_size)
+        self.reserved = reserved
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Ask userfaultfd about each page, or, cheaper, the file about the whole."""
+        start = self.offset + offset
+        whole = os.fstat(self.fd)
+        if start == 0 and size == whole.st_size:
+            return ByteCount(whole.st_blocks * ST_BLOCKS_UNIT)
+        try:
+            return ByteCount(_native.hugetlb_held(self.fd, start, size, self.page_size))
+        except OSError as error:
+            remedy = "allow userfaultfd (Linux 5.13), or ask for all of the memory at once"
+            raise HostError.from_os_error("held", f"{offset:#x}+{size:#x}", "userfaultfd", error, remedy) from error
+
+    def require_headroom(self, size: int, node: int | None) -> None:
+        """The pool must have the pages, unless the mapping reserved them."""
+        if not self.reserved:
+            headroom.require_huge_pages(size, self.page_size, node, "hugepages")

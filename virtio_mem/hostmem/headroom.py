@@ -1,0 +1,143 @@
+"""How much memory may be populated before somebody gets killed for it.
+
+Populating asks the kernel for pages, and the kernel says no in two ways. A huge page pool, a full file system or a
+NUMA node bound to runs out with an error. A memory cgroup over its limit and a host without memory run out with the
+OOM killer, which ends the process, guest and all. So before it populates, a zone adds up what it may take: the least of
+
+- MemAvailable of the host (proc(5)), or what is free or quickly freed on the NUMA node that the zone is bound to;
+- limit less usage of this process's memory cgroup and of every cgroup above it. Inactive file pages count as free,
+  because they go first under pressure; without that, a cgroup full of page cache, the usual state of one that reads
+  files, would seem to have nothing left;
+- for huge pages instead: the pool's free pages less those reserved, on the node too, and the hugetlb cgroup;
+- for files: the room on the file system.
+
+Swap is left out: a guest whose new memory goes to swap at once is not served. Whoever looks first and takes later can
+be overtaken between the two; `margin` makes that unlikely, nothing makes it impossible.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vhost_user.errors import HostError
+from vhost_user.units import KIB, MIB, ByteCount, format_size
+from virtio_mem.hostmem import facts
+from virtio_mem.hostmem.facts import ROOT
+
+
+class Limit(NamedTuple):
+    """Something that bounds what can be populated: `available` bytes of `total` are left of `what`."""
+
+    what: str
+    available: int
+    total: int
+    remedy: str
+
+
+def margin(size: int) -> ByteCount:
+    """What must stay free when `size` bytes of small pages are populated.
+
+    1/512 of the size for page tables (8 bytes for each page of 4 KiB), which are charged as the pages are, and 32 MiB
+    for everything else: the kernel charges a cgroup 64 pages ahead on every CPU (256 KiB each, 8 MiB on 32 CPUs), and
+    this process and its neighbours go on allocating in the meantime.
+    """
+    return ByteCount(32 * MIB + size // 512)
+
+
+def require(size: int, limits: Iterator[Limit], field: str) -> None:
+    """Raise HostError for the first of `limits` that has less than `size` bytes left."""
+    for limit in limits:
+        if size > limit.available:
+            left = format_size(max(0, limit.available))
+            text = f"needs {format_size(size)}, but {limit.what} has {left} left of {format_size(limit.total)}"
+            raise HostError(field, format_size(size), text, limit.remedy)
+
+
+def memory_limits(node: int | None = None, root: Path = ROOT) -> Iterator[Limit]:
+    """What bounds ordinary memory: the host, the node that it is bound to, this process's memory cgroups."""
+    info = facts.meminfo(root)
+    yield Limit("the host (MemAvailable)", info["MemAvailable"], info["MemTotal"], "free memory on the host")
+    if node is not None:
+        local = facts.node_meminfo(node, root)
+        free = local["MemFree"] + local["Inactive(file)"]
+        yield Limit(f"NUMA node {node}", free, local["MemTotal"], f"free memory on node {node}")
+    yield from _cgroup_limits(
+        "memory", "memory.max memory.current", "memory.limit_in_bytes memory.usage_in_bytes", root
+    )
+
+
+def huge_limits(page_size: ByteCount, root: Path = ROOT) -> Iterator[Limit]:
+    """What bounds huge pages besides their pool: the hugetlb cgroup."""
+    unit, name = (KIB, "KB") if page_size < MIB else (MIB, "MB") if page_size < 1024 * MIB else (1024 * MIB, "GB")
+    prefix = f"hugetlb.{page_size // unit}{name}"
+    v2, v1 = f"{prefix}.max {prefix}.current", f"{prefix}.limit_in_bytes {prefix}.usage_in_bytes"
+    yield from _cgroup_limits("hugetlb", v2, v1, root)
+
+
+def require_huge_pages(size: int, page_size: ByteCount, node: int | None, field: str, root: Path = ROOT) -> None:
+    """Raise HostError where the pool (of `node`, if given) or a hugetlb cgroup can't give `size` bytes."""
+    pages = size // page_size
+    for where in {None, node}:
+        pool = facts.huge_pool(page_size, where, root)
+        if pages > pool.available:
+            limit, remedy = pool.shortage(pages)
+            raise HostError(field, format_size(size), limit if where is None else f"{limit}, on node {where}", remedy)
+    require(size, huge_limits(page_size, root), field)
+
+
+def file_limits(fd: int) -> Iterator[Limit]:
+    """What bounds a file: the room on its file system. A tmpfs without a size has none."""
+    room = os.fstatvfs(fd)
+    if room.f_blocks:
+        free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+        yield Limit("the file system of the zone's file", free, total, "make room there, or use another file system")
+
+
+def _cgroup_limits(controller: str, v2: str, v1: str, root: Path) -> Iterator[Limit]:
+    """Each cgroup of this process that limits `controller`; `v2` and `v1` name the limit and the usage file of each."""
+    for folder in cgroups(controller, root):
+        for limit_name, usage_name in (v2.split(), v1.split()):
+            limit, usage = _read_size(folder / limit_name), _read_size(folder / usage_name)
+            if limit is not None and usage is not None:
+                left = limit - usage + _inactive_file(folder)
+                yield Limit(f"{folder / limit_name}", left, limit, f"raise {limit_name} there")
+
+
+def cgroups(controller: str, root: Path = ROOT) -> Iterator[Path]:
+    """This process's cgroup of `controller`, version 1 or 2, and those above it up to the top that is mounted."""
+    for line in facts.read_or(root / "proc/self/cgroup", "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in facts.mounts(root):
+            named = mount.fstype == "cgroup" and controller in mount.options
+            if named if controllers else mount.fstype == "cgroup2":
+                top = root / mount.point.lstrip("/")
+                inside = _below(path, mount.subtree)
+                yield from (top / part for part in (inside, *inside.parents))
+                break
+
+
+def _below(path: str, subtree: str) -> Path:
+    """A cgroup's path as the mount shows it; the mount's top where the cgroup lies outside of what it shows."""
+    inside = Path(path)
+    if ".." in inside.parts or not inside.is_relative_to(subtree):
+        return Path()
+    return inside.relative_to(subtree)
+
+
+def _read_size(path: Path) -> int | None:
+    """A cgroup file's number of bytes; None where there is no such file or no limit."""
+    text = facts.read_or(path, "max")
+    return None if text == "max" else int(text)
+
+
+def _inactive_file(folder: Path) -> int:
+    """Bytes of file pages on the inactive list of a memory cgroup and the cgroups below it; v1 says `total_`."""
+    text = facts.read_or(folder / "memory.stat", "")
+    found: dict[str, str] = dict(re.findall(r"^(inactive_file|total_inactive_file) (\d+)$", text, re.MULTILINE))
+    return int(found.get("total_inactive_file", found.get("inactive_file", "0")))

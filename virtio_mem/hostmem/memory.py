@@ -1,0 +1,210 @@
+"""One contiguous part of a zone's host memory: a backing, mapped. What is not populated costs nothing.
+
+`populate` is for those who would rather be told now that there is no memory than be killed later: touching a huge page
+that the pool doesn't have is a SIGBUS, touching a small page that a memory cgroup doesn't have is the OOM killer. It
+looks at the headroom first (see headroom.py), and whatever happens leaves nothing populated that was not before.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from vhost_user import _native
+from vhost_user.errors import HostError, UsageError
+from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping
+from vhost_user.units import ByteCount, HostAddress, HostOffset, format_size
+from virtio_mem.hostmem import facts
+from virtio_mem.hostmem.backing import Backing, Hugetlb
+
+MADV_POPULATE_WRITE = 23
+"""madvise(2), since Linux 5.14; the `mmap` module of Python 3.11 doesn't name it."""
+
+MPOL_BIND = 2
+"""mbind(2)."""
+
+_MORE_ROOM = {
+    True: "use reserve=off, a smaller size, or a host with more memory",
+    False: "use a smaller size; with vm.overcommit_memory=2 the kernel counts private memory that nobody touches, too",
+}
+"""What to do when mmap(2) says ENOMEM, with and without a reservation."""
+
+
+class HostMemory:
+    """`size` bytes of `backing`, mapped. Closing this closes both; the backing stays the caller's if this raises.
+
+    `node` is the NUMA node that all pages must come from, decided before the first of them is touched. `advice` is
+    given to madvise(2). With `reserve` the kernel promises the memory now or refuses now; without, it is MAP_NORESERVE.
+    Offsets are from the start of the part. Raises HostError where the kernel refuses.
+    """
+
+    def __init__(
+        self,
+        backing: Backing,
+        size: ByteCount,
+        *,
+        node: int | None = None,
+        advice: Sequence[int] = (),
+        reserve: bool = False,
+    ) -> None:
+        self.backing = backing
+        self.size = size
+        self._node = node
+        flags = (mmap.MAP_SHARED if backing.shared else mmap.MAP_PRIVATE) | (0 if reserve else MAP_NORESERVE)
+        alignment = backing.page_size if backing.page_size > PAGE_SIZE else 0
+        try:
+            self.mapping = Mapping(size, flags, backing.fd, backing.offset, alignment=alignment)
+        except HostError as error:
+            if error.errno == errno.ENOMEM:
+                error.remedy = _MORE_ROOM[reserve]
+            raise
+        backing.address = self.mapping.address
+        try:
+            self._set_up(advice)
+        except BaseException:
+            self.mapping.close()
+            raise
+
+    def _set_up(self, advice: Sequence[int]) -> None:
+        if self._node is not None:
+            try:
+                _native.mbind(self.address, self.size, MPOL_BIND, [self._node])
+            except OSError as error:
+                remedy = "mbind may be forbidden to this process (seccomp)" if error.errno == errno.EPERM else ""
+                raise HostError.from_os_error("host_numa_node", self._node, "mbind", error, remedy) from error
+        for number in advice:
+            try:
+                _native.madvise(self.address, self.size, number)
+            except OSError as error:
+                raise HostError.from_os_error("size", format_size(self.size), f"madvise({number})", error) from error
+
+    @property
+    def address(self) -> HostAddress:
+        """Where the memory is in this process."""
+        return self.mapping.address
+
+    @property
+    def page_size(self) -> ByteCount:
+        """The unit in which memory comes and goes, in bytes."""
+        return self.backing.page_size
+
+    @property
+    def shareable_fd(self) -> int | None:
+        """The file to hand to other processes, this memory beginning at `file_offset` in it; None if it is private."""
+        return self.backing.fd if self.backing.shared else None
+
+    @property
+    def file_offset(self) -> HostOffset:
+        """Where in the file this memory begins, in bytes."""
+        return self.backing.offset
+
+    @property
+    def has_shared_zero_page(self) -> bool:
+        """Whether reading untouched memory makes the host allocate nothing."""
+        return self.backing.has_shared_zero_page
+
+    def view(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> memoryview:
+        """A writable view of a range; while it lives, `close()` refuses."""
+        return self.mapping.view(offset, size)
+
+    def held(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> ByteCount:
+        """Bytes that the host holds for a range, by its own counters. HostError where the kernel will not tell.
+
+        For shared memory whoever touched it, in swap or not; for private memory what this process touched.
+        """
+        size = ByteCount(self.size - offset) if size is None else size
+        self._check(offset, size)
+        return self.backing.held(offset, size)
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        """Give a range back to the host; its contents are gone. HostError where the kernel refuses.
+
+        On a shared file this punches a hole into the file, on a private one the file stays as it is.
+        """
+        self._check(offset, size)
+        try:
+            self.backing.release(offset, size)
+        except OSError as error:
+            raise HostError.from_os_error("discard", f"{offset:#x}+{size:#x}", "giving back memory", error) from error
+
+    def discard_verified(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Discard, then ask the host: bytes that it holds for the range all the same, 0 if all is well."""
+        self.discard(offset, size)
+        return self.held(offset, size)
+
+    def populate(self, offset: HostOffset, size: ByteCount) -> None:
+        """Make the host allocate all of a range now, or raise HostError and leave allocated what was before.
+
+        What is there already keeps its contents.
+        """
+        self._check(offset, size)
+        try:
+            holes = list(self._holes(offset, size))
+        except HostError:
+            self.backing.require_headroom(size, self._node)
+            self._populate_counting(offset, size)
+            return
+        if holes:
+            self.backing.require_headroom(sum(length for _, length in holes), self._node)
+        self._populate(offset, size, holes)
+
+    def shortage(self, size: ByteCount) -> HostError | None:
+        """Why `size` more bytes could not be populated now, or None where nothing is known to stand against it."""
+        try:
+            self.backing.require_headroom(size, self._node)
+        except HostError as error:
+            return error
+        return None
+
+    def _populate(self, offset: HostOffset, size: ByteCount, undo: Iterable[tuple[HostOffset, ByteCount]]) -> None:
+        """Populate a range; if that fails, discard the ranges of `undo`."""
+        try:
+            _native.madvise(self.address + offset, size, MADV_POPULATE_WRITE)
+        except OSError as error:
+            for start, length in undo:
+                self.discard(start, length)
+            raise self._no_memory(offset, size, error) from error
+
+    def _populate_counting(self, offset: HostOffset, size: ByteCount) -> None:
+        """Populate page by page where the kernel doesn't tell what is there: a page is new if the file has grown."""
+        new: list[tuple[HostOffset, ByteCount]] = []
+        for page in range(offset, offset + size, self.page_size):
+            before = os.fstat(self.backing.fd).st_blocks
+            self._populate(HostOffset(page), self.page_size, new)
+            if os.fstat(self.backing.fd).st_blocks > before:
+                new.append((HostOffset(page), self.page_size))
+
+    def _holes(self, offset: HostOffset, size: ByteCount) -> Iterator[tuple[HostOffset, ByteCount]]:
+        """The ranges of a range that are not populated, found by halving it until each part is of one kind.
+
+        The usual range, just plugged, has nothing and costs one question.
+        """
+        missing = self.backing.missing(offset, size)
+        if missing == size:
+            yield offset, size
+        elif missing:
+            half = ByteCount(size // self.page_size // 2 * self.page_size)
+            yield from self._holes(offset, half)
+            yield from self._holes(HostOffset(offset + half), ByteCount(size - half))
+
+    def _no_memory(self, offset: HostOffset, size: ByteCount, error: OSError) -> HostError:
+        """Why populating failed, with the state of the pool where it is one of huge pages."""
+        remedy = "free memory on the host"
+        if isinstance(self.backing, Hugetlb):
+            limit, way_out = facts.huge_pool(self.page_size, self._node).shortage(size // self.page_size)
+            remedy = f"{limit}; {way_out}"
+        elif error.errno == errno.EINVAL:
+            remedy = "MADV_POPULATE_WRITE needs Linux 5.14"
+        return HostError.from_os_error("populate", f"{offset:#x}+{size:#x}", "MADV_POPULATE_WRITE", error, remedy)
+
+    def _check(self, offset: HostOffset, size: ByteCount) -> None:
+        if offset < 0 or size <= 0 or offset + size > self.size or (offset | size) % self.page_size:
+            limit = f"whole pages of {self.page_size} bytes within the part's {self.size} bytes"
+            raise UsageError("range", f"{offset:#x}+{size:#x}", limit)
+
+    def close(self) -> None:
+        """Unmap and close. Raises BufferError, and does neither, while a view lives; closing twice is allowed."""
+        self.mapping.close()
+        self.backing.close()

@@ -1,0 +1,215 @@
+"""A zone: guest memory of one kind, with the boot memory that is always there and a region to plug more into.
+
+The two parts have files of their own, except that a user's file holds both: boot memory first, the hotplug region right
+behind it. Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be
+hundreds of times what the host has, and costs nothing until blocks of it are plugged and populated.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vhost_user.errors import HostError, UsageError
+from vhost_user.mapping import PAGE_SIZE
+from vhost_user.units import ByteCount, HostOffset, align_up, format_size
+from virtio_mem.hostmem import facts, files, headroom, settings
+from virtio_mem.hostmem.backing import Anonymous, Backing, Hugetlb, Memfd, PrivateFile, SharedFile
+from virtio_mem.hostmem.files import Place
+from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.hostmem.settings import Setting
+
+HUGETLBFS = "hugetlbfs"
+
+_LARGEST_FILE = 2**63 - 1
+"""File offsets are signed 64-bit numbers."""
+
+
+@dataclass(frozen=True)
+class ZoneSpec:
+    """What a zone is to be; sizes in bytes. `explicit` has the names of the options that the user really wrote.
+
+    `size` is boot memory, `hotplug_size` the region to plug into; either may be 0 but not both. `file` is a regular
+    file of at least size + hotplug_size bytes, or a directory for unnamed files. `hugepages` are always shared;
+    without `hugepage_size` they have the kernel's default size.
+    """
+
+    id: str
+    size: ByteCount
+    hotplug_size: ByteCount = ByteCount(0)
+    file: Path | None = None
+    shared: bool = False
+    hugepages: bool = False
+    hugepage_size: ByteCount | None = None
+    host_numa_node: int | None = None
+    prefault: bool = False
+    reserve: bool = False
+    mergeable: bool = False
+    thp: bool = True
+    explicit: frozenset[str] = frozenset()
+
+
+class Zone:
+    """The host memory of a zone. Everything is open and mapped, or an error was raised and nothing is.
+
+    `boot` and `hotplug` are the two parts, None where a part has no bytes. Raises UsageError for a spec that can't be
+    (sizes, file, node), HostError for one that this host can't serve (huge pages, permissions, address space). Use as a
+    context manager, or call `close()`.
+    """
+
+    def __init__(self, spec: ZoneSpec) -> None:
+        self.spec = spec
+        self._place = files.examine(spec.file) if spec.file is not None else None
+        self.page_size = _page_size(spec, self._place)
+        _check_sizes(spec, self.page_size)
+        with ExitStack() as undo:
+            boot = self._open(undo, "boot", spec.size, HostOffset(0))
+            hotplug = self._open(undo, "hotplug", spec.hotplug_size, HostOffset(spec.size))
+            sample = boot or hotplug
+            assert sample is not None
+            self.kind = sample.kind
+            self.shared = sample.shared
+            self.has_shared_zero_page = sample.has_shared_zero_page
+            self.settings = _settings(spec, sample)
+            self.boot = self._map(undo, boot, spec.size, reserve=spec.reserve)
+            self.hotplug = self._map(undo, hotplug, spec.hotplug_size, reserve=False)
+            if spec.prefault and self.boot is not None:
+                self.boot.populate(HostOffset(0), spec.size)
+            undo.pop_all()
+        settings.warn(spec.id, self.settings, spec.explicit)
+
+    def _open(self, undo: ExitStack, part: str, size: ByteCount, offset: HostOffset) -> Backing | None:
+        """What backs a part, whose closing is left to `undo`; `offset` is where a user's file has it."""
+        if not size:
+            return None
+        backing = self._backing(part, size, offset)
+        undo.callback(backing.close)
+        if part == "hotplug" and isinstance(backing, SharedFile) and not files.can_punch_holes(backing.fd):
+            limit = "its file system can't give back a part of a file, so memory could never be unplugged"
+            raise HostError("file", self.spec.file, limit, "use another file system, shared=off, or no hotplug_size")
+        return backing
+
+    def _backing(self, part: str, size: ByteCount, offset: HostOffset) -> Backing:
+        spec, place = self.spec, self._place
+        reserved = spec.reserve and part == "boot"
+        if place is None:
+            name = f"virtio-mem:{spec.id}:{part}"
+            if spec.hugepages:
+                fd = files.memfd(name, size, self.page_size)
+                return Hugetlb(fd, HostOffset(0), self.page_size, reserved=reserved)
+            return Memfd(files.memfd(name, size)) if spec.shared else Anonymous()
+        if place.directory:
+            fd, offset = files.unnamed_file(place.path, size), HostOffset(0)
+        else:
+            needed = ByteCount(spec.size + spec.hotplug_size)
+            fd = files.user_file(place.path, needed, shared=spec.shared or spec.hugepages)
+        if place.fstype == HUGETLBFS:
+            return Hugetlb(fd, offset, self.page_size, reserved=reserved)
+        return SharedFile(fd, offset, place) if spec.shared else PrivateFile(fd, offset, place)
+
+    def _map(self, undo: ExitStack, backing: Backing | None, size: ByteCount, *, reserve: bool) -> HostMemory | None:
+        """A part, whose closing is left to `undo`."""
+        if backing is None:
+            return None
+        node = self.spec.host_numa_node
+        if reserve and isinstance(backing, Hugetlb):
+            headroom.require_huge_pages(size, self.page_size, node, "reserve")
+        advice = settings.advice(self.settings, backing)
+        memory = HostMemory(backing, size, node=node, advice=advice, reserve=reserve and not backing.no_reserve)
+        undo.callback(memory.close)
+        return memory
+
+    def info(self) -> dict[str, Any]:
+        """What the zone is, what was asked of it and what came of that, and the bytes that the host holds: plain data.
+
+        `held` of a part is None where the kernel will not tell.
+        """
+        return {
+            "id": self.spec.id,
+            "kind": self.kind,
+            "file": None if self.spec.file is None else str(self.spec.file),
+            "size": int(self.spec.size),
+            "hotplug_size": int(self.spec.hotplug_size),
+            "page_size": int(self.page_size),
+            "settings": {name: {"requested": a, "effective": b, "reason": c} for name, a, b, c in self.settings},
+            "held": {"boot": _held(self.boot), "hotplug": _held(self.hotplug)},
+        }
+
+    def close(self) -> None:
+        """Unmap and close. BufferError while a view of a part lives: that part stays, and closing can be repeated."""
+        for part in (self.hotplug, self.boot):
+            if part is not None:
+                part.close()
+
+    def __enter__(self) -> Zone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _page_size(spec: ZoneSpec, place: Place | None) -> ByteCount:
+    """The size of the pages that the zone's memory comes in."""
+    if place is not None and place.fstype == HUGETLBFS:
+        if not (spec.shared or spec.hugepages):
+            raise UsageError(
+                "shared", "off", f"file={place.path} is on a hugetlbfs: huge pages are shared", "shared=on"
+            )
+        if spec.hugepage_size not in (None, place.block_size):
+            limit = f"the pages of the hugetlbfs at file={place.path} have {format_size(place.block_size)}"
+            raise UsageError("hugepage_size", format_size(spec.hugepage_size), limit, "leave it out")
+        return place.block_size
+    if not spec.hugepages:
+        if spec.hugepage_size is not None:
+            raise UsageError("hugepage_size", format_size(spec.hugepage_size), "needs huge pages", "add hugepages=on")
+        return ByteCount(PAGE_SIZE)
+    if place is not None:
+        limit = f"file={place.path} is on {place.fstype}, which has no huge pages"
+        raise UsageError("hugepages", "on", limit, "leave file out, or name a file or directory on a hugetlbfs")
+    size, have = spec.hugepage_size or facts.default_hugepage_size(), facts.hugepage_sizes()
+    if size not in have:
+        limit = f"the kernel's huge pages have {', '.join(map(format_size, have)) or 'no sizes at all'}"
+        raise HostError("hugepage_size", format_size(size), limit, "name one of those")
+    return size
+
+
+def _check_sizes(spec: ZoneSpec, page_size: ByteCount) -> None:
+    """Both parts are whole pages, there is at least one, and the two together fit a file."""
+    for field, size in (("size", spec.size), ("hotplug_size", spec.hotplug_size)):
+        if size < 0 or size % page_size:
+            down, up = size // page_size * page_size, align_up(size, page_size)
+            limit = f"not a multiple of the page size, {format_size(page_size)}"
+            raise UsageError(field, format_size(size), limit, f"use {format_size(max(0, down))} or {format_size(up)}")
+    total = spec.size + spec.hotplug_size
+    if not 0 < total <= _LARGEST_FILE:
+        limit = f"size and hotplug_size together are more than 0 and at most {_LARGEST_FILE} bytes"
+        raise UsageError("size", format_size(total), limit)
+
+
+def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
+    """Every option that can come to nothing or to something else, for a zone of this kind."""
+    huge = isinstance(backing, Hugetlb)
+    return (
+        Setting(
+            "shared", spec.shared, backing.shared, "" if backing.shared == spec.shared else "huge pages are shared"
+        ),
+        Setting("hugepages", spec.hugepages, huge, "" if huge == spec.hugepages else "the file is on a hugetlbfs"),
+        Setting("hugepage_size", spec.hugepage_size, backing.page_size if huge else None),
+        settings.host_numa_node(spec.host_numa_node, backing),
+        Setting("prefault", spec.prefault, spec.prefault),
+        settings.reserve(spec.reserve, backing),
+        settings.mergeable(spec.mergeable, backing),
+        settings.transparent_huge_pages(spec.thp, backing),
+    )
+
+
+def _held(part: HostMemory | None) -> int | None:
+    """What the host holds for a part: 0 for one that isn't there, None where the kernel will not tell."""
+    if part is None:
+        return 0
+    try:
+        return int(part.held())
+    except HostError:
+        return None
