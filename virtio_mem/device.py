@@ -45,7 +45,7 @@ class EffectType(Enum):
 
 
 class Effect(NamedTuple):
-    """What the host must do before something is granted: to the blocks of `run`, `size` bytes at `offset` of the region.
+    """What the host must do first, to the blocks of `run`: they are the `size` bytes at `offset` of the region.
 
     PLUG: make the range usable. The others: take it away for good. With UNPLUG_ALL and SYSTEM_RESET the range is the
     whole region, whatever is plugged in it: by reading unplugged blocks a guest may have made the host allocate there.

@@ -36,8 +36,7 @@ class ZoneSize(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """`size` bytes of a zone at guest address `addr`; `offset` counts from the start of the zone's boot memory, or of its
-    hotplug region."""
+    """`size` bytes of a zone at guest address `addr`, from `offset` of the zone's boot memory or hotplug region on."""
 
     zone: str
     addr: GuestAddress

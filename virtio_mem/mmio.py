@@ -1,7 +1,7 @@
 """The virtio-mmio transport of one device: the registers through which a guest finds, sets up and drives it.
 
-Section "Virtio Over MMIO" of the standard. A VMM places 512 bytes of register space somewhere in guest-physical space
-and hands each access of a virtual CPU to `read()` and `write()`. The interrupt line and the thread that serves the queue
+Section "Virtio Over MMIO" of the standard. A VMM places 512 bytes of registers somewhere in guest-physical space and
+hands each access of a virtual CPU to `read()` and `write()`. The interrupt line and the thread that serves the queue
 are the VMM's: this class calls `interrupt()` and `notified()`. It keeps no thread and no file descriptor.
 
 A guest may write any value to any register in any order. What makes no sense is ignored, as on hardware, and changes
@@ -215,7 +215,11 @@ class MmioTransport:
 
     def _make_queue(self) -> GuestRequestQueue | None:
         """The queue that the driver described, or None (QueueReady reads 0) where it can't be used."""
-        if self.queue is not None or Status.FEATURES_OK not in self.status or not 0 < self._queue_size <= MAX_QUEUE_SIZE:
+        if (
+            self.queue is not None
+            or Status.FEATURES_OK not in self.status
+            or not 0 < self._queue_size <= MAX_QUEUE_SIZE
+        ):
             return self.queue
         features = Feature(self.driver_features)
         desc, driver, device = (GuestAddress(self._areas[area]) for area in ("desc", "driver", "device"))

@@ -77,7 +77,9 @@ class MmioBus:
         except (BrokenPipeError, ConnectionResetError):
             return False
         except BlockingIOError:
-            raise PeerError("register access", "answers left unread", "each answer read before the next access") from None
+            raise PeerError(
+                "register access", "answers left unread", "each answer read before the next access"
+            ) from None
         return True
 
 

@@ -1,7 +1,8 @@
-"""A device's blocks as a picture in the terminal: which are plugged, how far the usable region goes, where the target is.
+"""A device's blocks as a picture in the terminal: which are plugged, what is usable, where the target is.
 
-    mem0  ████████████████▒···············              1 GiB at 0x180000000, blocks of 2 MiB
-          └ plugged 258 MiB             ┘ usable 768 MiB
+    mem0 ▕████████████████▒···············              ▏ 1 GiB at 0x180000000
+                          ▲ target 258 MiB
+          plugged 258 MiB, usable 768 MiB, blocks of 2 MiB
 
 A cell stands for as many neighbouring blocks as the width demands, or a block for as many cells.
 """
@@ -30,7 +31,9 @@ def cells(device: VirtioMemDevice, width: int) -> list[Cell]:
     if not nb_blocks:
         return [Cell.UNUSABLE] * width
     usable = device.usable_region_size // device.geometry.block_size
-    return [_cell(device, index * nb_blocks // width, (index + 1) * nb_blocks // width, usable) for index in range(width)]
+    return [
+        _cell(device, index * nb_blocks // width, (index + 1) * nb_blocks // width, usable) for index in range(width)
+    ]
 
 
 def _cell(device: VirtioMemDevice, first: int, end: int, usable: int) -> Cell:
@@ -63,9 +66,9 @@ def draw(name: str, device: VirtioMemDevice, width: int = 64) -> list[str]:
     target = min(column_of(device, device.requested_size, width), width)
     ruler = " " * target + "▲" + f" target {human_size(device.requested_size)}"
     margin = " " * len(name)
+    sizes = f"plugged {human_size(device.plugged_size)}, usable {human_size(device.usable_region_size)}"
     return [
         f"{name} ▕{bar}▏ {human_size(geometry.region_size)} at {geometry.addr:#x}",
         f"{margin}  {ruler}",
-        f"{margin}  plugged {human_size(device.plugged_size)}, usable {human_size(device.usable_region_size)}, "
-        f"blocks of {human_size(geometry.block_size)}",
+        f"{margin}  {sizes}, blocks of {human_size(geometry.block_size)}",
     ]

@@ -1,9 +1,9 @@
 """A device in service: its effects are carried out on host memory and announced to those who share it.
 
-For each request: ask the device; if it wants something done, do it; commit or abandon; answer. The steps of a PLUG are
-populate (where memory is prefaulted), then tell each listener that memory came. Those of an UNPLUG are tell each listener
-that memory goes, then discard it: a process that still had the range mapped could make the host allocate it anew
-behind the discard. Whatever step refuses, those before it are undone in reverse, and the driver is told BUSY.
+For each request: ask the device; if it wants something done, do it; commit or abandon; answer. The steps of a PLUG
+are populate (where memory is prefaulted), then tell each listener that memory came. Those of an UNPLUG are tell each
+listener that memory goes, then discard it: a process that still had the range mapped could make the host allocate it
+anew behind the discard. Whatever step refuses, those before it are undone, and the driver is told BUSY.
 
 One lock serves each device, because requests come from a ring's thread and resizes from the host's.
 """
@@ -99,6 +99,16 @@ class DeviceService:
         """Set the device's target in bytes. UsageError as in `VirtioMemDevice.resize`."""
         with self.lock:
             self.device.resize(requested_size)
+
+    def pause(self) -> None:
+        """Answer BUSY to what would change a block; a request that is being served is served to its end first."""
+        with self.lock:
+            self.device.pause()
+
+    def resume(self) -> None:
+        """Serve again."""
+        with self.lock:
+            self.device.resume()
 
     def poll(self, now: float) -> None:
         """To be called about once a second, with a clock that never goes back, in seconds: where a driver was told

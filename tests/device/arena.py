@@ -1,4 +1,4 @@
-"""A device in service on real host memory, side by side with the naive model: each move is made by both and compared."""
+"""A device in service on real host memory, side by side with the naive model: both make each move, and are compared."""
 
 from __future__ import annotations
 
@@ -162,8 +162,8 @@ def random_move(arena: Arena, rng: random.Random) -> None:
         (5, lambda: arena.resize(rng.randint(0, MAX_PLUGGED))),
         (1, lambda: arena.pause(rng.random() < 0.3)),
         (1, lambda: arena.refuse(rng.random() < 0.3)),
-        (1, lambda: arena.device.device_reset()),
-        (0.1, lambda: arena.system_reset()),
+        (1, arena.device.device_reset),
+        (0.1, arena.system_reset),
     ]
     weights = [weight for weight, _ in moves]
     rng.choices([move for _, move in moves], weights)[0]()

@@ -1,7 +1,7 @@
 """What a Linux-like driver does with a virtio-mem device: which blocks it plugs, and how it takes each answer.
 
-Learnt from Linux's virtio_mem driver: memory is used in memory blocks of 128 MiB (or of one device block where that is
-larger); plugging fills them from the bottom, unplugging empties them from the top. ACK: go on. NACK: the target has
+Learnt from Linux's virtio_mem driver. Memory is used in memory blocks of 128 MiB, or of one device block where
+that is larger; plugging fills them from the bottom, unplugging empties them from the top. ACK: go on. NACK: the target has
 changed; read it and start over at once. BUSY: stop, and try again on the next notice or after a while. ERROR: the device
 is broken for good. A driver that finds memory plugged which it doesn't know starts with UNPLUG ALL.
 """
@@ -150,18 +150,20 @@ class MemoryDriver:
         size = max(MEMORY_BLOCK_SIZE, self._block_size)
         start = align_up(self._addr, size)
         while start + size <= self._addr + usable_region_size:
-            yield Run(BlockIndex((start - self._addr) // self._block_size), min(size // self._block_size, _MAX_NB_BLOCKS))
+            yield Run(
+                BlockIndex((start - self._addr) // self._block_size), min(size // self._block_size, _MAX_NB_BLOCKS)
+            )
             start += size
 
     def _plugged_pieces(self) -> Iterator[Run]:
         """The plugged blocks, cut where memory blocks end, lowest first."""
         per_memory_block = max(1, min(MEMORY_BLOCK_SIZE // self._block_size, _MAX_NB_BLOCKS))
-        for first, nb_blocks in self._blocks.plugged_runs():
-            end = first + nb_blocks
-            while first < end:
-                border = (first // per_memory_block + 1) * per_memory_block
-                yield Run(BlockIndex(first), min(border, end) - first)
-                first = BlockIndex(border)
+        for run in self._blocks.plugged_runs():
+            start, end = int(run.first), run.first + run.nb_blocks
+            while start < end:
+                border = min(end, (start // per_memory_block + 1) * per_memory_block)
+                yield Run(BlockIndex(start), border - start)
+                start = border
 
     def _ask(self, type_: RequestType, run: Run) -> ResponseType:
         return self.port.request(Request(type_, self._range(run).addr, run.nb_blocks)).type
