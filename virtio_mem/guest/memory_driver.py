@@ -1,9 +1,9 @@
 """What a Linux-like driver does with a virtio-mem device: which blocks it plugs, and how it takes each answer.
 
-Learnt from Linux's virtio_mem driver. Memory is used in memory blocks of 128 MiB, or of one device block where
-that is larger; plugging fills them from the bottom, unplugging empties them from the top. ACK: go on. NACK: the target has
-changed; read it and start over at once. BUSY: stop, and try again on the next notice or after a while. ERROR: the device
-is broken for good. A driver that finds memory plugged which it doesn't know starts with UNPLUG ALL.
+Learnt from Linux's virtio_mem driver. Memory is used in memory blocks of 128 MiB, or of one device block where that
+is larger; plugging fills them from the bottom, unplugging empties them from the top. ACK: go on. NACK: the target has
+changed; read it and start over at once. BUSY: stop, and try again on the next notice or after a while. ERROR: the
+device is broken for good. A driver that finds memory plugged which it doesn't know starts with UNPLUG ALL.
 """
 
 from __future__ import annotations

@@ -1,0 +1,226 @@
+"""What `scripts/demo` shows: a small machine's memory, booted, plugged by a guest, resized, read by another process.
+
+Three processes take part. This one is the machine: it owns the memory and serves the devices. The guest maps what is
+shared and drives the devices as Linux would, through virtqueues in its memory. A reader gets one file descriptor and
+reads what the guest wrote. Every figure for the host comes from the kernel, at the moment at which it is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from vhost_user.errors import FieldError
+from vhost_user.units import MIB
+from virtio_mem.config import VmMemoryConfig
+from virtio_mem.guest.process import pattern
+from virtio_mem.machine import Machine
+from virtio_mem.manager import ManagedZone, MemoryManager, SharedPart
+from virtio_mem.picture import Cell, draw, human_size
+
+HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+HUGE_ZONE_SIZE = 256 * MIB
+PATIENCE = 30.0
+"""Seconds that the guest has to do what it was asked for."""
+
+MEMORY = "size=0,hotplug_method=virtio-mem"
+ZONES = ("id=mem0,size=64M,shared=on,hotplug_size=1G,hotplugged_size=256M",)
+HUGE_ZONE = "id=huge0,size=0,hugepages=on,hugepage_size=2M,hotplug_size=512M,hotplugged_size=128M"
+
+COLOURS = {Cell.PLUGGED: "green", Cell.MIXED: "yellow", Cell.UNPLUGGED: "blue", Cell.UNUSABLE: "dim"}
+
+READER = """
+import mmap, os, socket, sys
+link = socket.socket(fileno=int(sys.argv[1]))
+message, (fd,), _, _ = socket.recv_fds(link, 100, 1)
+offset, size = map(int, message.split())
+page = mmap.mmap(fd, size, prot=mmap.PROT_READ, offset=offset)
+link.send(page[:32])
+"""
+"""The other process: whatever it knows of guest memory, it knows by the file descriptor that it was sent."""
+
+
+class Show:
+    """The terminal, and the processes on stage."""
+
+    def __init__(self, machine: Machine, guest: subprocess.Popen[str]) -> None:
+        self.console = Console(highlight=False)
+        self.machine = machine
+        self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._plugged: dict[str, int] = {}
+        threading.Thread(target=self._listen, args=(guest,), daemon=True).start()
+
+    def _listen(self, guest: subprocess.Popen[str]) -> None:
+        assert guest.stdout is not None
+        for line in guest.stdout:
+            self._events.put(json.loads(line))
+
+    def headline(self, text: str) -> None:
+        self.console.print(Text(f"\n{text}", style="bold"))
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(f"  {text}"))
+
+    def await_targets(self) -> None:
+        """Wait until the guest has done what it was asked for, in every zone."""
+        deadline = time.monotonic() + PATIENCE
+        while any(device.plugged_size != device.requested_size for device in self._devices()):
+            left = deadline - time.monotonic()
+            try:
+                event = self._events.get(timeout=max(0.0, left))
+            except queue.Empty:
+                raise SystemExit("the guest did not reach the target in time") from None
+            if event["event"] == "damaged":
+                raise SystemExit(f"the guest's memory at {event['addr']:#x} was damaged")
+
+    def _devices(self) -> Iterator[Any]:
+        for zone in self.machine.manager.zones.values():
+            if zone.service is not None:
+                yield zone.service.device
+
+    def picture(self) -> None:
+        """Each zone's blocks, and what the host holds for them."""
+        for zone_id, zone in self.machine.manager.zones.items():
+            assert zone.service is not None and zone.zone.hotplug is not None
+            bar, *rest = draw(zone_id, zone.service.device)
+            self.console.print(_coloured(bar))
+            for line in rest:
+                self.console.print(Text(line, style="dim"))
+            held = zone.zone.hotplug.held()
+            self.console.print(Text(f"{' ' * len(zone_id)}  the host holds {human_size(held)} ({held} bytes)"))
+
+
+def _coloured(bar: str) -> Text:
+    colours = {cell.value: colour for cell, colour in COLOURS.items()}
+    text = Text()
+    inside = False
+    for letter in bar:
+        inside = letter == "▕" or (inside and letter != "▏")
+        text.append(letter, style=colours.get(letter, "") if inside else "")
+    return text
+
+
+@contextmanager
+def _huge_pages() -> Iterator[bool]:
+    """Huge pages for a zone, where this process may reserve some; what was changed is put back."""
+    try:
+        before = int(HUGEPAGES.read_text())
+        HUGEPAGES.write_text(str(before + HUGE_ZONE_SIZE // (2 * MIB)))
+    except OSError:
+        yield False
+        return
+    try:
+        yield int(HUGEPAGES.read_text()) >= before + HUGE_ZONE_SIZE // (2 * MIB)
+    finally:
+        HUGEPAGES.write_text(str(before))
+
+
+@contextmanager
+def _guest(machine: Machine, *, packed: bool) -> Iterator[subprocess.Popen[str]]:
+    link = machine.take_guest_link()
+    command = [sys.executable, "-m", "virtio_mem.guest", str(link.fileno()), *(["packed"] if packed else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[link.fileno()]) as guest:
+        link.close()
+        try:
+            yield guest
+        finally:
+            machine.close()
+
+
+def _read_elsewhere(part: SharedPart, offset: int) -> bytes:
+    """Have another process read 32 bytes at `offset` of a shared part."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-c", READER, str(theirs.fileno())]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()]):
+            size = os.fstatvfs(part.fd).f_bsize
+            socket.send_fds(ours, [f"{part.offset + offset} {size}".encode()], [part.fd])
+            return ours.recv(32)
+
+
+def _run(show: Show) -> None:
+    manager = show.machine.manager
+    zones = list(manager.zones.values())
+    show.headline("The guest plugs what each zone has hotplugged at boot")
+    show.await_targets()
+    show.picture()
+
+    show.headline("Another process reads the guest's memory through a file descriptor that it was passed")
+    part = next(part for part in manager.shared_parts() if part.hotplug)
+    text = _read_elsewhere(part, 0)
+    show.say(f"guest address {part.addr:#x} holds {text!r}")
+    if text != pattern(part.addr):
+        raise SystemExit("that is not what the guest wrote")
+
+    for headline, share in (("The host asks for more", 0.75), ("The host asks for less", 0.125)):
+        show.headline(headline)
+        for zone in zones:
+            _resize(show, zone, share)
+        show.await_targets()
+        show.picture()
+    _verdict(show, zones)
+
+
+def _resize(show: Show, zone: ManagedZone, share: float) -> None:
+    """Give a zone a share of what can be hotplugged."""
+    assert zone.service is not None
+    spec, block_size = zone.plan.spec, zone.service.device.geometry.block_size
+    hotplugged = min(int(spec.hotplug_size * share), HUGE_ZONE_SIZE if spec.hugepages else spec.hotplug_size)
+    size = spec.size + hotplugged // block_size * block_size
+    show.say(f"resize_zone {spec.id} to {human_size(size)}, boot memory included")
+    show.machine.resize_zone(spec.id, size)
+
+
+def _verdict(show: Show, zones: list[ManagedZone]) -> None:
+    show.headline("What was unplugged is back with the host")
+    for zone in zones:
+        assert zone.service is not None and zone.zone.hotplug is not None
+        plugged, held = zone.service.device.plugged_size, zone.zone.hotplug.held()
+        show.say(f"{zone.plan.spec.id}: {human_size(plugged)} plugged, {human_size(held)} held by the host")
+        if held != plugged:
+            raise SystemExit("the host holds something else than what is plugged")
+        answers = ", ".join(f"{kind} {answer} {n}" for (kind, answer), n in sorted(zone.service.answers.items()))
+        show.say(f"{zone.plan.spec.id}: answers {answers}")
+
+
+def main() -> None:
+    """Run the demo; the options replace the machine's."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--memory", default=MEMORY, help=f"default: {MEMORY}")
+    parser.add_argument("--memory-zone", nargs="+", action="extend", metavar="ZONE", help=f"default: {ZONES[0]}")
+    parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="NODE")
+    parser.add_argument("--packed", action="store_true", help="use a packed virtqueue instead of a split one")
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        zones = arguments.memory_zone
+        if zones is None:
+            zones = [*ZONES, HUGE_ZONE] if stack.enter_context(_huge_pages()) else list(ZONES)
+        try:
+            config = VmMemoryConfig.from_options(arguments.memory, zones, arguments.numa)
+            manager = stack.enter_context(MemoryManager(config))
+        except FieldError as error:
+            parser.error(str(error))
+        machine = Machine(manager)
+        machine.start()
+        show = Show(machine, stack.enter_context(_guest(machine, packed=arguments.packed)))
+        show.headline("The machine's memory")
+        show.say(str(config))
+        _run(show)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A machine's memory as a whole: from its options to zones, devices, and a guest-physical address space.
+
+The manager makes what the options ask for or nothing at all, places it, and gives each hotpluggable zone a virtio-mem
+device in service. It has no transport: who embeds it puts each zone's `service` behind one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from vhost_user.errors import UsageError
+from vhost_user.mapping import PAGE_SIZE
+from vhost_user.memory import GuestMemory, Region
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
+from virtio_mem.config import HotplugMethod, VmMemoryConfig, ZonePlan
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.geometry import Geometry, UsableRegion, default_block_size
+from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.layout import Layout, Placement, ZoneSize, lay_out
+from virtio_mem.protocol import Feature
+from virtio_mem.service import DeviceService
+from virtio_mem.zone import Zone
+
+log = logging.getLogger(__name__)
+
+_OPTION_OF = {"region_size": "hotplug_size", "requested_size": "hotplugged_size"}
+"""A device's sizes, by the option that sets them."""
+
+
+@dataclass(frozen=True)
+class ManagedZone:
+    """A zone with all that the manager made for it; `service` is None where it can't be resized by virtio-mem."""
+
+    plan: ZonePlan
+    zone: Zone
+    boot: tuple[Placement, ...]
+    hotplug: Placement | None
+    service: DeviceService | None
+
+    @property
+    def size(self) -> ByteCount:
+        """Bytes that the guest has of this zone: boot memory and what is plugged."""
+        return ByteCount(self.plan.spec.size + (self.service.device.plugged_size if self.service else 0))
+
+
+@dataclass(frozen=True)
+class SharedPart:
+    """Guest memory that another process can map: `size` bytes at `offset` of `fd` are at guest address `addr`."""
+
+    zone: str
+    addr: GuestAddress
+    size: ByteCount
+    fd: int
+    offset: HostOffset
+    hotplug: bool
+
+
+class MemoryManager:
+    """All the memory of one machine. Close it, or use it as a context manager.
+
+    `block_size` in bytes overrides each device's default; `usable_region` is the policy of all devices. Raises
+    ConfigError or UsageError for options that can't be met, HostError where this host can't; then nothing is left open.
+    """
+
+    def __init__(
+        self,
+        config: VmMemoryConfig,
+        *,
+        block_size: int | None = None,
+        usable_region: UsableRegion = UsableRegion.REQUESTED_PLUS_SLACK,
+    ) -> None:
+        self.config = config
+        for warning in config.warnings:
+            log.warning("%s", warning)
+        with ExitStack() as undo:
+            plans = config.zone_plans()
+            zones = [undo.enter_context(Zone(plan.spec)) for plan in plans]
+            block_sizes = [_block_size(zone, block_size) for zone in zones]
+            self.layout = lay_out(map(_zone_size, plans, zones, block_sizes))
+            self.zones = {
+                plan.spec.id: _managed(plan, zone, self.layout, size, usable_region)
+                for plan, zone, size in zip(plans, zones, block_sizes, strict=True)
+            }
+            self.guest_memory = GuestMemory(_regions(self.zones.values()))
+            undo.callback(self.guest_memory.replace, ())
+            self._undo = undo.pop_all()
+
+    # Resizing.
+
+    def resize(self, size: int) -> None:
+        """Let the machine have `size` bytes in all: boot memory, and the rest by virtio-mem.
+
+        Refused with user-defined zones, as in Cloud Hypervisor: they are resized one by one. Raises UsageError, and
+        changes nothing, for a size below boot memory, above what can be plugged, or between two blocks.
+        """
+        if self.config.user_zones:
+            limit = "a machine with --memory-zone has no size of its own to set"
+            raise UsageError("resize", format_size(size), limit, "resize its zones by resize_zone")
+        (zone,) = self.zones.values()
+        self._resize(zone, size, "resize")
+
+    def resize_zone(self, zone_id: str, size: int) -> None:
+        """Let zone `zone_id` have `size` bytes in all, boot memory included. The size that it has already is fine.
+
+        Raises UsageError, and changes nothing, as `resize` does, and for a zone that doesn't exist.
+        """
+        if zone_id not in self.zones:
+            raise UsageError("zone", zone_id, f"one of {', '.join(self.zones)}")
+        self._resize(self.zones[zone_id], size, f"zone {zone_id} size")
+
+    def _resize(self, zone: ManagedZone, size: int, field: str) -> None:
+        spec = zone.plan.spec
+        if not spec.size <= size <= spec.size + spec.hotplug_size:
+            limit = f"from its boot size, {spec.size}, to {spec.size + spec.hotplug_size} bytes"
+            raise UsageError(field, size, limit, "hotplug_size is what can be added to the boot size")
+        if zone.service is not None:
+            zone.service.resize(size - spec.size)
+        elif size != spec.size:
+            limit = f"hotplug_method={zone.plan.hotplug_method}: resizing by ACPI is not there yet"
+            raise UsageError(field, size, limit, "use hotplug_method=virtio-mem")
+
+    # In service.
+
+    def poll(self, now: float) -> None:
+        """To be called about once a second; see `DeviceService.poll`."""
+        for zone in self.zones.values():
+            if zone.service:
+                zone.service.poll(now)
+
+    def pause(self) -> None:
+        """Have every device answer BUSY to what would change a block, until `resume()`."""
+        for zone in self.zones.values():
+            if zone.service:
+                zone.service.pause()
+
+    def resume(self) -> None:
+        """Have every device serve again."""
+        for zone in self.zones.values():
+            if zone.service:
+                zone.service.resume()
+
+    def shared_parts(self) -> list[SharedPart]:
+        """What other processes can map, by ascending guest address. Private zones have none."""
+        parts = [part for zone in self.zones.values() for part in _shared_parts(zone)]
+        return sorted(parts, key=lambda part: part.addr)
+
+    # Information.
+
+    def info(self) -> dict[str, Any]:
+        """All that there is to know, as plain data: options, zones, where they lie, devices, bytes held by the host."""
+        return {
+            "options": str(self.config),
+            "warnings": list(self.config.warnings),
+            "size": sum(zone.size for zone in self.zones.values()),
+            "zones": {zone_id: _zone_info(zone) for zone_id, zone in self.zones.items()},
+            "numa_distances": self.config.distance_matrix(),
+        }
+
+    def close(self) -> None:
+        """Unmap and close everything. Raises BufferError while a view of guest memory lives."""
+        self._undo.close()
+
+    def __enter__(self) -> MemoryManager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _block_size(zone: Zone, block_size: int | None) -> ByteCount:
+    if block_size is not None and block_size < zone.page_size:
+        limit = f"at least the page size of zone {zone.spec.id}, {format_size(zone.page_size)}"
+        raise UsageError("block_size", block_size, limit)
+    return default_block_size(zone.page_size) if block_size is None else ByteCount(block_size)
+
+
+def _zone_size(plan: ZonePlan, zone: Zone, block_size: ByteCount) -> ZoneSize:
+    spec = plan.spec
+    return ZoneSize(spec.id, spec.size, spec.hotplug_size, zone.page_size, block_size)
+
+
+def _managed(
+    plan: ZonePlan, zone: Zone, layout: Layout, block_size: ByteCount, usable_region: UsableRegion
+) -> ManagedZone:
+    zone_id = plan.spec.id
+    boot = tuple(placement for placement in layout.boot if placement.zone == zone_id)
+    hotplug = next((placement for placement in layout.hotplug if placement.zone == zone_id), None)
+    service = None
+    if hotplug and zone.hotplug and plan.hotplug_method is HotplugMethod.VIRTIO_MEM:
+        try:
+            geometry = Geometry(
+                addr=hotplug.addr,
+                region_size=hotplug.size,
+                block_size=block_size,
+                node_id=plan.guest_numa_id,
+                usable_region=usable_region,
+            )
+            service = _in_service(plan, zone.hotplug, geometry)
+        except UsageError as error:
+            field = f"zone {zone_id} {_OPTION_OF.get(error.field, error.field)}"
+            raise UsageError(field, error.value, error.limit, error.remedy) from error
+    return ManagedZone(plan, zone, boot, hotplug, service)
+
+
+def _in_service(plan: ZonePlan, memory: HostMemory, geometry: Geometry) -> DeviceService:
+    """The zone's device. Huge pages are always populated by a PLUG: touching one that the pool lacks is a SIGBUS."""
+    device = VirtioMemDevice(
+        geometry, requested_size=plan.hotplugged_size, unplugged_inaccessible=not memory.has_shared_zero_page
+    )
+    return DeviceService(device, memory, prefault=plan.spec.prefault or memory.page_size > PAGE_SIZE)
+
+
+def _regions(zones: Iterable[ManagedZone]) -> list[Region]:
+    return [
+        Region(placement.addr, placement.size, memory.mapping, placement.offset)
+        for zone in zones
+        for placement, memory in _parts(zone)
+    ]
+
+
+def _parts(zone: ManagedZone) -> Iterator[tuple[Placement, HostMemory]]:
+    """Where each piece of the zone lies, and the host memory that it is a piece of."""
+    for placement in zone.boot:
+        assert zone.zone.boot is not None
+        yield placement, zone.zone.boot
+    if zone.service is not None:
+        assert zone.hotplug is not None and zone.zone.hotplug is not None
+        yield zone.hotplug, zone.zone.hotplug
+
+
+def _shared_parts(zone: ManagedZone) -> Iterator[SharedPart]:
+    for placement, memory in _parts(zone):
+        fd = memory.shareable_fd
+        if fd is not None:
+            offset, hotplug = HostOffset(memory.file_offset + placement.offset), placement is zone.hotplug
+            yield SharedPart(zone.plan.spec.id, placement.addr, placement.size, fd, offset, hotplug)
+
+
+def _zone_info(zone: ManagedZone) -> dict[str, Any]:
+    info = zone.zone.info()
+    info["boot"] = [{"addr": part.addr, "size": part.size, "offset": part.offset} for part in zone.boot]
+    info["guest_numa_id"] = zone.plan.guest_numa_id
+    info["device"] = _device_info(zone.service) if zone.service else None
+    return info
+
+
+def _device_info(service: DeviceService) -> dict[str, Any]:
+    device = service.device
+    features = Feature(device.offered_features)
+    return {
+        **device.config._asdict(),
+        "features": [feature.name for feature in Feature if feature in features],
+        "prefault": service.prefault,
+        "paused": device.paused,
+        "answers": {f"{request} {answer}": count for (request, answer), count in service.answers.items()},
+        "failed_undos": service.failed_undos,
+    }
