@@ -70,9 +70,11 @@ class Show:
             self._events.put(json.loads(line))
 
     def headline(self, text: str) -> None:
+        """Begin a part of the show."""
         self.console.print(Text(f"\n{text}", style="bold"))
 
     def say(self, text: str) -> None:
+        """One line under the headline."""
         self.console.print(Text(f"  {text}"))
 
     def await_targets(self) -> None:
@@ -206,8 +208,8 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true", help="use a packed virtqueue instead of a split one")
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        zones = arguments.memory_zone
-        if zones is None:
+        zones = arguments.memory_zone or []
+        if not zones and arguments.memory == MEMORY:
             zones = [*ZONES, HUGE_ZONE] if stack.enter_context(_huge_pages()) else list(ZONES)
         try:
             config = VmMemoryConfig.from_options(arguments.memory, zones, arguments.numa)

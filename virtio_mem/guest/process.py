@@ -1,4 +1,4 @@
-"""The guest as a process: takes the machine's description, maps its memory, drives its devices until it is switched off.
+"""The guest as a process: takes the machine's description, maps its memory, drives its devices until switched off.
 
 It reports on standard output, a JSON object a line: `{"event": "online", "zone", "addr", "size"}` for each range that
 it has plugged and filled, `offline` for each that it gave up, and `{"event": "outcome", "zone", "outcome",
