@@ -16,6 +16,7 @@ import random
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from types import FrameType
 
 import pytest
@@ -52,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(counts.TIER)
     config.stash[FIGURES] = {}
     config.stash[GUARD] = host.SettingsGuard()
+    # It keeps a pipe open for good once a process is spawned: opened now, that is no test's leak.
+    resource_tracker.ensure_running()
     config.pluginmanager.register(ledger_for_this_run(), "skip-ledger")
     _interrupt_on_termination()
 
@@ -72,9 +75,11 @@ def _interrupt_on_termination() -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
+    watches = config.stash[GUARD].watches
     return [
         f"tier: {counts.TIER}",
         f"seed: {config.option.hypothesis_seed} (repeat with --hypothesis-seed={config.option.hypothesis_seed})",
+        f"kernel settings: {'watched' if watches else 'not watched, since another run is changing them'}",
         *(f"{name} = {value:,}" for name, value in counts.all_counts().items()),
     ]
 

@@ -58,28 +58,44 @@ def setting(path: Path) -> str:
     return chosen[1] if chosen else text.strip()
 
 
-class _SettingsLock:
+class SettingsLock:
     """Held by one process of the machine at a time, and as often as it likes by that one."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path = KERNEL_MM) -> None:
+        self._directory = directory
         self._fd = -1
         self._depth = 0
 
-    def __enter__(self) -> None:
+    def acquire(self, *, wait: bool = True) -> bool:
+        """Whether it is held now; it is, or this call waits until it is, unless told not to."""
         if self._depth == 0:
-            self._fd = os.open(KERNEL_MM, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BaseException as error:
+                os.close(fd)
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
+            self._fd = fd
         self._depth += 1
+        return True
 
-    def __exit__(self, *_: object) -> None:
+    def release(self) -> None:
         self._depth -= 1
         if self._depth == 0:
             # Closing alone would leave the lock with a forked child.
             fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
 
+    def __enter__(self) -> None:
+        self.acquire()
 
-settings_lock = _SettingsLock()
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+settings_lock = SettingsLock()
 
 
 @contextmanager
@@ -96,21 +112,33 @@ def changed(path: Path, value: object) -> Iterator[None]:
 
 
 class SettingsGuard:
-    """Remembers all WATCHED settings when made; `restore` puts back what differs and says what it was."""
+    """Remembers all WATCHED settings when made; `restore` puts back what differs and says what it was.
+
+    Where another run is changing settings just then, what they were can't be known: `watches` is false.
+    """
 
     def __init__(self) -> None:
-        paths = (path for pattern in WATCHED for path in Path("/").glob(pattern.removeprefix("/")))
-        with settings_lock:
+        self._before: dict[Path, str] = {}
+        self.watches = settings_lock.acquire(wait=False)
+        if self.watches:
+            paths = (path for pattern in WATCHED for path in Path("/").glob(pattern.removeprefix("/")))
             self._before = {path: setting(path) for path in paths}
+            settings_lock.release()
 
     def restore(self) -> list[str]:
-        found = []
+        # Without the lock first: to wait for another run, only to see that all is well, would cost minutes.
+        if not self._differing():
+            return []
         with settings_lock:
-            for path, before in self._before.items():
-                if (now := setting(path)) != before:
-                    path.write_text(before)
-                    found.append(f"{path} was {before} before the run and {now} after it")
-        return found
+            found = []
+            for path, now in self._differing():
+                found.append(f"{path} was {self._before[path]} before the run and {now} after it")
+                path.write_text(self._before[path])
+            return found
+
+    def _differing(self) -> list[tuple[Path, str]]:
+        now = ((path, setting(path)) for path in self._before)
+        return [(path, value) for path, value in now if value != self._before[path]]
 
 
 class HugePagePool:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.relative_to(ROOT) for top in ("vhost_user", "virtio_mem") for path in (ROOT / top).rglob("*.py"))
 TEST_MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py"))
 
-# The house style asks for 100 to 300 lines; past this a module holds two things.
+# Most modules have 100 to 300 lines; past this one holds two things. A table of cases may be longer.
 MOST_LINES = 350
+MOST_LINES_OF_TESTS = 500
 
 # What an embedder of the device should not pay for, in start-up time or in dependencies.
 NOT_AT_IMPORT = {"asyncio", "hypothesis", "multiprocessing", "pytest", "rich", "tkinter", "unittest"}
@@ -60,7 +61,8 @@ def test_every_module_says_what_it_is(module: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES + TEST_MODULES, ids=str)
 def test_no_module_is_too_long(module: Path) -> None:
-    assert len((ROOT / module).read_text().splitlines()) <= MOST_LINES
+    most = MOST_LINES if module in MODULES else MOST_LINES_OF_TESTS
+    assert len((ROOT / module).read_text().splitlines()) <= most
 
 
 @pytest.mark.parametrize("package", ["vhost_user", "virtio_mem"])

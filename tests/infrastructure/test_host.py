@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from collections.abc import Callable
@@ -47,24 +46,22 @@ def test_every_watched_setting_of_this_kernel_can_be_read() -> None:
     assert host.SettingsGuard().restore() == []
 
 
-def test_lock_keeps_other_processes_out() -> None:
-    with host.settings_lock, host.settings_lock:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if _would_block() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert not _would_block()
+def test_lock_keeps_others_out(tmp_path: Path) -> None:
+    ours, theirs = host.SettingsLock(tmp_path), host.SettingsLock(tmp_path)
+    with ours:
+        with ours:
+            assert not theirs.acquire(wait=False)
+        assert not theirs.acquire(wait=False)
+    assert theirs.acquire(wait=False)
+    assert not ours.acquire(wait=False)
+    theirs.release()
 
 
-def _would_block() -> bool:
-    fd = os.open(host.KERNEL_MM, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+def test_guard_does_not_trust_settings_that_others_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "settings_lock", host.SettingsLock(tmp_path))
+    assert host.SettingsGuard().watches
+    with host.SettingsLock(tmp_path):
+        assert not host.SettingsGuard().watches
 
 
 @pytest.mark.needs_hugetlb
