@@ -28,8 +28,8 @@ apt_install() {
     fi
     command -v apt-get >/dev/null || die "There is no apt-get here: install what Debian calls $* and try again."
     say "Installing Debian packages: $*"
-    apt-get update -qq >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >&2
+    apt-get update -qq >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
 need_tools() {
