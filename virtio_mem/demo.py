@@ -58,7 +58,7 @@ class Show:
     """The terminal, and the processes on stage."""
 
     def __init__(self, machine: Machine, guest: subprocess.Popen[str]) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, soft_wrap=True)
         self.machine = machine
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._plugged: dict[str, int] = {}

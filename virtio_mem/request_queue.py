@@ -6,7 +6,6 @@ goes on. What the ring itself finds malformed never gets here: it is returned an
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
 from vhost_user.chain import Chain
@@ -29,38 +28,38 @@ class GuestRequestQueue:
     def __init__(self, service: DeviceService, queue: DeviceQueue) -> None:
         self.service = service
         self.queue = queue
-        self.malformed: Counter[str] = Counter()
 
     def process(self) -> Progress:
         """Serve what is available, at most one ringful, so that no guest can keep the host busy for ever.
 
-        Raises RingBroken where the ring can't be read on; it then needs a device reset.
+        Raises PeerError (RingBroken) where the ring can't be read on; it then needs a device reset.
         """
         queue, budget, more = self.queue, self.queue.size, True
         queue.disable_notifications()
         while budget and more:
-            chain = queue.pop()
-            if chain is None:
-                more = queue.enable_notifications()
-                if more:
-                    queue.disable_notifications()
-                continue
-            queue.push(chain, self._serve(chain))
             budget -= 1
+            chain = queue.pop()
+            if chain is not None:
+                self._serve(chain)
+                continue
+            more = queue.enable_notifications()
+            if more:
+                queue.disable_notifications()
         return Progress(queue.should_notify(), more)
 
-    def _serve(self, chain: Chain) -> int:
-        """Serve the request in `chain`; returns how many bytes were written to it."""
+    def _serve(self, chain: Chain) -> None:
         if chain.readable < REQUEST_SIZE:
-            self.malformed["request shorter than 24 bytes"] += 1
-            return 0
-        if chain.writable < RESPONSE_SIZE:
-            self.malformed["no room for a response of 10 bytes"] += 1
-            return 0
+            self.queue.reject(chain, "request_too_short")
+        elif chain.writable < RESPONSE_SIZE:
+            self.queue.reject(chain, "no_room_for_response")
+        else:
+            self._answer(chain)
+
+    def _answer(self, chain: Chain) -> None:
         try:
             request = Request.decode(chain.read(0, REQUEST_SIZE))
             chain.write(self.service.request(request).encode())
         except PeerError:
-            self.malformed["buffer left memory while in use"] += 1
-            return 0
-        return RESPONSE_SIZE
+            self.queue.reject(chain, "memory_gone")
+        else:
+            self.queue.push(chain, RESPONSE_SIZE)

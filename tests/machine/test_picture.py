@@ -61,7 +61,14 @@ def test_the_lines_name_sizes_and_place_the_target() -> None:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (258 * MIB, "258 MiB"), (3 * GIB // 2, "1.5 GiB"), (TIB, "1 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (258 * MIB, "258 MiB"),
+        (3 * GIB // 2, "1.5 GiB"),
+        (TIB, "1 TiB"),
+    ],
 )
 def test_sizes_for_people(size: int, expected: str) -> None:
     assert human_size(size) == expected
