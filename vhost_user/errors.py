@@ -23,6 +23,11 @@ class FieldError(Exception):
         self.limit = limit
         self.remedy = remedy
 
+    def locate(self, where: str) -> None:
+        """Put the name of the thing that the field belongs to in front of it, as somebody further out knows it."""
+        self.field = f"{where} {self.field}"
+        self.args = (self.field, *self.args[1:])
+
     def __str__(self) -> str:
         text = f"{self.field}={self.value}: {self.limit}"
         return f"{text}; {self.remedy}" if self.remedy else text

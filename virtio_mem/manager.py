@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from vhost_user.errors import UsageError
+from vhost_user.errors import FieldError, UsageError
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
@@ -78,7 +78,7 @@ class MemoryManager:
             log.warning("%s", warning)
         with ExitStack() as undo:
             plans = config.zone_plans()
-            zones = [undo.enter_context(Zone(plan.spec)) for plan in plans]
+            zones = [undo.enter_context(_zone(plan)) for plan in plans]
             block_sizes = [_block_size(zone, block_size) for zone in zones]
             self.layout = lay_out(map(_zone_size, plans, zones, block_sizes))
             self.zones = {
@@ -131,6 +131,12 @@ class MemoryManager:
             if zone.service:
                 zone.service.poll(now)
 
+    def system_reset(self) -> bool:
+        """The machine is reset: unplug everything. False where the host refused to, for one zone or more. A machine
+        with transports resets those, and they their devices."""
+        done = [zone.service.system_reset() for zone in self.zones.values() if zone.service]
+        return all(done)
+
     def pause(self) -> None:
         """Have every device answer BUSY to what would change a block, until `resume()`."""
         for zone in self.zones.values():
@@ -171,6 +177,14 @@ class MemoryManager:
         self.close()
 
 
+def _zone(plan: ZonePlan) -> Zone:
+    try:
+        return Zone(plan.spec)
+    except FieldError as error:
+        error.locate(f"zone {plan.spec.id}")
+        raise
+
+
 def _block_size(zone: Zone, block_size: int | None) -> ByteCount:
     if block_size is not None and block_size < zone.page_size:
         limit = f"at least the page size of zone {zone.spec.id}, {format_size(zone.page_size)}"
@@ -201,8 +215,9 @@ def _managed(
             )
             service = _in_service(plan, zone.hotplug, geometry)
         except UsageError as error:
-            field = f"zone {zone_id} {_OPTION_OF.get(error.field, error.field)}"
-            raise UsageError(field, error.value, error.limit, error.remedy) from error
+            error.field = _OPTION_OF.get(error.field, error.field)
+            error.locate(f"zone {zone_id}")
+            raise
     return ManagedZone(plan, zone, boot, hotplug, service)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,7 +78,7 @@ def test_nothing_overlaps_and_everything_is_aligned(sizes: list[tuple[int, int, 
     zones = [zone(str(number), *size) for number, size in enumerate(sizes)]
     layout = lay_out(zones)
     everything = sorted([*layout.boot, *layout.hotplug], key=lambda placement: placement.addr)
-    for below, above in zip(everything, everything[1:], strict=False):
+    for below, above in pairwise(everything):
         assert below.end <= above.addr
     for placement in everything:
         assert placement.end <= HOLE_START or placement.addr >= HOLE_END

@@ -1,0 +1,283 @@
+"""From options to memory: what the manager makes, how it is resized, and that it makes all or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.host import HugePagePool
+from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.units import GIB, MIB, GuestAddress
+from virtio_mem.config import ConfigError, VmMemoryConfig
+from virtio_mem.geometry import UsableRegion
+from virtio_mem.manager import MemoryManager
+from virtio_mem.protocol import Feature, Request, RequestType, ResponseType
+
+ONE_ZONE = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=256M"
+TWO_ZONES = (
+    "--memory size=0,hotplug_method=virtio-mem --memory-zone id=a,size=64M,shared=on,hotplug_size=512M "
+    "id=b,size=4G,hotplug_size=1G,hotplugged_size=128M "
+    "--numa guest_numa_id=0,memory_zones=a guest_numa_id=3,memory_zones=b"
+)
+
+
+def manage(line: str, **options: object) -> MemoryManager:
+    return MemoryManager(VmMemoryConfig.parse(line), **options)  # type: ignore[arg-type]
+
+
+def plug(manager: MemoryManager, zone_id: str, block: int = 0, nb_blocks: int = 1) -> ResponseType:
+    service = manager.zones[zone_id].service
+    assert service is not None
+    geometry = service.device.geometry
+    addr = GuestAddress(geometry.addr + block * geometry.block_size)
+    return service.request(Request(RequestType.PLUG, addr, nb_blocks)).type
+
+
+def test_the_default_zone_and_its_device() -> None:
+    with manage(ONE_ZONE) as manager:
+        zone = manager.zones["mem0"]
+        assert zone.service is not None
+        config = zone.service.device.config
+        assert (config.addr, config.region_size, config.requested_size) == (4 * GIB, GIB, 256 * MIB)
+        assert config.block_size == 2 * MIB
+        assert config.plugged_size == 0
+        assert zone.service.device.offered_features == Feature.PERSISTENT_SUSPEND | Feature.UNPLUGGED_INACCESSIBLE
+        assert not zone.service.prefault
+
+
+@pytest.mark.clause("MEM-FEAT-1", "MEM-OP-8")
+def test_zones_lie_where_the_layout_says_and_know_their_nodes() -> None:
+    with manage(TWO_ZONES) as manager:
+        a, b = manager.zones["a"].service, manager.zones["b"].service
+        assert a is not None
+        assert b is not None
+        assert [(hex(region.guest_address), hex(region.size)) for region in manager.guest_memory.regions] == [
+            ("0x0", "0x4000000"),
+            ("0x4000000", "0xbc000000"),
+            ("0x100000000", "0x44000000"),
+            ("0x148000000", "0x20000000"),
+            ("0x168000000", "0x40000000"),
+        ]
+        assert (a.device.config.node_id, b.device.config.node_id) == (0, 3)
+        assert Feature.ACPI_PXM in a.device.offered_features
+        assert Feature.UNPLUGGED_INACCESSIBLE in a.device.offered_features
+        # Private anonymous memory has the shared zero page: reading what is unplugged costs nothing, and is allowed.
+        assert Feature.UNPLUGGED_INACCESSIBLE not in b.device.offered_features
+        unplugged = GuestAddress(b.device.geometry.addr)
+        assert manager.guest_memory.read(unplugged, 4096) == bytes(4096)
+        hotplug = manager.zones["b"].zone.hotplug
+        assert hotplug is not None
+        assert hotplug.held() == 0
+
+
+def test_boot_memory_across_the_hole_is_one_piece_of_host_memory() -> None:
+    with manage(TWO_ZONES) as manager:
+        manager.guest_memory.write(GuestAddress(3 * GIB - 4), b"last")
+        manager.guest_memory.write(GuestAddress(4 * GIB), b"next")
+        boot = manager.zones["b"].zone.boot
+        assert boot is not None
+        split = 3 * GIB - 64 * MIB
+        with boot.view(split - 4, 8) as view:  # type: ignore[arg-type]
+            assert bytes(view) == b"lastnext"
+
+
+@pytest.mark.clause("MEM-OP-4", "MEM-OP-6", "MEM-OP-2", "MEM-INIT-3")
+def test_plugged_memory_is_the_guests_until_it_is_unplugged() -> None:
+    with manage(ONE_ZONE) as manager:
+        zone = manager.zones["mem0"]
+        assert zone.service is not None
+        assert zone.zone.hotplug is not None
+        assert plug(manager, "mem0", 0, 4) is ResponseType.ACK
+        addr = GuestAddress(4 * GIB + 2 * MIB - 3)
+        manager.guest_memory.write(addr, b"across")
+        zone.service.device.device_reset()
+        manager.resize(64 * MIB)
+        zone.service.request(Request(RequestType.UNPLUG, GuestAddress(4 * GIB + 4 * MIB), 2))
+        assert manager.guest_memory.read(addr, 6) == b"across"
+        assert zone.zone.hotplug.held() == 8192
+        zone.service.request(Request(RequestType.UNPLUG, GuestAddress(4 * GIB), 2))
+        assert zone.zone.hotplug.held() == 0
+        assert manager.guest_memory.read(addr, 6) == bytes(6)
+
+
+def test_resize_sets_the_total() -> None:
+    with manage(ONE_ZONE) as manager:
+        service = manager.zones["mem0"].service
+        assert service is not None
+        for total in (64 * MIB, GIB + 64 * MIB, 320 * MIB, 320 * MIB):
+            manager.resize(total)
+            assert service.device.requested_size == total - 64 * MIB
+
+
+@pytest.mark.parametrize("total", [0, 64 * MIB - 1, 64 * MIB + 1, 65 * MIB, GIB + 66 * MIB, 2**64, -1])
+def test_a_total_that_cannot_be_changes_nothing(total: int) -> None:
+    with manage(ONE_ZONE) as manager:
+        before = manager.info()
+        with pytest.raises(UsageError):
+            manager.resize(total)
+        with pytest.raises(UsageError):
+            manager.resize_zone("mem0", total)
+        assert manager.info() == before
+
+
+def test_user_zones_are_resized_one_by_one() -> None:
+    with manage(TWO_ZONES) as manager:
+        with pytest.raises(UsageError, match="resize_zone"):
+            manager.resize(5 * GIB)
+        manager.resize_zone("a", 128 * MIB)
+        a, b = manager.zones["a"].service, manager.zones["b"].service
+        assert a is not None
+        assert b is not None
+        assert (a.device.requested_size, b.device.requested_size) == (64 * MIB, 128 * MIB)
+        with pytest.raises(UsageError, match="one of a, b"):
+            manager.resize_zone("c", GIB)
+
+
+def test_resizing_by_acpi_says_that_it_is_not_there() -> None:
+    with manage("--memory size=64M,hotplug_size=1G") as manager:
+        assert manager.zones["mem0"].service is None
+        manager.resize(64 * MIB)
+        with pytest.raises(UsageError, match="ACPI is not there yet"):
+            manager.resize(128 * MIB)
+        with pytest.raises(UsageError, match="hotplug_size"):
+            manager.resize(2 * GIB)
+
+
+def test_a_zone_without_a_hotplug_region_has_one_size() -> None:
+    with manage("--memory size=64M") as manager:
+        manager.resize(64 * MIB)
+        with pytest.raises(UsageError, match="from its boot size"):
+            manager.resize(66 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=1025M", "zone mem0 hotplug_size"),
+        ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=1M", "zone mem0 hotplugged_size"),
+        ("--memory size=1000", "zone mem0 size"),
+        ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=4096T", "zone mem0 size"),
+        ("--memory size=0 --memory-zone id=a,size=1M id=b,size=1M,file=/nowhere/at/all", "zone b file"),
+        ("--memory size=0 --memory-zone id=a,size=1M id=b,size=1M,host_numa_node=77", "zone b host_numa_node"),
+        ("--memory size=0 --memory-zone id=a,size=1M id=b,size=1M,hugepages=on,hugepage_size=2M", "zone b size"),
+    ],
+)
+def test_all_or_nothing(line: str, field: str) -> None:
+    """That nothing stays open or mapped is checked after every test."""
+    with pytest.raises(FieldError) as caught:
+        manage(line)
+    assert caught.value.field == field
+
+
+def test_a_bad_combination_of_options_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError):
+        manage("--memory size=64M --memory-zone id=a,size=1G")
+
+
+def test_block_size_and_policy_can_be_chosen() -> None:
+    with manage(ONE_ZONE, block_size=16 * MIB, usable_region=UsableRegion.WHOLE_REGION) as manager:
+        service = manager.zones["mem0"].service
+        assert service is not None
+        assert service.device.config.block_size == 16 * MIB
+        assert service.device.config.usable_region_size == GIB
+    for block_size in (1024, 3 * MIB):
+        with pytest.raises(UsageError, match="block_size"):
+            manage(ONE_ZONE, block_size=block_size)
+
+
+def test_warnings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    line = "--memory size=0 --memory-zone id=a,size=1M --numa guest_numa_id=1,memory_zones=a"
+    with caplog.at_level(logging.WARNING), manage(line) as manager:
+        assert manager.info()["warnings"] == list(manager.config.warnings)
+    assert "PCI bus" in caplog.text
+
+
+@pytest.mark.needs_hugetlb
+def test_huge_pages_that_run_out_are_busy_and_then_asked_for_again(
+    hugepages: Callable[[int, int], HugePagePool],
+) -> None:
+    pool = hugepages(2 * MIB, 4)
+    line = "--memory size=0,hotplug_method=virtio-mem --memory-zone id=a,size=2M id=h,size=0,"
+    with manage(line + "hugepages=on,hugepage_size=2M,hotplug_size=1G,hotplugged_size=16M") as manager:
+        zone = manager.zones["h"]
+        assert zone.service is not None
+        assert zone.zone.hotplug is not None
+        device = zone.service.device
+        assert zone.service.prefault
+        assert plug(manager, "h", 0, 3) is ResponseType.ACK
+        before = manager.info()["zones"]["h"]["held"]
+        assert plug(manager, "h", 3, 2) is ResponseType.BUSY
+        assert manager.info()["zones"]["h"]["held"] == before == {"boot": 0, "hotplug": 6 * MIB}
+        assert device.requested_size == 16 * MIB, "the target stays pending"
+        manager.poll(100.0)
+        assert not device.take_config_notice(), "there are too few still"
+        with pool.with_free(2):
+            manager.poll(200.0)
+            assert device.take_config_notice()
+            assert plug(manager, "h", 3, 2) is ResponseType.ACK
+            manager.system_reset()
+
+
+def test_pause_and_resume() -> None:
+    with manage(TWO_ZONES) as manager:
+        manager.pause()
+        assert manager.info()["zones"]["b"]["device"]["paused"]
+        assert plug(manager, "b") is ResponseType.BUSY
+        manager.resume()
+        assert plug(manager, "b") is ResponseType.ACK
+
+
+def test_info_is_plain_data() -> None:
+    with manage(TWO_ZONES) as manager:
+        plug(manager, "b", 0, 2)
+        info = json.loads(json.dumps(manager.info()))
+        assert VmMemoryConfig.parse(info["options"]) == manager.config
+        assert info["size"] == 4 * GIB + 68 * MIB
+        assert info["zones"]["b"]["device"]["plugged_size"] == 4 * MIB
+        assert info["zones"]["b"]["device"]["answers"] == {"PLUG ACK": 1}
+        assert info["zones"]["b"]["guest_numa_id"] == 3
+        assert info["zones"]["a"]["held"] == {"boot": 0, "hotplug": 0}
+        settings = info["zones"]["a"]["settings"]
+        assert settings["thp"]["requested"] is True
+
+
+def test_shared_parts_are_what_another_process_can_map(tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    with file.open("wb") as opened:
+        opened.truncate(96 * MIB)
+    line = (
+        "--memory size=0,hotplug_method=virtio-mem --memory-zone id=private,size=1M id=shared,size=4G,shared=on "
+        f"id=file,size=32M,shared=on,file={file},hotplug_size=64M"
+    )
+    with manage(line) as manager:
+        parts = [(part.zone, part.addr, part.size, part.offset, part.hotplug) for part in manager.shared_parts()]
+        low = 3 * GIB - MIB
+        assert parts == [
+            ("shared", MIB, low, 0, False),
+            ("shared", 4 * GIB, 4 * GIB - low, low, False),
+            ("file", 5 * GIB + MIB, 32 * MIB, 0, False),
+            ("file", 5 * GIB + 128 * MIB, 64 * MIB, 32 * MIB, True),
+        ]
+        manager.guest_memory.write(GuestAddress(parts[3][1]), b"hotplugged")
+        fd = manager.shared_parts()[3].fd
+        assert os.pread(fd, 10, 32 * MIB) == b"hotplugged"
+        assert not manager.zones["private"].zone.shared
+
+
+def test_views_keep_memory_from_being_closed() -> None:
+    manager = manage("--memory size=2M")
+    (view,) = manager.guest_memory.views(GuestAddress(0), 10)
+    with pytest.raises(BufferError):
+        manager.close()
+    view.release()
+    manager.close()
+
+
+def test_no_memory_without_the_pages_it_reserves() -> None:
+    with pytest.raises(HostError, match="free"):
+        manage("--memory size=64T,hugepages=on,hugepage_size=2M,reserve=on")
