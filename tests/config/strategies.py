@@ -78,12 +78,11 @@ def zone_configs(draw: DrawFn, *, hotplug: bool = True) -> MemoryZoneConfig:
         values.pop("hotplug_size", None)
         values.pop("hotplugged_size", None)
     file = draw(st.none() | paths())
-    placed = not (file and values["shared"])
     return MemoryZoneConfig(
         id=draw(names()),
         size=draw(sizes(0 if "hotplug_size" in values else 1, U64_MAX // 64)),
         file=file,
-        host_numa_node=draw(st.none() | st.integers(0, 2**32 - 1)) if placed else None,
+        host_numa_node=draw(st.none() | st.integers(0, 2**32 - 1)),
         mergeable=draw(st.sampled_from([None, False] if values["shared"] else [None, False, True])),
         **values,
     )

@@ -316,14 +316,6 @@ RULES: list[tuple[type[Config], str, dict[str, Any], str, object, str]] = [
     ),
     (
         MemoryZoneConfig,
-        "id=z,size=1G,shared=on,file=/foo,host_numa_node=0",
-        {**ZONE, "shared": True, "file": Path("/foo"), "host_numa_node": 0},
-        "--memory-zone id=z host_numa_node",
-        "0",
-        "shared=on",
-    ),
-    (
-        MemoryZoneConfig,
         "id=z,size=1G,shared=on,mergeable=on",
         {**ZONE, "shared": True, "mergeable": True},
         "--memory-zone id=z mergeable",

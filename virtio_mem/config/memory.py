@@ -77,9 +77,6 @@ class MemoryZoneConfig(Option):
         _check_backing(self)
         if self.size == 0 and self.hotplug_size is None:
             raise self.error("size", "a zone has a size, a hotplug_size or both", "give it one, or leave the zone out")
-        if self.shared and self.file is not None and self.host_numa_node is not None:
-            limit = "has no effect on a file mapped with shared=on: the host places its pages where it is read"
-            raise self.error("host_numa_node", limit, "leave out host_numa_node, or file, or shared=on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
