@@ -146,7 +146,7 @@ def hugepages() -> Iterator[Callable[[int, int], host.HugePagePool]]:
         def reserve(page_size: int, count: int) -> host.HugePagePool:
             pool = host.HugePagePool(page_size)
             if reason := host.unwritable(pool.directory / "nr_hugepages"):
-                pytest.skip(reason)
+                pytest.skip(f"needs_hugetlb: {reason}")
             try:
                 restore.enter_context(pool.with_free(count))
             except LookupError as shortage:
