@@ -1,0 +1,197 @@
+"""A guest in a process of its own: plugs at boot, follows the host's targets, dies, misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.host import HugePagePool
+from vhost_user.errors import UsageError
+from vhost_user.units import GIB, MIB
+from virtio_mem.config import VmMemoryConfig
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.guest.process import pattern
+from virtio_mem.machine import Machine
+from virtio_mem.manager import MemoryManager
+
+LINE = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=256M"
+TWO = (
+    "--memory size=0,hotplug_method=virtio-mem --memory-zone id=a,size=64M,shared=on,hotplug_size=512M,"
+    "hotplugged_size=128M id=b,size=0,shared=on,hotplug_size=512M"
+)
+PATIENCE = 30.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the guest did not get there in time"
+        time.sleep(0.005)
+
+
+def device_of(manager: MemoryManager, zone_id: str = "mem0") -> VirtioMemDevice:
+    service = manager.zones[zone_id].service
+    assert service is not None
+    return service.device
+
+
+def held(manager: MemoryManager, zone_id: str = "mem0") -> int:
+    hotplug = manager.zones[zone_id].zone.hotplug
+    assert hotplug is not None
+    return hotplug.held()
+
+
+def at_target(manager: MemoryManager) -> bool:
+    devices = [device_of(manager, zone_id) for zone_id in manager.zones]
+    return all(device.plugged_size == device.requested_size for device in devices)
+
+
+@contextmanager
+def running(manager: MemoryManager) -> Iterator[tuple[Machine, Callable[..., subprocess.Popen[str]]]]:
+    """A machine that serves, and a function that starts its guest."""
+    machine = Machine(manager)
+    guests: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        link = machine.take_guest_link()
+        command = [sys.executable, "-m", "virtio_mem.guest", str(link.fileno()), *arguments]
+        guests.append(subprocess.Popen(command, pass_fds=[link.fileno()], stdout=subprocess.PIPE, text=True))
+        link.close()
+        return guests[-1]
+
+    machine.start()
+    try:
+        yield machine, start
+    finally:
+        machine.close()
+        for guest in guests:
+            with guest:
+                pass
+
+
+def events(guest: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    assert guest.stdout is not None
+    return [json.loads(line) for line in guest.stdout]
+
+
+@pytest.mark.parametrize("ring", ["split", "packed"])
+def test_a_guest_plugs_at_boot_and_follows_the_host(ring: str) -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager:
+        with running(manager) as (machine, start):
+            guest = start(ring)
+            for size in (320 * MIB, GIB + 64 * MIB, 66 * MIB, 64 * MIB, 192 * MIB):
+                machine.resize(size)
+                wait_until(lambda: at_target(manager))
+                hotplugged = size - 64 * MIB
+                wait_until(lambda hotplugged=hotplugged: held(manager) == hotplugged)  # type: ignore[misc]
+            machine.close()
+            seen = events(guest)
+            assert guest.wait() == 0
+        assert not [event for event in seen if event["event"] == "damaged"]
+        assert seen[-1] == {"event": "outcome", "zone": "mem0", "outcome": "REACHED", "plugged_size": 128 * MIB}
+        region = next(part for part in manager.shared_parts() if part.hotplug)
+        assert os.pread(region.fd, 32, 0) == pattern(region.addr)
+
+
+def test_two_zones_are_driven_side_by_side() -> None:
+    with MemoryManager(VmMemoryConfig.parse(TWO)) as manager, running(manager) as (machine, start):
+        start()
+        machine.resize_zone("b", 384 * MIB)
+        wait_until(lambda: at_target(manager))
+        assert (device_of(manager, "a").plugged_size, device_of(manager, "b").plugged_size) == (128 * MIB, 384 * MIB)
+        wait_until(lambda: (held(manager, "a"), held(manager, "b")) == (128 * MIB, 384 * MIB))
+
+
+def test_a_guest_that_is_killed_leaves_the_machine_alive_and_the_next_one_starts_over() -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager:
+        with running(manager) as (machine, start):
+            guest = start()
+            wait_until(lambda: device_of(manager).plugged_size > 0)
+            guest.send_signal(signal.SIGKILL)
+            guest.wait()
+            machine.resize(128 * MIB)
+            assert machine.system_reset()
+            assert held(manager) == 0
+            machine.resize(320 * MIB)
+        with running(manager) as (_, start):
+            second = start()
+            wait_until(lambda: at_target(manager))
+            second.kill()
+        with running(manager) as (_, start):  # no system reset in between: blocks are plugged still
+            start()
+            answers = manager.zones["mem0"].service.answers  # type: ignore[union-attr]
+            wait_until(lambda: answers["UNPLUG_ALL", "ACK"] == 1 and at_target(manager))
+
+
+@pytest.mark.needs_hugetlb
+def test_a_guest_that_was_told_busy_gets_there_soon_after_the_pages_come(
+    hugepages: Callable[[int, int], HugePagePool],
+) -> None:
+    """The driver's own timer would wait for 50 seconds, longer than this test does."""
+    pool = hugepages(2 * MIB, 40)
+    line = (
+        "--memory size=0,hotplug_method=virtio-mem --memory-zone id=a,size=16M,shared=on "
+        "id=h,size=0,hugepages=on,hugepage_size=2M,hotplug_size=512M,hotplugged_size=256M"
+    )
+    with MemoryManager(VmMemoryConfig.parse(line)) as manager, running(manager) as (machine, start):
+        start()
+        service = manager.zones["h"].service
+        assert service is not None
+        wait_until(lambda: service.answers["PLUG", "BUSY"] > 0)
+        assert held(manager, "h") == service.device.plugged_size
+        with pool.with_free(128):
+            wait_until(lambda: service.device.plugged_size == 256 * MIB)
+            machine.close()
+            manager.system_reset()
+
+
+def test_private_memory_cannot_be_given_to_another_process() -> None:
+    line = "--memory size=64M,hotplug_method=virtio-mem,hotplug_size=1G"
+    with MemoryManager(VmMemoryConfig.parse(line)) as manager:
+        machine = Machine(manager)
+        with pytest.raises(UsageError, match="shared=on"):
+            machine.take_guest_link()
+        machine.close()
+
+
+@pytest.mark.parametrize("message", [b"x", bytes(24), b"\x02" + bytes(23), b"\x00\x03" + bytes(22), bytes(100)])
+def test_a_guest_that_talks_nonsense_is_cut_off_and_the_machine_lives(message: bytes) -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager, running(manager) as (machine, _):
+        with machine.take_guest_link() as link:
+            socket.recv_fds(link, 65536, 0)
+            link.send(message)
+        machine.resize(128 * MIB)
+        assert machine.system_reset()
+
+
+def test_a_guest_that_reads_no_answers_does_not_hold_the_machine() -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager, running(manager) as (machine, _):
+        with machine.take_guest_link() as link:
+            link.setblocking(False)
+            read = b"\x00\x04" + bytes(6) + (0xD000_0000).to_bytes(8, "little") + bytes(8)
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                try:
+                    link.send(read)
+                except BlockingIOError:
+                    time.sleep(0.01)
+        machine.close()
+        assert not machine._thread.is_alive()
+
+
+def test_a_guest_without_a_machine_ends() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.close()
+        command = [sys.executable, "-m", "virtio_mem.guest", str(theirs.fileno())]
+        assert subprocess.run(command, pass_fds=[theirs.fileno()], check=False, timeout=PATIENCE).returncode == 0
