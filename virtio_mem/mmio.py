@@ -106,10 +106,10 @@ class MmioTransport:
             except PeerError:
                 self._needs_reset()
                 return False
-        if progress.notify:
-            self._raise(Interrupt.USED_BUFFER)
-        self.notify_config()
-        return progress.more
+            if progress.notify:
+                self._raise(Interrupt.USED_BUFFER)
+            self.notify_config()
+            return progress.more
 
     def notify_config(self) -> None:
         """Pass on a configuration change notice that the device has for its driver. Before DRIVER_OK the notice waits:

@@ -31,7 +31,7 @@ def zone_spec(backing: str, directory: Path, hotplug_size: int) -> ZoneSpec:
         path = directory / "zone"
         with path.open("wb") as file:
             file.truncate(hotplug_size)
-        return ZoneSpec("mem0", none, size, file=str(path), shared=backing == "shared file", thp=False)
+        return ZoneSpec("mem0", none, size, file=path, shared=backing == "shared file", thp=False)
     if backing == "hugetlb":
         return ZoneSpec("mem0", none, size, hugepages=True, hugepage_size=ByteCount(2 * MIB))
     return ZoneSpec("mem0", none, size, shared=backing == "memfd", thp=False)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.device.helpers import ADDR, BLOCK, BLOCKS, REGION, ask, make_device, plug, snapshot, states
 from vhost_user.errors import PeerError, UsageError
-from vhost_user.units import GIB, MIB
+from vhost_user.units import GIB, MIB, ByteCount
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion, default_block_size
 from virtio_mem.protocol import (
@@ -146,13 +146,13 @@ def test_what_cannot_change_does_not() -> None:
     device = make_device(node_id=7, requested=REGION // 2)
     before = device.config
     plug(device, 5, 6)
-    assert device.config == before._replace(plugged_size=6 * BLOCK)
+    assert device.config == before._replace(plugged_size=ByteCount(6 * BLOCK))
     ask(device, RequestType.UNPLUG, 6, 2)
-    assert device.config == before._replace(plugged_size=4 * BLOCK)
+    assert device.config == before._replace(plugged_size=ByteCount(4 * BLOCK))
     device.resize(REGION)
     device.device_reset()
     device.commit(device.system_reset())
-    assert device.config == before._replace(requested_size=REGION)
+    assert device.config == before._replace(requested_size=ByteCount(REGION))
 
 
 @pytest.mark.parametrize("target", [-BLOCK, 1, BLOCK - 1, BLOCK + 4096, REGION + BLOCK, 2**64, 2**44 * MIB])

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.device.helpers import ADDR, BLOCK, REGION, make_device, plug
-from tests.machine.helpers import RING, Rig, guest_ram
+from tests.machine.helpers import RAM_SIZE, RING, Rig, guest_ram
 from vhost_user.errors import PeerError
 from vhost_user.units import GuestAddress
-from vhost_user.vring import SplitLayout
+from vhost_user.vring import SplitDriver, SplitLayout
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
 from virtio_mem.mmio_registers import MAGIC, REGISTER_SPACE, Interrupt, Register, Status
@@ -27,7 +27,12 @@ def rig() -> Iterator[Rig]:
         yield Rig(memory)
 
 
-def set_up_by_hand(rig: Rig, features: int, size: int = 64, layout: SplitLayout | None = None) -> None:
+ACCEPTABLE = int(Feature.VERSION_1 | Feature.UNPLUGGED_INACCESSIBLE)
+
+
+def set_up_by_hand(
+    rig: Rig, features: int, size: int = 64, layout: SplitLayout | None = None, last_status: int = 15
+) -> None:
     """The steps of a driver up to DRIVER_OK, without looking whether they succeed."""
     write = rig.transport.write
     for status in (0, 1, 3):
@@ -43,7 +48,7 @@ def set_up_by_hand(rig: Rig, features: int, size: int = 64, layout: SplitLayout 
         write(low, area.address & 0xFFFFFFFF)
         write(low + 4, area.address >> 32)
     write(Register.QUEUE_READY, 1)
-    write(Register.STATUS, 15)
+    write(Register.STATUS, last_status)
 
 
 @pytest.mark.clause("MMIO-1", "MMIO-2")
@@ -57,6 +62,7 @@ def test_identity(rig: Rig) -> None:
     assert read(Register.QUEUE_SIZE_MAX) == 0
 
 
+@pytest.mark.clause("FEAT-2", "FEAT-4", "FEAT-7")
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_a_driver_brings_the_device_up_and_drives_it(rig: Rig, packed: bool, event_idx: bool) -> None:
@@ -73,7 +79,7 @@ def test_a_driver_brings_the_device_up_and_drives_it(rig: Rig, packed: bool, eve
         assert state is (BlockState.PLUGGED if turn % 2 == 0 else BlockState.UNPLUGGED)
 
 
-@pytest.mark.clause("MEM-LAYOUT-1", "MEM-LAYOUT-2")
+@pytest.mark.clause("MEM-LAYOUT-1", "MEM-LAYOUT-2", "CFG-1", "CFG-3")
 def test_the_configuration_reads_the_same_in_every_size_and_is_read_only(rig: Rig) -> None:
     plug(rig.device, 0, 3)
     expected = rig.device.config
@@ -89,6 +95,7 @@ def test_the_configuration_reads_the_same_in_every_size_and_is_read_only(rig: Ri
     assert rig.transport.read(Register.CONFIG, 3) == 0
 
 
+@pytest.mark.clause("CFG-2", "MMIO-7")
 def test_the_generation_changes_with_the_configuration(rig: Rig) -> None:
     before = rig.transport.read(Register.CONFIG_GENERATION)
     assert rig.transport.read(Register.CONFIG_GENERATION) == before
@@ -137,6 +144,7 @@ def test_a_configuration_that_never_stands_still_is_the_peers_error(rig: Rig) ->
         driver.config()
 
 
+@pytest.mark.clause("FEAT-3", "FEAT-8", "MEM-INIT-1")
 @pytest.mark.parametrize(
     "features",
     [
@@ -171,7 +179,7 @@ def test_the_drivers_refusal_is_the_peers_error(rig: Rig) -> None:
     ],
 )
 def test_a_queue_that_cannot_be_used_is_not_made_ready(rig: Rig, size: int, layout: SplitLayout | None) -> None:
-    set_up_by_hand(rig, int(Feature.VERSION_1 | Feature.UNPLUGGED_INACCESSIBLE), size, layout)
+    set_up_by_hand(rig, ACCEPTABLE, size, layout)
     assert rig.transport.read(Register.QUEUE_READY) == 0
     rig.transport.write(Register.QUEUE_NOTIFY, 0)
     assert rig.driver().request(PLUG_FIRST).type is ResponseType.ACK
@@ -184,15 +192,76 @@ def test_a_ready_queue_cannot_be_moved(rig: Rig) -> None:
     assert driver.request(PLUG_FIRST).type is ResponseType.ACK
 
 
+def post_a_request(rig: Rig) -> SplitDriver:
+    """A request in the ring at RING, as a driver would leave it that doesn't kick."""
+    ring = SplitDriver(rig.memory, SplitLayout.place(64, RING))
+    rig.memory.write(GuestAddress(RING + 0x8000), PLUG_FIRST.encode())
+    ring.add([(RING + 0x8000, 24)], [(RING + 0x9000, 10)])
+    return ring
+
+
+def serve_and_see_nothing(rig: Rig) -> None:
+    """Kicked or not, the device leaves the ring's memory alone and keeps still."""
+    before = rig.memory.read(GuestAddress(0), RAM_SIZE)
+    rig.take_interrupts()
+    rig.transport.write(Register.QUEUE_NOTIFY, 0)
+    assert not rig.transport.process()
+    assert rig.memory.read(GuestAddress(0), RAM_SIZE) == before
+    assert rig.take_interrupts() == 0
+    assert rig.device.plugged_size == 0
+
+
+@pytest.mark.clause("MMIO-8")
 def test_a_queue_that_is_stopped_is_not_served(rig: Rig) -> None:
     rig.driver()
     rig.transport.write(Register.QUEUE_READY, 0)
+    post_a_request(rig)
+    serve_and_see_nothing(rig)
     assert rig.transport.read(Register.QUEUE_READY) == 0
-    assert not rig.transport.process()
+
+
+@pytest.mark.clause("STATUS-2", "STATUS-3")
+def test_a_request_that_waits_is_served_from_driver_ok_on_and_not_before(rig: Rig) -> None:
+    set_up_by_hand(rig, ACCEPTABLE, last_status=11)
+    ring = post_a_request(rig)
+    serve_and_see_nothing(rig)
+    rig.transport.write(Register.STATUS, 15)
+    assert ring.get_used() is not None
+    assert rig.transport.read(Register.INTERRUPT_STATUS) == Interrupt.USED_BUFFER
+    assert rig.device.plugged_size == BLOCK
+
+
+@pytest.mark.clause("RESET-1", "RESET-2", "RESET-3", "MMIO-5", "MMIO-6", "STATUS-1")
+@pytest.mark.parametrize("system", [False, True])
+def test_after_a_reset_the_device_keeps_still_until_it_is_started(rig: Rig, system: bool) -> None:
+    assert rig.transport.read(Register.STATUS) == 0
+    rig.driver()
+    rig.service.resize(REGION // 2)
+    rig.transport.notify_config()
+    if system:
+        rig.transport.system_reset()
+    else:
+        rig.transport.write(Register.STATUS, 0)
+    for register in (Register.STATUS, Register.INTERRUPT_STATUS, Register.QUEUE_READY):
+        assert rig.transport.read(register) == 0
+    post_a_request(rig)
+    rig.service.resize(REGION)
+    rig.transport.notify_config()
+    serve_and_see_nothing(rig)
+
+
+@pytest.mark.clause("FEAT-5", "FEAT-6")
+@pytest.mark.parametrize("features", [WANTED, WANTED | Feature.RING_PACKED])
+def test_features_that_were_accepted_once_are_accepted_again(rig: Rig, features: Feature) -> None:
+    first = rig.driver(features)
+    first.reset()
+    second = rig.driver(features)
+    rig.transport.system_reset()
+    assert first.features == second.features == rig.driver(features).features
 
 
 def test_before_driver_ok_nothing_is_served_and_no_notice_is_given_or_lost(rig: Rig) -> None:
-    set_up_by_hand(rig, int(Feature.VERSION_1 | Feature.UNPLUGGED_INACCESSIBLE))
+    set_up_by_hand(rig, ACCEPTABLE)
     rig.transport.write(Register.STATUS, 0)
     rig.service.resize(REGION // 2)
     rig.transport.notify_config()
@@ -203,7 +272,7 @@ def test_before_driver_ok_nothing_is_served_and_no_notice_is_given_or_lost(rig: 
     assert driver.config_changed
 
 
-@pytest.mark.clause("MEM-CONF-17", "MEM-CONF-18")
+@pytest.mark.clause("MEM-CONF-17", "MEM-CONF-18", "MMIO-3", "MMIO-4")
 def test_a_resize_interrupts(rig: Rig) -> None:
     driver = rig.driver()
     rig.service.resize(REGION // 2)
@@ -237,6 +306,7 @@ def test_a_system_reset_forgets_the_driver_and_the_blocks(rig: Rig) -> None:
     assert rig.device.plugged_size == 0
 
 
+@pytest.mark.clause("STATUS-4", "STATUS-5")
 def test_a_broken_ring_needs_a_reset_and_a_reset_mends_it(rig: Rig) -> None:
     driver = rig.driver()
     layout = SplitLayout.place(64, RING)
