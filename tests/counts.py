@@ -41,3 +41,6 @@ TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
 
 # Random requests to a device and to its model, on each backing of memory.
 REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
+
+# Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
+ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)

@@ -154,9 +154,8 @@ def _page_size(spec: ZoneSpec, place: Place | None) -> ByteCount:
     """The size of the pages that the zone's memory comes in."""
     if place is not None and place.fstype == HUGETLBFS:
         if not (spec.shared or spec.hugepages):
-            raise UsageError(
-                "shared", "off", f"file={place.path} is on a hugetlbfs: huge pages are shared", "shared=on"
-            )
+            limit = f"file={place.path} is on a hugetlbfs, and huge pages are always shared"
+            raise UsageError("shared", "off", limit, "use shared=on")
         if spec.hugepage_size not in (None, place.block_size):
             limit = f"the pages of the hugetlbfs at file={place.path} have {format_size(place.block_size)}"
             raise UsageError("hugepage_size", format_size(spec.hugepage_size), limit, "leave it out")
@@ -179,9 +178,9 @@ def _check_sizes(spec: ZoneSpec, page_size: ByteCount) -> None:
     """Both parts are whole pages, there is at least one, and the two together fit a file."""
     for field, size in (("size", spec.size), ("hotplug_size", spec.hotplug_size)):
         if size < 0 or size % page_size:
-            down, up = size // page_size * page_size, align_up(size, page_size)
+            down, up = max(0, size // page_size * page_size), align_up(max(1, size), page_size)
             limit = f"not a multiple of the page size, {format_size(page_size)}"
-            raise UsageError(field, format_size(size), limit, f"use {format_size(max(0, down))} or {format_size(up)}")
+            raise UsageError(field, format_size(size), limit, f"use {format_size(down)} or {format_size(up)}")
     total = spec.size + spec.hotplug_size
     if not 0 < total <= _LARGEST_FILE:
         limit = f"size and hotplug_size together are more than 0 and at most {_LARGEST_FILE} bytes"
@@ -191,11 +190,11 @@ def _check_sizes(spec: ZoneSpec, page_size: ByteCount) -> None:
 def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
     """Every option that can come to nothing or to something else, for a zone of this kind."""
     huge = isinstance(backing, Hugetlb)
+    why_shared = "" if backing.shared == spec.shared else "huge pages are always shared"
+    why_huge = "" if huge == spec.hugepages else "the file is on a hugetlbfs"
     return (
-        Setting(
-            "shared", spec.shared, backing.shared, "" if backing.shared == spec.shared else "huge pages are shared"
-        ),
-        Setting("hugepages", spec.hugepages, huge, "" if huge == spec.hugepages else "the file is on a hugetlbfs"),
+        Setting("shared", spec.shared, backing.shared, why_shared),
+        Setting("hugepages", spec.hugepages, huge, why_huge),
         Setting("hugepage_size", spec.hugepage_size, backing.page_size if huge else None),
         settings.host_numa_node(spec.host_numa_node, backing),
         Setting("prefault", spec.prefault, spec.prefault),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ HUGE = ByteCount(2 * MIB)
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to back a zone. `place` is where its file is (a file or a directory, on disk or on a tmpfs), if it has one."""
+    """A way to back a zone. `place` says what its file is, if it has one: a file or a directory, on disk or a tmpfs."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +106,20 @@ class Maker:
 
     def zone(self, kind: Kind, **sizes_and_options: Any) -> Zone:
         return self.open(self.spec(kind, **sizes_and_options))
+
+    def mount(self, fstype: str, options: str = "defaults") -> Path:
+        """A directory with a file system of its own."""
+        if os.geteuid():
+            pytest.skip("needs_mount: only root mounts file systems")
+        directory = Path(tempfile.mkdtemp(dir=self.disk))
+        self.stack.callback(directory.rmdir)
+        done = subprocess.run(
+            ["mount", "-t", fstype, "-o", options, "none", directory], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"needs_mount: {done.stderr.strip()}")
+        self.stack.callback(lambda: subprocess.run(["umount", directory], check=True))
+        return directory
 
     def memory(self, kind: Kind, size: int, **options: Any) -> HostMemory:
         """A hotplug region and nothing else."""

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_the_two_parts_are_apart(make: Maker, kind: Kind) -> None:
     assert bytes(boot.view()[:4]) == bytes(boot.view()[-4:]) == b"boot"
     assert bytes(hotplug.view()[:4]) == bytes(hotplug.view()[-4:]) == b"plug"
     hotplug.discard(HostOffset(0), hotplug.size)
-    assert boot.held() >= boot.size
+    assert boot.held() == boot.size
     assert bytes(boot.view()[-4:]) == b"boot"
 
 
@@ -133,7 +134,7 @@ def test_a_memfd_can_neither_shrink_nor_grow_nor_be_unsealed(make: Maker, kind: 
 def test_a_memfd_bears_the_names_of_zone_and_part(make: Maker, kind: Kind) -> None:
     zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
     for name, memory in (("boot", part(zone.boot)), ("hotplug", part(zone.hotplug))):
-        assert os.readlink(f"/proc/self/fd/{memory.backing.fd}") == f"/memfd:virtio-mem:m:{name} (deleted)"
+        assert str(Path(f"/proc/self/fd/{memory.backing.fd}").readlink()) == f"/memfd:virtio-mem:m:{name} (deleted)"
 
 
 @each(SHARED_DIRECTORY, PRIVATE_DIRECTORY, SHARED_TMPFS_DIRECTORY, PRIVATE_TMPFS_DIRECTORY)
@@ -212,11 +213,10 @@ class Counter:
         if self._kind.shared:
             return st_blocks_bytes(self._memory)
         counters = smaps(self._memory.address)
-        in_file = st_blocks_bytes(self._memory) if self._kind is PRIVATE_TMPFS_DIRECTORY else 0
-        return counters["Anonymous"] + counters["Swap"] + in_file
+        return counters["Anonymous"] + counters["Swap"]
 
 
-@each(*(kind for kind in KINDS if not kind.name.endswith("tmpfs-file")))
+@each(*(kind for kind in KINDS if not kind.place.startswith("tmpfs")))
 def test_a_gibibyte_plugged_written_and_unplugged_goes_back_to_the_host(make: Maker, kind: Kind) -> None:
     memory = make.memory(kind, PLUGGED)
     taken = Counter(make, kind, memory)
@@ -224,10 +224,9 @@ def test_a_gibibyte_plugged_written_and_unplugged_goes_back_to_the_host(make: Ma
     memory.populate(HostOffset(0), PLUGGED)
     # A file system may take a little more for its own bookkeeping.
     slack = MIB if kind.place.startswith("disk") else 0
-    copies = 2 if kind is PRIVATE_TMPFS_DIRECTORY else 1
-    assert copies * PLUGGED <= taken() - before <= copies * PLUGGED + slack
+    assert PLUGGED <= taken() - before <= PLUGGED + slack
     fill(memory, 0, PLUGGED)
-    assert memory.held() == copies * PLUGGED
+    assert memory.held() == PLUGGED
     assert memory.discard_verified(HostOffset(0), PLUGGED) == 0
     assert taken() == before
     fresh = memory.view(HostOffset(PLUGGED - 16), ByteCount(16))
@@ -239,11 +238,9 @@ def test_a_gibibyte_plugged_written_and_unplugged_goes_back_to_the_host(make: Ma
 def test_a_part_of_the_range_goes_back_alone(make: Maker, kind: Kind) -> None:
     memory = make.memory(kind, 16 * MIB, thp=False)
     fill(memory, 0, memory.size)
-    full = memory.held()
-    per_byte = full // memory.size
     assert memory.discard_verified(HostOffset(4 * MIB), ByteCount(2 * MIB)) == 0
-    assert memory.held() == full - per_byte * 2 * MIB
-    assert memory.held(HostOffset(2 * MIB), ByteCount(4 * MIB)) == per_byte * 2 * MIB
+    assert memory.held() == 14 * MIB
+    assert memory.held(HostOffset(2 * MIB), ByteCount(4 * MIB)) == 2 * MIB
     with memory.view() as view:
         assert view[4 * MIB - 1] == view[6 * MIB] - ord("v") + ord("k") == ord("k")
 
@@ -270,7 +267,16 @@ def test_reading_shared_memory_takes_memory(make: Maker, kind: Kind) -> None:
     memory = make.memory(kind, 8 * MIB)
     with memory.view() as view:
         assert not any(view[:: kind.page_size])
-    assert memory.held() == st_blocks_bytes(memory) == 8 * MIB
+    # Pages that were only read are clean, so the kernel may have dropped some of them already.
+    assert 0 < memory.held() <= 8 * MIB
+
+
+def test_what_a_private_mapping_left_in_a_file_on_a_tmpfs_goes_with_the_copies(make: Maker) -> None:
+    memory = make.memory(PRIVATE_TMPFS_DIRECTORY, 8 * MIB)
+    memory.populate(HostOffset(0), memory.size)
+    assert st_blocks_bytes(memory) > 0
+    memory.discard(HostOffset(0), memory.size)
+    assert st_blocks_bytes(memory) == 0
 
 
 @each(MEMFD, ANONYMOUS)
@@ -302,7 +308,7 @@ def test_a_range_that_cannot_be_is_refused_and_nothing_happens(make: Maker, kind
     touch(memory, 0)
     held = memory.held()
     for action in (memory.discard, memory.discard_verified, memory.populate, memory.held):
-        with pytest.raises(UsageError, match="range=.*whole pages"):
+        with pytest.raises(UsageError, match=r"range=.*whole pages"):
             action(HostOffset(offset), ByteCount(size))
     assert memory.held() == held
     assert memory.view()[0] == 0x5A
@@ -333,6 +339,7 @@ def test_closing_waits_for_the_last_view(make: Maker) -> None:
     assert part(zone.boot).mapping.closed
 
 
+@pytest.mark.needs_hugetlb
 def test_a_hugetlb_zone_gives_its_pages_back_when_it_closes(make: Maker) -> None:
     zone = make.zone(HUGETLB, size=4 * MIB, hotplug_size=8 * MIB, prefault=True)
     pool = make.hugepages(HUGE, 4)

@@ -68,10 +68,6 @@ class Backing(ABC):
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Bytes that the host holds for a range; HostError where the kernel will not tell."""
 
-    def missing(self, offset: HostOffset, size: ByteCount) -> ByteCount:
-        """Bytes of a range that are yet to be populated; HostError where the kernel will not tell."""
-        return ByteCount(size - self.held(offset, size))
-
     def require_headroom(self, size: int, node: int | None) -> None:
         """Raise HostError unless `size` more bytes can be populated."""
         headroom.require(size + headroom.margin(size), headroom.memory_limits(node), "memory")
@@ -113,9 +109,9 @@ class Anonymous(Backing):
 class PrivateFile(Anonymous):
     """A file mapped copy-on-write: what is written goes to private copies, which are what is counted and given back.
 
-    On most file systems the file itself stays as it is. A tmpfs allocates the file's page as well when a hole of it is
-    copied, so there touching costs twice. Of an unnamed file, which is the zone's own, `held` and `release` take in
-    that page; in a user's file nothing is ever punched.
+    Touching a hole of a file on a tmpfs allocates the file's page as well as the copy. That page is clean, and the
+    kernel drops it when it needs the room, as it does with a page cache; so it isn't counted. In an unnamed file, which
+    is the zone's own, `release` drops it at once; in a user's file nothing is ever punched.
     """
 
     kind = "private file"
@@ -125,27 +121,12 @@ class PrivateFile(Anonymous):
     def __init__(self, fd: int, offset: HostOffset, place: Place) -> None:
         super().__init__(fd, offset)
         self._own = place.directory
-        self._cost = 2 if place.fstype == "tmpfs" else 1
 
     def release(self, offset: HostOffset, size: ByteCount) -> None:
-        """Drop the copies, and the page in a file of our own."""
+        """Drop the copies, and the pages of a file of our own."""
         super().release(offset, size)
         if self._own:
             files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
-
-    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
-        """Count the copies, and the pages in a file of our own."""
-        copies = super().held(offset, size)
-        in_file = files.data_size(self.fd, HostOffset(self.offset + offset), size) if self._own else 0
-        return ByteCount(copies + in_file)
-
-    def missing(self, offset: HostOffset, size: ByteCount) -> ByteCount:
-        """Count what has not been copied."""
-        return ByteCount(size - super().held(offset, size))
-
-    def require_headroom(self, size: int, node: int | None) -> None:
-        """Copies are ordinary memory."""
-        super().require_headroom(size * self._cost, node)
 
 
 class _Shared(Backing):

@@ -25,12 +25,6 @@ MADV_POPULATE_WRITE = 23
 MPOL_BIND = 2
 """mbind(2)."""
 
-_MORE_ROOM = {
-    True: "use reserve=off, a smaller size, or a host with more memory",
-    False: "use a smaller size; with vm.overcommit_memory=2 the kernel counts private memory that nobody touches, too",
-}
-"""What to do when mmap(2) says ENOMEM, with and without a reservation."""
-
 
 class HostMemory:
     """`size` bytes of `backing`, mapped. Closing this closes both; the backing stays the caller's if this raises.
@@ -57,8 +51,8 @@ class HostMemory:
         try:
             self.mapping = Mapping(size, flags, backing.fd, backing.offset, alignment=alignment)
         except HostError as error:
-            if error.errno == errno.ENOMEM:
-                error.remedy = _MORE_ROOM[reserve]
+            if reserve and error.errno == errno.ENOMEM:
+                error.remedy = "use reserve=off, a smaller size, or a host with more memory"
             raise
         backing.address = self.mapping.address
         try:
@@ -181,10 +175,10 @@ class HostMemory:
 
         The usual range, just plugged, has nothing and costs one question.
         """
-        missing = self.backing.missing(offset, size)
-        if missing == size:
+        held = self.backing.held(offset, size)
+        if held == 0:
             yield offset, size
-        elif missing:
+        elif held < size:
             half = ByteCount(size // self.page_size // 2 * self.page_size)
             yield from self._holes(offset, half)
             yield from self._holes(HostOffset(offset + half), ByteCount(size - half))
