@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
 from vhost_user.errors import FieldError
@@ -34,6 +36,9 @@ from virtio_mem.picture import Cell, draw, human_size
 
 HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 HUGE_ZONE_SIZE = 256 * MIB
+WIDTH = 100
+"""Columns of the show, in the terminal and in its picture."""
+
 PATIENCE = 30.0
 """Seconds that the guest has to do what it was asked for."""
 
@@ -42,6 +47,26 @@ ZONES = ("id=mem0,size=64M,shared=on,hotplug_size=1G,hotplugged_size=256M",)
 HUGE_ZONE = "id=huge0,size=0,hugepages=on,hugepage_size=2M,hotplug_size=512M,hotplugged_size=128M"
 
 COLOURS = {Cell.PLUGGED: "green", Cell.MIXED: "yellow", Cell.UNPLUGGED: "blue", Cell.UNUSABLE: "dim"}
+
+PICTURE = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" xml:space="preserve">
+<style>
+text {{ white-space: pre; }}
+.{unique_id}-matrix {{ font: {char_height}px monospace; }}
+.{unique_id}-title {{ font: bold 18px sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">{matrix}</g>
+</g>
+</svg>
+"""
+"""The frame around what rich draws of the terminal; it needs no font from anywhere."""
 
 READER = """
 import mmap, os, socket, sys
@@ -58,7 +83,7 @@ class Show:
     """The terminal, and the processes on stage."""
 
     def __init__(self, machine: Machine, guest: subprocess.Popen[str]) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, record=True, width=WIDTH)
         self.machine = machine
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._plugged: dict[str, int] = {}
@@ -78,9 +103,14 @@ class Show:
         self.console.print(Text(f"  {text}"))
 
     def await_targets(self) -> None:
-        """Wait until the guest has done what it was asked for, in every zone."""
+        """Wait until the guest says that it has done what it was asked for, in every zone."""
         deadline = time.monotonic() + PATIENCE
-        while any(device.plugged_size != device.requested_size for device in self._devices()):
+        targets = {
+            zone_id: zone.service.device.requested_size
+            for zone_id, zone in self.machine.manager.zones.items()
+            if zone.service is not None
+        }
+        while self._plugged != targets:
             left = deadline - time.monotonic()
             try:
                 event = self._events.get(timeout=max(0.0, left))
@@ -88,22 +118,22 @@ class Show:
                 raise SystemExit("the guest did not reach the target in time") from None
             if event["event"] == "damaged":
                 raise SystemExit(f"the guest's memory at {event['addr']:#x} was damaged")
-
-    def _devices(self) -> Iterator[Any]:
-        for zone in self.machine.manager.zones.values():
-            if zone.service is not None:
-                yield zone.service.device
+            if event["event"] == "outcome":
+                self._plugged[event["zone"]] = event["plugged_size"]
 
     def picture(self) -> None:
         """Each zone's blocks, and what the host holds for them."""
         for zone_id, zone in self.machine.manager.zones.items():
-            assert zone.service is not None and zone.zone.hotplug is not None
+            if zone.service is None or zone.zone.hotplug is None:
+                self.say(f"{zone_id}: {human_size(zone.plan.spec.size)}, no virtio-mem")
+                continue
             bar, *rest = draw(zone_id, zone.service.device)
             self.console.print(_coloured(bar))
-            for line in rest:
+            *ruler, sizes = rest
+            for line in ruler:
                 self.console.print(Text(line, style="dim"))
             held = zone.zone.hotplug.held()
-            self.console.print(Text(f"{' ' * len(zone_id)}  the host holds {human_size(held)} ({held} bytes)"))
+            self.console.print(Text(sizes, style="dim").append(f"; the host holds {held:,} bytes", style="not dim"))
 
 
 def _coloured(bar: str) -> Text:
@@ -155,36 +185,37 @@ def _read_elsewhere(part: SharedPart, offset: int) -> bytes:
 
 
 def _run(show: Show) -> None:
-    manager = show.machine.manager
-    zones = list(manager.zones.values())
+    zones = [zone for zone in show.machine.manager.zones.values() if zone.service is not None]
     show.headline("The guest plugs what each zone has hotplugged at boot")
     show.await_targets()
     show.picture()
+    _resize(show, "The host asks for more", zones, 0.75)
+    _read(show)
+    _resize(show, "The host asks for less", zones, 0.125)
+    _verdict(show, zones)
 
+
+def _read(show: Show) -> None:
     show.headline("Another process reads the guest's memory through a file descriptor that it was passed")
-    part = next(part for part in manager.shared_parts() if part.hotplug)
+    part = next(part for part in show.machine.manager.shared_parts() if part.hotplug)
     text = _read_elsewhere(part, 0)
     show.say(f"guest address {part.addr:#x} holds {text!r}")
     if text != pattern(part.addr):
         raise SystemExit("that is not what the guest wrote")
 
-    for headline, share in (("The host asks for more", 0.75), ("The host asks for less", 0.125)):
-        show.headline(headline)
-        for zone in zones:
-            _resize(show, zone, share)
-        show.await_targets()
-        show.picture()
-    _verdict(show, zones)
 
-
-def _resize(show: Show, zone: ManagedZone, share: float) -> None:
-    """Give a zone a share of what can be hotplugged."""
-    assert zone.service is not None
-    spec, block_size = zone.plan.spec, zone.service.device.geometry.block_size
-    hotplugged = min(int(spec.hotplug_size * share), HUGE_ZONE_SIZE if spec.hugepages else spec.hotplug_size)
-    size = spec.size + hotplugged // block_size * block_size
-    show.say(f"resize_zone {spec.id} to {human_size(size)}, boot memory included")
-    show.machine.resize_zone(spec.id, size)
+def _resize(show: Show, headline: str, zones: list[ManagedZone], share: float) -> None:
+    """Give each zone a share of what can be hotplugged."""
+    show.headline(headline)
+    for zone in zones:
+        assert zone.service is not None
+        spec, block_size = zone.plan.spec, zone.service.device.geometry.block_size
+        hotplugged = min(int(spec.hotplug_size * share), HUGE_ZONE_SIZE if spec.hugepages else spec.hotplug_size)
+        size = spec.size + hotplugged // block_size * block_size
+        show.say(f"resize_zone {spec.id} to {human_size(size)}, boot memory included")
+        show.machine.resize_zone(spec.id, size)
+    show.await_targets()
+    show.picture()
 
 
 def _verdict(show: Show, zones: list[ManagedZone]) -> None:
@@ -206,22 +237,36 @@ def main() -> None:
     parser.add_argument("--memory-zone", nargs="+", action="extend", metavar="ZONE", help=f"default: {ZONES[0]}")
     parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="NODE")
     parser.add_argument("--packed", action="store_true", help="use a packed virtqueue instead of a split one")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="save what the terminal showed as an SVG")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was changed is put back
+    try:
+        _perform(arguments)
+    except FieldError as error:
+        parser.error(str(error))
+
+
+def _perform(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
         zones = arguments.memory_zone or []
         if not zones and arguments.memory == MEMORY:
             zones = [*ZONES, HUGE_ZONE] if stack.enter_context(_huge_pages()) else list(ZONES)
-        try:
-            config = VmMemoryConfig.from_options(arguments.memory, zones, arguments.numa)
-            manager = stack.enter_context(MemoryManager(config))
-        except FieldError as error:
-            parser.error(str(error))
+        config = VmMemoryConfig.from_options(arguments.memory, zones, arguments.numa)
+        manager = stack.enter_context(MemoryManager(config))
         machine = Machine(manager)
+        stack.callback(machine.close)
         machine.start()
         show = Show(machine, stack.enter_context(_guest(machine, packed=arguments.packed)))
         show.headline("The machine's memory")
-        show.say(str(config))
+        show.say(f"--memory {config.memory}")
+        for zone in config.zones:
+            show.say(f"--memory-zone {zone}")
+        for node in config.numa:
+            show.say(f"--numa {node}")
         _run(show)
+        if arguments.picture:
+            picture = str(arguments.picture)
+            show.console.save_svg(picture, title="scripts/demo", code_format=PICTURE, theme=SVG_EXPORT_THEME)
 
 
 if __name__ == "__main__":

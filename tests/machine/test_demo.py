@@ -1,0 +1,53 @@
+"""The demo, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.host import setting, settings_lock
+from virtio_mem.demo import HUGEPAGES
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "virtio_mem.demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.mark.needs_hugetlb
+def test_the_demo_without_options(tmp_path: Path) -> None:
+    with settings_lock:
+        before = setting(HUGEPAGES)
+        done = demo("--picture", str(tmp_path / "demo.svg"))
+        assert setting(HUGEPAGES) == before
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "mem0 ▕████████████████················                                ▏ 1 GiB at 0x100000000",
+        "plugged 768 MiB, usable 1 GiB, blocks of 2 MiB; the host holds 805,306,368 bytes",
+        "guest address 0x100000000 holds b'virtio-mem page 0000000100000000'",
+        "mem0: 128 MiB plugged, 128 MiB held by the host",
+        "huge0: 64 MiB plugged, 64 MiB held by the host",
+    ):
+        assert line in done.stdout
+    ElementTree.parse(tmp_path / "demo.svg")
+
+
+def test_a_machine_of_ones_own_on_a_packed_ring() -> None:
+    done = demo("--memory", "size=8M,shared=on,hotplug_method=virtio-mem,hotplug_size=512M", "--packed")
+    assert done.returncode == 0, done.stderr
+    assert "mem0: 64 MiB plugged, 64 MiB held by the host" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("memory", "error"),
+    [("size=12X", "--memory size=12X"), ("size=64M", "shared=on"), ("size=1000,shared=on", "page size")],
+)
+def test_options_that_cannot_be_are_explained(memory: str, error: str) -> None:
+    done = demo("--memory", memory)
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
