@@ -20,7 +20,7 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    named = set(re.findall(r"`([\w./]+?(?:/|\.py|\.toml)|\.ci/run|scripts/\w+)", README)}
+    named = set(re.findall(r"`([\w./]+?(?:/|\.py|\.toml)|\.ci/run|scripts/\w+)", README))
     assert len(named) > 10
     missing = [name for name in named if not any((top / name).exists() for top in (ROOT, ROOT / "virtio_mem"))]
     assert not missing
