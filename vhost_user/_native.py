@@ -7,16 +7,21 @@ GIL while it is in C, so a long populate or discard holds up no other thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 
 from vhost_user._core import ffi, lib
 
 _BITS_PER_WORD = 8 * ffi.sizeof("unsigned long")
 
 
+def _error(result: int) -> OSError:
+    return OSError(-result, os.strerror(-result))
+
+
 def _checked(result: int) -> int:
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise _error(result)
     return result
 
 
@@ -57,3 +62,172 @@ def private_held(pagemap: int, address: int, length: int) -> int:
 def hugetlb_held(fd: int, offset: int, length: int, page_size: int) -> int:
     """Bytes of huge pages that a hugetlb file holds in a range, whichever process touched them."""
     return _checked(lib.vu_hugetlb_held(fd, offset, length, page_size))
+
+
+class MemoryTable:
+    """Guest memory for the C core: rows of guest address, size and host address, sorted and without overlap.
+
+    It never changes. `keep` holds the mappings open: whoever calls into C has the table on its stack, so nothing is
+    unmapped under the call, whatever other threads do.
+    """
+
+    __slots__ = ("keep", "pointer")
+
+    def __init__(self, rows: Sequence[tuple[int, int, int]], keep: object) -> None:
+        self.keep = keep
+        self.pointer = ffi.new("struct vu_memory *", {"count": len(rows), "regions": list(rows)})
+
+
+_CHARS = ffi.typeof("char[]")
+_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+def memory_read(table: MemoryTable, address: int, size: int) -> bytes:
+    """`size` bytes from guest memory; OSError where a part of them lies in no region."""
+    buffer = _uncleared(_CHARS, size)
+    _checked(lib.vu_memory_read(table.pointer, address, buffer, size))
+    data: bytes = ffi.unpack(buffer, size)
+    return data
+
+
+def memory_write(table: MemoryTable, address: int, data: bytes | bytearray | memoryview) -> None:
+    """`data` into guest memory: all of it, or none and OSError."""
+    source = data if type(data) is bytes else ffi.from_buffer(data)
+    _checked(lib.vu_memory_write(table.pointer, address, source, len(source)))
+
+
+def memory_contiguous(table: MemoryTable, address: int, size: int, alignment: int) -> bool:
+    """Whether a range lies in one region, aligned in guest and in host memory."""
+    return bool(lib.vu_memory_contiguous(table.pointer, address, size, alignment))
+
+
+def load16(table: MemoryTable, address: int) -> int:
+    """A little-endian integer, loaded whole, with acquire order."""
+    return _checked(lib.vu_load16(table.pointer, address))
+
+
+def load32(table: MemoryTable, address: int) -> int:
+    """A little-endian integer, loaded whole, with acquire order."""
+    return _checked(lib.vu_load32(table.pointer, address))
+
+
+def store16(table: MemoryTable, address: int, value: int) -> None:
+    """A little-endian integer, stored whole, with release order."""
+    _checked(lib.vu_store16(table.pointer, address, value))
+
+
+def store32(table: MemoryTable, address: int, value: int) -> None:
+    """A little-endian integer, stored whole, with release order."""
+    _checked(lib.vu_store32(table.pointer, address, value))
+
+
+def fence() -> None:
+    """A full barrier between the stores before it and the loads after it."""
+    lib.vu_fence()
+
+
+def _names(enum: str, prefix: str) -> list[str]:
+    elements = ffi.typeof(enum).elements
+    return [elements[number].removeprefix(prefix).lower() for number in sorted(elements)]
+
+
+_MALFORMED = _names("enum vu_malformed", "VU_MALFORMED_")[1:-1]
+_BROKEN = _names("enum vu_broken", "VU_BROKEN_")
+
+CHAIN = struct.Struct("=5I4xQQ")
+"""`struct vu_chain` up to its segments: id, slots, visited, readables, writables, readable, writable."""
+
+SEGMENT = struct.Struct("=QQ")
+"""`struct vu_segment`: address, length."""
+
+assert CHAIN.size == ffi.offsetof("struct vu_chain", "segments") and SEGMENT.size == ffi.sizeof("struct vu_segment")
+
+RING_BROKEN: int = lib.VU_RING_BROKEN
+RING_UNMAPPED: int = lib.VU_RING_UNMAPPED
+
+
+class Ring:
+    """The device side of a ring. Each call walks the one table that it is given.
+
+    Calls return what csrc/ring_api.h says: a result of zero or more, RING_BROKEN or RING_UNMAPPED. An area is its guest
+    address, size and alignment; a position a slot and its wrap counter.
+    """
+
+    __slots__ = ("_chain", "_chain_bytes", "_queue")
+
+    def __init__(
+        self,
+        size: int,
+        areas: Sequence[tuple[int, int, int]],
+        *,
+        packed: bool,
+        event_idx: bool,
+        indirect: bool,
+        avail: tuple[int, bool],
+        used: tuple[int, bool],
+    ) -> None:
+        fields: dict[str, object] = dict(zip(("desc", "driver", "device"), areas, strict=True))
+        fields |= {"size": size, "packed": packed, "event_idx": event_idx, "indirect": indirect}
+        fields |= {"next_avail": avail[0], "avail_wrap": avail[1], "next_used": used[0], "used_wrap": used[1]}
+        self._queue = ffi.new("struct vu_queue *", fields)
+        self._chain = ffi.new("struct vu_chain *", {"segments": size})
+        self._chain_bytes = ffi.cast("char *", self._chain)
+
+    def pop(self, table: MemoryTable) -> int:
+        """The number of segments of the next good chain, which `chain()` then copies; or 0."""
+        result: int = lib.vu_queue_pop(self._queue, table.pointer, self._chain)
+        return result
+
+    def chain(self, segments: int) -> bytes:
+        """The `struct vu_chain` that `pop` left."""
+        data: bytes = ffi.unpack(self._chain_bytes, CHAIN.size + SEGMENT.size * segments)
+        return data
+
+    def push(self, table: MemoryTable, chain_id: int, slots: int, written: int) -> int:
+        """Gives a chain back."""
+        result: int = lib.vu_queue_push(self._queue, table.pointer, chain_id, slots, written)
+        return result
+
+    def should_notify(self, table: MemoryTable) -> int:
+        """Whether the driver wants to hear of what was given back since the last call."""
+        result: int = lib.vu_queue_should_notify(self._queue, table.pointer)
+        return result
+
+    def disable_notifications(self, table: MemoryTable) -> int:
+        """Advises the driver not to notify."""
+        result: int = lib.vu_queue_disable_notifications(self._queue, table.pointer)
+        return result
+
+    def enable_notifications(self, table: MemoryTable) -> int:
+        """Asks the driver to notify; 1 if something is available already."""
+        result: int = lib.vu_queue_enable_notifications(self._queue, table.pointer)
+        return result
+
+    def positions(self) -> tuple[tuple[int, bool], tuple[int, bool]]:
+        """Where the next available and the next used chain are."""
+        queue = self._queue
+        return (queue.next_avail, bool(queue.avail_wrap)), (queue.next_used, bool(queue.used_wrap))
+
+    def broken(self) -> tuple[str, int]:
+        """Why the ring is broken, "not" if it is not, and the value that broke it."""
+        return _BROKEN[self._queue.broken], self._queue.broken_value
+
+    def malformed(self) -> dict[str, int]:
+        """How many chains went back with length 0, by reason."""
+        return dict(zip(_MALFORMED, self._queue.malformed[1 : len(_MALFORMED) + 1], strict=True))
+
+
+def chain_read(table: MemoryTable, chain: bytes, offset: int, size: int) -> bytes:
+    """`size` bytes of a chain's readable part, from `offset` on; OSError where its memory is gone."""
+    buffer = _uncleared(_CHARS, size)
+    if result := lib.vu_chain_read(table.pointer, chain, offset, buffer, size):
+        raise _error(result)
+    data: bytes = ffi.unpack(buffer, size)
+    return data
+
+
+def chain_write(table: MemoryTable, chain: bytes, offset: int, data: bytes | bytearray | memoryview) -> None:
+    """`data` into a chain's writable part, from `offset` on: all of it, or none and OSError."""
+    source = data if type(data) is bytes else ffi.from_buffer(data)
+    if result := lib.vu_chain_write(table.pointer, chain, offset, source, len(source)):
+        raise _error(result)

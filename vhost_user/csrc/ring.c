@@ -1,0 +1,216 @@
+/* The device side of a virtqueue, as far as both formats agree; see ring_api.h. */
+
+#include <errno.h>
+#include <string.h>
+
+#include "ring.h"
+
+static const struct format *format_of(const struct vu_queue *queue)
+{
+	return queue->packed ? &vu_packed_format : &vu_split_format;
+}
+
+int break_ring(struct vu_queue *queue, enum vu_broken why, uint32_t value)
+{
+	queue->broken = why;
+	queue->broken_value = value;
+	return VU_RING_BROKEN;
+}
+
+static char *find_area(const struct vu_memory *memory, const struct vu_area *area)
+{
+	return vu_memory_at(memory, area->address, area->size, area->alignment);
+}
+
+/* The table may have changed since the last call, so nothing is kept: finding costs less than keeping it right. */
+static int find_areas(const struct vu_queue *queue, const struct vu_memory *memory, struct areas *areas)
+{
+	if (queue->broken)
+		return VU_RING_BROKEN;
+	areas->desc = find_area(memory, &queue->desc);
+	areas->driver = find_area(memory, &queue->driver);
+	areas->device = find_area(memory, &queue->device);
+	return areas->desc && areas->driver && areas->device ? 0 : VU_RING_UNMAPPED;
+}
+
+void read_descriptor(const struct vu_memory *memory, uint64_t address, struct descriptor *descriptor)
+{
+	vu_memory_read(memory, address, descriptor, sizeof(*descriptor));
+	/* Nothing below may be compiled to read guest memory a second time. */
+	atomic_signal_fence(memory_order_seq_cst);
+	descriptor->address = le64toh(descriptor->address);
+	descriptor->length = le32toh(descriptor->length);
+	descriptor->tail[0] = le16toh(descriptor->tail[0]);
+	descriptor->tail[1] = le16toh(descriptor->tail[1]);
+}
+
+enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+			      const struct descriptor *descriptor, bool writable)
+{
+	uint32_t count = chain->readables + chain->writables;
+
+	if (count == queue->size)
+		return VU_MALFORMED_TOO_LONG;
+	if (!descriptor->length)
+		return VU_MALFORMED_ZERO_LENGTH;
+	if (!vu_memory_covers(memory, descriptor->address, descriptor->length))
+		return VU_MALFORMED_OUTSIDE_MEMORY;
+	if (!writable && chain->writables)
+		return VU_MALFORMED_READABLE_AFTER_WRITABLE;
+	if (chain->readable + chain->writable + descriptor->length > UINT64_C(1) << 32)
+		return VU_MALFORMED_TOO_MANY_BYTES;
+	if (writable) {
+		chain->writables++;
+		chain->writable += descriptor->length;
+	} else {
+		chain->readables++;
+		chain->readable += descriptor->length;
+	}
+	chain->segments[count] = (struct vu_segment){ descriptor->address, descriptor->length };
+	return VU_MALFORMED_NONE;
+}
+
+enum vu_malformed check_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
+				 const struct descriptor *descriptor, bool chained)
+{
+	if (!queue->indirect)
+		return VU_MALFORMED_INDIRECT_NOT_NEGOTIATED;
+	if (chained)
+		return VU_MALFORMED_INDIRECT_CHAINED;
+	if (!descriptor->length || descriptor->length % sizeof(*descriptor))
+		return VU_MALFORMED_INDIRECT_LENGTH;
+	if (!vu_memory_covers(memory, descriptor->address, descriptor->length))
+		return VU_MALFORMED_OUTSIDE_MEMORY;
+	return VU_MALFORMED_NONE;
+}
+
+static void give_back(struct vu_queue *queue, const struct areas *areas, uint32_t id, uint32_t slots, uint32_t written)
+{
+	format_of(queue)->give(queue, areas, id, slots, written);
+	if (queue->pending < 65536)
+		queue->pending += slots;
+}
+
+int vu_queue_pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	/* Chains without indirect tables share `size` descriptors: only an ill-willed driver makes one pop read more. */
+	for (uint32_t visited = 0; !result && visited < 2 * queue->size; visited += chain->visited) {
+		enum vu_malformed fault = VU_MALFORMED_NONE;
+		int taken = format_of(queue)->take(queue, memory, &areas, chain, &fault);
+
+		if (taken <= 0)
+			return taken;
+		if (!fault)
+			return chain->readables + chain->writables;
+		queue->malformed[fault]++;
+		give_back(queue, &areas, chain->id, chain->slots, 0);
+	}
+	return result;
+}
+
+int vu_queue_push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots,
+		  uint64_t written)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	/* Of 4 GiB the last byte can't be told; less than was written may be. */
+	if (!result)
+		give_back(queue, &areas, id, slots, written > UINT32_MAX ? UINT32_MAX : written);
+	return result;
+}
+
+int vu_queue_should_notify(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	if (result || !queue->pending)
+		return result;
+	/* The driver asks for notifications, then looks for used chains; here it is the other way round. */
+	full_fence();
+	result = format_of(queue)->wants_notification(queue, &areas);
+	queue->pending = 0;
+	return result;
+}
+
+int vu_queue_disable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	if (!result)
+		format_of(queue)->advise(queue, &areas, false);
+	return result;
+}
+
+int vu_queue_enable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	if (result)
+		return result;
+	format_of(queue)->advise(queue, &areas, true);
+	/* The driver makes chains available, then looks whether to notify; here it is the other way round. */
+	full_fence();
+	return format_of(queue)->available(queue, &areas);
+}
+
+/* What is done with each piece of a chain: copy it, or only see whether it is still there. */
+typedef int piece_action(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length);
+
+static int read_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
+{
+	return vu_memory_read(memory, address, buffer, length);
+}
+
+static int write_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
+{
+	return vu_memory_write(memory, address, buffer, length);
+}
+
+static int check_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
+{
+	(void)buffer;
+	return vu_memory_covers(memory, address, length) ? 0 : -EFAULT;
+}
+
+static int each_piece(const struct vu_memory *memory, const struct vu_segment *segment, uint64_t offset, char *buffer,
+		      uint64_t length, piece_action *action)
+{
+	int result = 0;
+
+	while (length && offset >= segment->length)
+		offset -= segment++->length;
+	for (; length && !result; segment++, offset = 0) {
+		uint64_t here = segment->length - offset;
+
+		if (here > length)
+			here = length;
+		result = action(memory, segment->address + offset, buffer, here);
+		buffer += here;
+		length -= here;
+	}
+	return result;
+}
+
+int vu_chain_read(const struct vu_memory *memory, const void *chain, uint64_t offset, void *to, uint64_t length)
+{
+	const struct vu_chain *from = chain;
+
+	return each_piece(memory, from->segments, offset, to, length, read_piece);
+}
+
+int vu_chain_write(const struct vu_memory *memory, const void *chain, uint64_t offset, const void *from,
+		   uint64_t length)
+{
+	const struct vu_chain *to = chain;
+	const struct vu_segment *first = to->segments + to->readables;
+	int result = each_piece(memory, first, offset, NULL, length, check_piece);
+
+	return result ? result : each_piece(memory, first, offset, (char *)from, length, write_piece);
+}

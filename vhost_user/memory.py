@@ -1,0 +1,175 @@
+"""Guest memory: which guest addresses there are, and where each of them lies in this process.
+
+A table of regions, each a part of a mapping, sorted by guest address. A table never changes: adding, removing or
+replacing regions makes a new one and puts it in place of the old one in a single step, while rings run. Every read,
+write and ring call walks the one table that it found at its start. A table holds its mappings open, so a mapping that
+was removed can be closed as soon as the last call that began before is done; until then `Mapping.close()` refuses.
+
+Guest addresses come from the guest: nothing here follows one that it has not looked up, and what lies outside of every
+region is the peer's violation, a `PeerError`. Ranges may cross from one region into the next where their guest
+addresses touch, whatever lies between them in the host.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vhost_user import _native
+from vhost_user.errors import PeerError, UsageError
+from vhost_user.mapping import Mapping
+from vhost_user.units import U64_MAX, ByteCount, GuestAddress, HostOffset, UserAddress
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Region:
+    """`size` bytes of guest memory from `guest_address` on: those of `mapping` from `offset` on.
+
+    `user_address` is where the vhost-user front end has them, where there is one. Raises UsageError for a region that
+    is empty, wraps past 2**64 or reaches beyond its mapping.
+    """
+
+    guest_address: GuestAddress
+    size: ByteCount
+    mapping: Mapping
+    offset: HostOffset = HostOffset(0)
+    user_address: UserAddress | None = None
+
+    def __post_init__(self) -> None:
+        if self.size <= 0:
+            raise UsageError("size", self.size, "a region holds at least one byte")
+        for field, address in (("guest_address", self.guest_address), ("user_address", self.user_address or 0)):
+            if address < 0 or address + self.size - 1 > U64_MAX:
+                raise UsageError(field, f"{address:#x}+{self.size:#x}", "a region ends at 2**64 or before")
+        if self.offset < 0 or self.offset + self.size > self.mapping.size:
+            raise UsageError("offset", f"{self.offset}+{self.size}", f"within the mapping's {self.mapping.size} bytes")
+
+    @property
+    def end(self) -> int:
+        """The guest address behind the last byte: 2**64 at most."""
+        return self.guest_address + self.size
+
+    def __str__(self) -> str:
+        return f"{self.guest_address:#x}-{self.end - 1:#x}"
+
+
+class GuestMemory:
+    """The regions of one guest, and access to them by guest address. Any thread may call anything at any time."""
+
+    def __init__(self, regions: Iterable[Region] = ()) -> None:
+        self._lock = threading.Lock()
+        self._install(regions)
+
+    def _install(self, regions: Iterable[Region]) -> None:
+        ordered = tuple(sorted(regions, key=lambda region: region.guest_address))
+        for below, above in pairwise(ordered):
+            if below.end > above.guest_address:
+                raise UsageError("guest_address", above, f"overlaps the region {below}", "remove that one first")
+        pins = [region.mapping.view(region.offset, region.size) for region in ordered]
+        rows = [(region.guest_address, region.size, region.mapping.address + region.offset) for region in ordered]
+        self._regions = ordered
+        self.table = _native.MemoryTable(rows, pins)
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The regions of the present table, by guest address."""
+        return self._regions
+
+    def replace(self, regions: Iterable[Region]) -> None:
+        """Let these be all regions, in a single step. Raises UsageError where two overlap; then nothing changed."""
+        with self._lock:
+            self._install(regions)
+
+    def add(self, region: Region) -> None:
+        """Let there be one more region. Raises UsageError where it overlaps another; then nothing changed."""
+        with self._lock:
+            self._install((*self._regions, region))
+
+    def remove(self, region: Region) -> None:
+        """Let there be one region less. Raises UsageError where it is not in the table. Its mapping stays open."""
+        with self._lock:
+            if region not in self._regions:
+                raise UsageError("region", region, "a region of this guest memory")
+            self._install(other for other in self._regions if other != region)
+
+    def read(self, address: GuestAddress, size: int) -> bytes:
+        """A copy of `size` bytes. Raises PeerError where a part of them lies in no region."""
+        try:
+            return _native.memory_read(self.table, address, size)
+        except (OSError, OverflowError):
+            raise _outside(address, size) from None
+
+    def write(self, address: GuestAddress, data: Bytes) -> None:
+        """Copy `data` to guest memory. Raises PeerError where a part lies in no region; then nothing is written."""
+        data = as_bytes(data)
+        try:
+            _native.memory_write(self.table, address, data)
+        except (OSError, OverflowError):
+            raise _outside(address, len(data)) from None
+
+    def views(self, address: GuestAddress, size: int) -> list[memoryview]:
+        """The memory itself, one view for each region that the range touches, in order. Raises PeerError as read().
+
+        The guest may change what they show at any moment. While one lives, its mapping can't be closed.
+        """
+        regions, views, start, left = self._regions, [], int(address), size
+        at = bisect_right(regions, start, key=lambda region: region.guest_address) - 1
+        while left:
+            if not (0 <= at < len(regions) and regions[at].guest_address <= start < regions[at].end):
+                raise _outside(address, size)
+            here = min(left, regions[at].end - start)
+            offset = HostOffset(regions[at].offset + start - regions[at].guest_address)
+            views.append(regions[at].mapping.view(offset, ByteCount(here)))
+            at, start, left = at + 1, start + here, left - here
+        return views
+
+    def contiguous(self, address: GuestAddress, size: int, alignment: int = 1) -> bool:
+        """Whether a range lies in one region, and starts at a multiple of `alignment` in guest and host memory."""
+        try:
+            return _native.memory_contiguous(self.table, address, size, alignment)
+        except OverflowError:
+            return False
+
+    def load16(self, address: GuestAddress) -> int:
+        """A little-endian integer, loaded whole and with acquire order. Raises PeerError unless it is aligned."""
+        try:
+            return _native.load16(self.table, address)
+        except (OSError, OverflowError):
+            raise _outside(address, 2) from None
+
+    def load32(self, address: GuestAddress) -> int:
+        """A little-endian integer, loaded whole and with acquire order. Raises PeerError unless it is aligned."""
+        try:
+            return _native.load32(self.table, address)
+        except (OSError, OverflowError):
+            raise _outside(address, 4) from None
+
+    def store16(self, address: GuestAddress, value: int) -> None:
+        """Store a little-endian integer whole, with release order. Raises PeerError unless it is aligned."""
+        assert 0 <= value < 2**16
+        try:
+            _native.store16(self.table, address, value)
+        except (OSError, OverflowError):
+            raise _outside(address, 2) from None
+
+    def store32(self, address: GuestAddress, value: int) -> None:
+        """Store a little-endian integer whole, with release order. Raises PeerError unless it is aligned."""
+        assert 0 <= value < 2**32
+        try:
+            _native.store32(self.table, address, value)
+        except (OSError, OverflowError):
+            raise _outside(address, 4) from None
+
+
+def as_bytes(data: Bytes) -> Bytes:
+    """`data` such that its length counts bytes, without a copy."""
+    return data if type(data) is bytes else memoryview(data).cast("B")
+
+
+def _outside(address: int, size: int) -> PeerError:
+    return PeerError("guest address", f"{address:#x}+{size:#x}", "lies in guest memory, and is aligned if an index")
