@@ -26,8 +26,10 @@ def guest_ram() -> Iterator[GuestMemory]:
     """4 MiB of guest memory at address 0."""
     with Mapping(ByteCount(RAM_SIZE), mmap.MAP_PRIVATE) as mapping:
         memory = GuestMemory([Region(GuestAddress(0), ByteCount(RAM_SIZE), mapping)])
-        yield memory
-        memory.replace(())
+        try:
+            yield memory
+        finally:
+            memory.replace(())
 
 
 class Rig:
