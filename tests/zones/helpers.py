@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +189,14 @@ def touch(memory: HostMemory, offset: int) -> None:
         view[0] = 0x5A
 
 
+def free_pages(pool: host.HugePagePool, expected: int, seconds: float = 2) -> int:
+    """The free pages of a pool, once they are as expected or long after: compaction may hold one for a moment."""
+    deadline = time.monotonic() + seconds
+    while pool.free != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return pool.free
+
+
 def in_child(action: Callable[[], None]) -> int:
     """Run `action` in a forked process; its exit status, or the negated number of the signal that ended it."""
     pid = os.fork()
@@ -195,6 +205,8 @@ def in_child(action: Callable[[], None]) -> int:
         try:
             action()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

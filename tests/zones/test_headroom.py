@@ -41,17 +41,18 @@ class Tree:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{text}\n" if not str(text).endswith("\n") else str(text))
 
-    def v1(self, group: str, limit: int, usage: int, inactive_file: int = 0) -> None:
+    def v1(self, group: str, limit: int, usage: int, inactive: int = 0, active: int = 0) -> None:
         top = f"sys/fs/cgroup/memory/{group}"
         self.write(f"{top}/memory.limit_in_bytes", limit)
         self.write(f"{top}/memory.usage_in_bytes", usage)
-        self.write(f"{top}/memory.stat", f"inactive_file 1\ntotal_inactive_file {inactive_file}\ntotal_active_file 7\n")
+        below = f"total_inactive_anon 3\ntotal_inactive_file {inactive}\ntotal_active_file {active}\n"
+        self.write(f"{top}/memory.stat", f"inactive_file 1000\nactive_file 1000\n{below}")
 
-    def v2(self, group: str, limit: object, usage: int, inactive_file: int = 0) -> None:
+    def v2(self, group: str, limit: object, usage: int, inactive: int = 0, active: int = 0) -> None:
         top = f"sys/fs/cgroup/unified/{group}"
         self.write(f"{top}/memory.max", limit)
         self.write(f"{top}/memory.current", usage)
-        self.write(f"{top}/memory.stat", f"anon 9\ninactive_file {inactive_file}\nactive_file 5\n")
+        self.write(f"{top}/memory.stat", f"anon 9\ninactive_file {inactive}\nactive_file {active}\n")
 
     def limits(self, node: int | None = None) -> dict[str, int]:
         """What is left, by what limits it."""
@@ -64,13 +65,13 @@ HOST = {"the host (MemAvailable)": 4 * MIB}
 
 def test_version_1_counts_every_group_up_to_the_top(tmp_path: Path) -> None:
     tree = Tree(tmp_path, "5:cpu,cpuacct:/\n4:memory:/vm/one\n0::/\n")
-    tree.v1("vm/one", 1000, 400, inactive_file=50)
-    tree.v1("vm", 700, 650)
+    tree.v1("vm/one", 1000, 400, inactive=50)
+    tree.v1("vm", 700, 650, active=4)
     tree.v1("", UNLIMITED_V1, 9)
     assert tree.limits() == {
         **HOST,
         "/sys/fs/cgroup/memory/vm/one/memory.limit_in_bytes": 650,
-        "/sys/fs/cgroup/memory/vm/memory.limit_in_bytes": 50,
+        "/sys/fs/cgroup/memory/vm/memory.limit_in_bytes": 52,
         "/sys/fs/cgroup/memory/memory.limit_in_bytes": UNLIMITED_V1 - 9,
     }
 
@@ -78,8 +79,8 @@ def test_version_1_counts_every_group_up_to_the_top(tmp_path: Path) -> None:
 def test_version_2_counts_every_group_that_has_a_limit(tmp_path: Path) -> None:
     tree = Tree(tmp_path, "0::/machine.slice/vm.scope\n")
     tree.v2("machine.slice/vm.scope", "max", 10)
-    tree.v2("machine.slice", 5000, 4000, inactive_file=100)
-    assert tree.limits() == {**HOST, "/sys/fs/cgroup/unified/machine.slice/memory.max": 1100}
+    tree.v2("machine.slice", 5000, 4000, inactive=100, active=21)
+    assert tree.limits() == {**HOST, "/sys/fs/cgroup/unified/machine.slice/memory.max": 1110}
 
 
 def test_a_group_over_its_limit_has_less_than_nothing_left(tmp_path: Path) -> None:
@@ -265,17 +266,22 @@ def test_without_the_look_at_the_headroom_the_kernel_kills(
     assert in_child(in_the_group) == -signal.SIGKILL
 
 
-def test_page_cache_does_not_count_against_a_cgroup(make: Maker, limited_group: Path) -> None:
+def test_page_cache_that_can_go_does_not_count_against_a_cgroup(make: Maker, limited_group: Path) -> None:
     memory = make.memory(MEMFD, 256 * MIB)
     file = make.disk / "cache"
+    with file.open("wb") as cache:
+        cache.write(bytes(96 * MIB))
+        cache.flush()
+        os.fsync(cache.fileno())
+        os.posix_fadvise(cache.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def in_the_group() -> None:
         join(limited_group)
         before = left_in(limited_group.parent)
-        with file.open("wb") as cache:
-            cache.write(bytes(96 * MIB))
-            cache.flush()
-            os.fsync(cache.fileno())
+        with file.open("rb") as cache:
+            # Read ahead, so that no page is used twice and becomes active.
+            for offset in range(0, 96 * MIB, 64 * KIB):
+                os.posix_fadvise(cache.fileno(), offset, 64 * KIB, os.POSIX_FADV_WILLNEED)
         usage = the_one_of(limited_group.parent, "memory.current", "memory.usage_in_bytes")
         assert int(usage.read_text()) > 80 * MIB
         assert left_in(limited_group.parent) > before - 16 * MIB

@@ -5,9 +5,9 @@ NUMA node bound to runs out with an error. A memory cgroup over its limit and a 
 OOM killer, which ends the process, guest and all. So before it populates, a zone adds up what it may take: the least of
 
 - MemAvailable of the host (proc(5)), or what is free or quickly freed on the NUMA node that the zone is bound to;
-- limit less usage of this process's memory cgroup and of every cgroup above it. Inactive file pages count as free,
-  because they go first under pressure; without that, a cgroup full of page cache, the usual state of one that reads
-  files, would seem to have nothing left;
+- limit less usage of this process's memory cgroup and of every cgroup above it. Page cache is part of the usage, and
+  goes first under pressure; if it counted in full, a cgroup that reads many files would seem to have nothing left. So
+  its inactive pages count as free, and half of the active ones: MemAvailable leaves no more than half to its users;
 - for huge pages instead: the pool's free pages less those reserved, on the node too, and the hugetlb cgroup;
 - for files: the room on the file system.
 
@@ -103,7 +103,7 @@ def _cgroup_limits(controller: str, v2: str, v1: str, root: Path) -> Iterator[Li
         for limit_name, usage_name in (v2.split(), v1.split()):
             limit, usage = _read_size(folder / limit_name), _read_size(folder / usage_name)
             if limit is not None and usage is not None:
-                left = limit - usage + _inactive_file(folder)
+                left = limit - usage + _spare_cache(folder)
                 yield Limit(f"{folder / limit_name}", left, limit, f"raise {limit_name} there")
 
 
@@ -136,8 +136,8 @@ def _read_size(path: Path) -> int | None:
     return None if text == "max" else int(text)
 
 
-def _inactive_file(folder: Path) -> int:
-    """Bytes of file pages on the inactive list of a memory cgroup and the cgroups below it; v1 says `total_`."""
+def _spare_cache(folder: Path) -> int:
+    """Bytes of page cache that a memory cgroup and those below it can do without; version 1 says `total_` for that."""
     text = facts.read_or(folder / "memory.stat", "")
-    found: dict[str, str] = dict(re.findall(r"^(inactive_file|total_inactive_file) (\d+)$", text, re.MULTILINE))
-    return int(found.get("total_inactive_file", found.get("inactive_file", "0")))
+    found: dict[str, str] = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", text, re.MULTILINE))
+    return int(found.get("inactive_file", "0")) + int(found.get("active_file", "0")) // 2
