@@ -210,7 +210,7 @@ int vu_chain_write(const struct vu_memory *memory, const void *chain, uint64_t o
 {
 	const struct vu_chain *to = chain;
 	const struct vu_segment *first = to->segments + to->readables;
-	int result = each_piece(memory, first, offset, NULL, length, check_piece);
+	int result = each_piece(memory, first, offset, (char *)from, length, check_piece);
 
 	return result ? result : each_piece(memory, first, offset, (char *)from, length, write_piece);
 }
