@@ -44,3 +44,16 @@ REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
 
 # Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
+
+# Between a driver and a device in two processes: loads of an index that the other one stores all the time, buffers
+# through a ring without a pause (more than 65,536 in CI, so that the indices come round), and through one where both
+# sides sleep between notifications.
+INDEX_LOADS = count(quick=200_000, ci=2_000_000, soak=20_000_000)
+RING_BUFFERS_BETWEEN_PROCESSES = count(quick=50_000, ci=200_000, soak=2_000_000)
+RING_BUFFERS_WITH_SLEEPS = count(quick=10_000, ci=100_000, soak=1_000_000)
+
+# Rings full of random bytes, some of which change between the device's steps.
+GARBAGE_RINGS = count(quick=1_000, ci=10_000, soak=100_000)
+
+# Races of a driver and a device on two processors that go to sleep at the same moment.
+NOTIFICATION_RACES = count(quick=200_000, ci=1_000_000, soak=10_000_000)
