@@ -126,6 +126,7 @@ def serve(queue: DeviceQueue, number: int) -> bool:
     return True
 
 
+@pytest.mark.clause("RING-SPLIT-8")
 @pytest.mark.parametrize("form", FORMATS)
 def test_producer_and_consumer_run_freely(form: str) -> None:
     total = counts.RING_BUFFERS_BETWEEN_PROCESSES
