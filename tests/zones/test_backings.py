@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -38,7 +39,8 @@ from tests.zones.helpers import (
     touch,
     vm_flags,
 )
-from vhost_user.errors import UsageError
+from vhost_user import _native
+from vhost_user.errors import HostError, UsageError
 from vhost_user.units import GIB, KIB, MIB, TIB, ByteCount, HostOffset
 from virtio_mem.hostmem.memory import HostMemory
 
@@ -95,13 +97,14 @@ def test_a_zone_may_have_one_part_only(make: Maker, kind: Kind, size: int, hotpl
 
 @each(*SHARED_KINDS)
 def test_another_process_reads_and_writes_through_the_passed_fd(make: Maker, kind: Kind) -> None:
-    memory = make.memory(kind, 4 * MIB)
+    memory = part(make.zone(kind, size=8 * MIB, hotplug_size=4 * MIB).hotplug)
     fill(memory, 0, memory.size, b"from the zone 16")
+    offset = memory.file_offset
     ours, theirs = socket.socketpair()
 
     def other_process() -> None:
         _, (fd,), _, _ = socket.recv_fds(theirs, 1, 1)
-        with mmap.mmap(fd, memory.size, offset=memory.file_offset) as there:
+        with mmap.mmap(fd, memory.size, offset=offset) as there:
             assert there[-16:] == b"from the zone 16"
             there[:5] = b"other"
 
@@ -148,6 +151,9 @@ def test_a_directory_gets_files_without_names(make: Maker, kind: Kind) -> None:
     for memory in (part(zone.boot), part(zone.hotplug)):
         found = os.fstat(memory.backing.fd)
         assert (found.st_nlink, found.st_size, found.st_mode & 0o777) == (0, memory.size, 0o600)
+        with pytest.raises(FileNotFoundError):
+            # A directory's fd that isn't needed, because the path is absolute, makes Python follow the link.
+            os.link(f"/proc/self/fd/{memory.backing.fd}", directory / "named", src_dir_fd=0)
 
 
 @each(SHARED_FILE, SHARED_TMPFS_FILE)
@@ -316,6 +322,21 @@ def test_a_range_that_cannot_be_is_refused_and_nothing_happens(make: Maker, kind
             action(HostOffset(offset), ByteCount(size))
     assert memory.held() == held
     assert memory.view()[0] == 0x5A
+
+
+@each(MEMFD, ANONYMOUS)
+def test_a_kernel_that_does_not_tell_what_it_holds_is_an_error(
+    make: Maker, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = make.memory(kind, 4 * MIB)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "lseek", refuse)
+    monkeypatch.setattr(_native, "private_held", refuse)
+    with pytest.raises(HostError, match=r"held=0x0\+0x400000: \w+ failed: EPERM"):
+        memory.held()
 
 
 @each(*KINDS)

@@ -190,6 +190,13 @@ def test_mergeable_memory_is_marked_while_ksm_is_stopped(make: Maker, caplog: py
         assert warnings(caplog) == [f"zone m: mergeable=on has no effect: {reason}"]
 
 
+def test_mergeable_memory_on_a_kernel_without_ksm(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "ksm_mode", str)
+    zone = make.zone(ANONYMOUS, size=SIZE, mergeable=True)
+    assert setting(zone, "mergeable") == ("mergeable", True, False, "this kernel has no KSM")
+    assert "mg" not in vm_flags(part(zone.boot).address)
+
+
 @pytest.mark.needs_ksm
 def test_merged_memory_can_be_discarded(make: Maker, ksm: host.Ksm) -> None:
     memory = make.memory(ANONYMOUS, SIZE, mergeable=True, thp=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,7 @@ from tests.zones.helpers import (
 from vhost_user import _native
 from vhost_user.errors import HostError
 from vhost_user.units import GIB, KIB, MIB, TIB, ByteCount, HostOffset
-from virtio_mem.hostmem import headroom
+from virtio_mem.hostmem import facts, headroom
 from virtio_mem.hostmem.headroom import Limit
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.zone import ZoneSpec
@@ -102,6 +103,23 @@ def test_surplus_pages_that_the_host_allows_count_as_available(make: Maker) -> N
         memory.populate(HostOffset(0), ByteCount(4 * MIB))
         assert memory.held() == 4 * MIB
         memory.discard(HostOffset(0), ByteCount(4 * MIB))
+
+
+@pytest.mark.needs_hugetlb
+@pytest.mark.needs_mbind
+def test_a_node_that_runs_short_is_told_though_the_host_has_pages(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = facts.memory_nodes()[0]
+    memory = make.memory(HUGETLB, 8 * MIB, host_numa_node=node)
+    real = facts.huge_pool
+
+    def nothing_on_the_node(page_size: ByteCount, where: int | None = None, root: Path = facts.ROOT) -> facts.HugePool:
+        pool = real(page_size, where, root)
+        return pool if where is None else pool._replace(free=0, overcommit=0)
+
+    monkeypatch.setattr(facts, "huge_pool", nothing_on_the_node)
+    with pytest.raises(HostError, match=rf"needs 1 huge pages of 2M; .* 0 are free .*on node {node}"):
+        memory.populate(HostOffset(0), HUGE)
+    assert memory.held() == 0
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def examine(path: Path) -> Place:
     """
     try:
         with _refused("file", path, "open", {errno.EACCES: "give access to the directories above it"}):
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            fd = os.open(path, os.O_PATH)
     except HostError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
@@ -109,7 +109,7 @@ def memfd(name: str, size: ByteCount, hugepage_size: ByteCount | None = None) ->
 def user_file(path: Path, size: ByteCount, *, shared: bool) -> int:
     """The user's regular file, which must hold `size` bytes. Opened for writing only if the zone is `shared`."""
     with _refused("file", path, "open", {errno.EACCES: "give read access, and with shared=on write access too"}):
-        fd = os.open(path, (os.O_RDWR if shared else os.O_RDONLY) | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR if shared else os.O_RDONLY)
     with _owned(fd):
         found = os.fstat(fd).st_size
         if found < size:
@@ -128,7 +128,7 @@ def unnamed_file(directory: Path, size: ByteCount) -> int:
         errno.EINVAL: too_large,
     }
     with _refused("file", directory, "open(O_TMPFILE)", remedies):
-        fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_EXCL, 0o600)
     with _owned(fd), _refused("file", directory, f"ftruncate to {format_size(size)}", remedies):
         os.ftruncate(fd, size)
     return fd

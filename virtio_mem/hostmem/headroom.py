@@ -81,7 +81,7 @@ def huge_limits(page_size: ByteCount, root: Path = ROOT) -> Iterator[Limit]:
 def require_huge_pages(size: int, page_size: ByteCount, node: int | None, field: str, root: Path = ROOT) -> None:
     """Raise HostError where the pool (of `node`, if given) or a hugetlb cgroup can't give `size` bytes."""
     pages = size // page_size
-    for where in {None, node}:
+    for where in (None,) if node is None else (None, node):
         pool = facts.huge_pool(page_size, where, root)
         if pages > pool.available:
             limit, remedy = pool.shortage(pages)
