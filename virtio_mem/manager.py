@@ -7,6 +7,7 @@ device in service. It has no transport: who embeds it puts each zone's `service`
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class MemoryManager:
         with ExitStack() as undo:
             plans = config.zone_plans()
             zones = [undo.enter_context(_zone(plan)) for plan in plans]
+            _check_files(zones)
             block_sizes = [_block_size(zone, block_size) for zone in zones]
             self.layout = lay_out(map(_zone_size, plans, zones, block_sizes))
             self.zones = {
@@ -183,6 +185,20 @@ def _zone(plan: ZonePlan) -> Zone:
     except FieldError as error:
         error.locate(f"zone {plan.spec.id}")
         raise
+
+
+def _check_files(zones: Iterable[Zone]) -> None:
+    """Two zones that share one file would be the same memory at two guest addresses."""
+    owners: dict[tuple[int, int], str] = {}
+    for zone in zones:
+        if zone.spec.file is None or not zone.shared:
+            continue
+        for part in filter(None, (zone.boot, zone.hotplug)):
+            file = os.fstat(part.backing.fd)
+            owner = owners.setdefault((file.st_dev, file.st_ino), zone.spec.id)
+            if owner != zone.spec.id:
+                limit = f"is zone {owner}'s file too"
+                raise UsageError(f"zone {zone.spec.id} file", zone.spec.file, limit, "give each shared zone its own")
 
 
 def _block_size(zone: Zone, block_size: int | None) -> ByteCount:

@@ -269,6 +269,21 @@ def test_shared_parts_are_what_another_process_can_map(tmp_path: Path) -> None:
         assert not manager.zones["private"].zone.shared
 
 
+def test_two_shared_zones_cannot_have_one_file(tmp_path: Path) -> None:
+    file, other = tmp_path / "memory", tmp_path / "link"
+    with file.open("wb") as opened:
+        opened.truncate(4 * MIB)
+    other.hardlink_to(file)
+    line = f"--memory size=0 --memory-zone id=a,size=2M,file={file},%s id=b,size=2M,file={other},shared=on"
+    with pytest.raises(UsageError, match="zone a's file too"):
+        manage(line % "shared=on")
+    manage(line % "shared=off").close()
+    line = (
+        f"--memory size=0 --memory-zone id=a,size=2M,file={tmp_path},shared=on id=b,size=2M,file={tmp_path},shared=on"
+    )
+    manage(line).close()
+
+
 def test_views_keep_memory_from_being_closed() -> None:
     manager = manage("--memory size=2M")
     (view,) = manager.guest_memory.views(GuestAddress(0), 10)
