@@ -121,6 +121,11 @@ def store32(table: MemoryTable, address: int, value: int) -> None:
     _checked(lib.vu_store32(table.pointer, address, value))
 
 
+def install_guard() -> None:
+    """Have a SIGBUS inside the C core make the call fail that met it; others go where they would have gone."""
+    _checked(lib.vu_guard_install())
+
+
 def fence() -> None:
     """A full barrier between the stores before it and the loads after it."""
     lib.vu_fence()

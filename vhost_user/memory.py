@@ -62,6 +62,7 @@ class GuestMemory:
     """The regions of one guest, and access to them by guest address. Any thread may call anything at any time."""
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
+        _native.install_guard()
         self._lock = threading.Lock()
         self._install(regions)
 

@@ -22,7 +22,10 @@ def test_nobody_sleeps_while_the_other_waits(tmp_path: Path, figure: Callable[[s
     if compiler is None or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs a C compiler and two processors")
     program = tmp_path / "notification_race"
-    sources = [HERE / "notification_race.c", *(CSRC / name for name in ("memory.c", "ring.c", "split.c", "packed.c"))]
+    sources = [
+        HERE / "notification_race.c",
+        *(CSRC / name for name in ("guard.c", "memory.c", "ring.c", "split.c", "packed.c")),
+    ]
     subprocess.run([compiler, "-std=gnu11", "-O2", "-I", CSRC, "-o", program, *sources, "-pthread"], check=True)
     ran = subprocess.run([program, str(counts.NOTIFICATION_RACES)], capture_output=True, text=True, check=True)
     no_kick, both_kick, no_interrupt, both_interrupt = map(int, ran.stdout.split())

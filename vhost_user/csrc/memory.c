@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "guard.h"
 #include "memory.h"
 
 /* The host address of `address`, with `*length` cut down to what follows it in the same region; NULL if in none. */
@@ -53,7 +54,7 @@ bool vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t
 	return true;
 }
 
-int vu_memory_read(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length)
+int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length)
 {
 	char *next = to;
 
@@ -71,7 +72,7 @@ int vu_memory_read(const struct vu_memory *memory, uint64_t address, void *to, u
 	return 0;
 }
 
-int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length)
+int write_memory(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length)
 {
 	const char *next = from;
 
@@ -89,6 +90,16 @@ int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void
 	return 0;
 }
 
+int vu_memory_read(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length)
+{
+	return GUARDED(int, read_memory(memory, address, to, length), -EFAULT);
+}
+
+int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length)
+{
+	return GUARDED(int, write_memory(memory, address, from, length), -EFAULT);
+}
+
 int vu_memory_contiguous(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment)
 {
 	return vu_memory_at(memory, address, length, alignment) != NULL;
@@ -98,34 +109,28 @@ int64_t vu_load16(const struct vu_memory *memory, uint64_t address)
 {
 	void *at = vu_memory_at(memory, address, 2, 2);
 
-	return at ? load16(at) : -EFAULT;
+	return at ? GUARDED(int64_t, load16(at), -EFAULT) : -EFAULT;
 }
 
 int64_t vu_load32(const struct vu_memory *memory, uint64_t address)
 {
 	void *at = vu_memory_at(memory, address, 4, 4);
 
-	return at ? (int64_t)load32(at) : -EFAULT;
+	return at ? GUARDED(int64_t, load32(at), -EFAULT) : -EFAULT;
 }
 
 int vu_store16(const struct vu_memory *memory, uint64_t address, uint16_t value)
 {
 	void *at = vu_memory_at(memory, address, 2, 2);
 
-	if (!at)
-		return -EFAULT;
-	store16(at, value);
-	return 0;
+	return at ? GUARDED(int, (store16(at, value), 0), -EFAULT) : -EFAULT;
 }
 
 int vu_store32(const struct vu_memory *memory, uint64_t address, uint32_t value)
 {
 	void *at = vu_memory_at(memory, address, 4, 4);
 
-	if (!at)
-		return -EFAULT;
-	store32(at, value);
-	return 0;
+	return at ? GUARDED(int, (store32(at, value), 0), -EFAULT) : -EFAULT;
 }
 
 void vu_fence(void)

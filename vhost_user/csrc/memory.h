@@ -14,6 +14,10 @@
 /* Where a contiguous, aligned range lies in this process, or NULL. */
 void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment);
 
+/* The copies of memory_api.h, for calls that are guarded as a whole. */
+int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length);
+int write_memory(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length);
+
 /* Whether every byte of the range lies in some region. */
 bool vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length);
 

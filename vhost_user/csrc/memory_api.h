@@ -15,7 +15,10 @@ struct vu_memory {
 	struct vu_region regions[];
 };
 
-/* Copies that may cross from one region into the next; all or nothing, -EFAULT where a part lies in no region. */
+/*
+ * Copies that may cross from one region into the next. -EFAULT, and nothing copied, where a part lies in no region;
+ * -EFAULT too, with the copy cut short, where the host has no memory behind a region (see guard_api.h).
+ */
 int vu_memory_read(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length);
 int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length);
 
@@ -24,7 +27,8 @@ int vu_memory_contiguous(const struct vu_memory *memory, uint64_t address, uint6
 
 /*
  * Little-endian integers in shared memory, loaded (acquire) and stored (release) whole: no other thread or process
- * can see half of one. A load returns the value; both return -EFAULT unless the address is contiguous and aligned.
+ * can see half of one. A load returns the value; both return -EFAULT unless the address is contiguous and aligned,
+ * and where the host has no memory behind it.
  */
 int64_t vu_load16(const struct vu_memory *memory, uint64_t address);
 int64_t vu_load32(const struct vu_memory *memory, uint64_t address);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "guard.h"
 #include "ring.h"
 
 static const struct format *format_of(const struct vu_queue *queue)
@@ -35,7 +36,7 @@ static int find_areas(const struct vu_queue *queue, const struct vu_memory *memo
 
 void read_descriptor(const struct vu_memory *memory, uint64_t address, struct descriptor *descriptor)
 {
-	vu_memory_read(memory, address, descriptor, sizeof(*descriptor));
+	read_memory(memory, address, descriptor, sizeof(*descriptor));
 	/* Nothing below may be compiled to read guest memory a second time. */
 	atomic_signal_fence(memory_order_seq_cst);
 	descriptor->address = le64toh(descriptor->address);
@@ -91,7 +92,7 @@ static void give_back(struct vu_queue *queue, const struct areas *areas, uint32_
 		queue->pending += slots;
 }
 
-int vu_queue_pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
+static int pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
 {
 	struct areas areas;
 	int result = find_areas(queue, memory, &areas);
@@ -111,8 +112,7 @@ int vu_queue_pop(struct vu_queue *queue, const struct vu_memory *memory, struct 
 	return result;
 }
 
-int vu_queue_push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots,
-		  uint64_t written)
+static int push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots, uint64_t written)
 {
 	struct areas areas;
 	int result = find_areas(queue, memory, &areas);
@@ -123,7 +123,7 @@ int vu_queue_push(struct vu_queue *queue, const struct vu_memory *memory, uint32
 	return result;
 }
 
-int vu_queue_should_notify(struct vu_queue *queue, const struct vu_memory *memory)
+static int should_notify(struct vu_queue *queue, const struct vu_memory *memory)
 {
 	struct areas areas;
 	int result = find_areas(queue, memory, &areas);
@@ -137,7 +137,7 @@ int vu_queue_should_notify(struct vu_queue *queue, const struct vu_memory *memor
 	return result;
 }
 
-int vu_queue_disable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
+static int disable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
 {
 	struct areas areas;
 	int result = find_areas(queue, memory, &areas);
@@ -147,7 +147,7 @@ int vu_queue_disable_notifications(struct vu_queue *queue, const struct vu_memor
 	return result;
 }
 
-int vu_queue_enable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
+static int enable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
 {
 	struct areas areas;
 	int result = find_areas(queue, memory, &areas);
@@ -160,17 +160,49 @@ int vu_queue_enable_notifications(struct vu_queue *queue, const struct vu_memory
 	return format_of(queue)->available(queue, &areas);
 }
 
+/* A ring that the host has no memory for: how far the call had got can't be told, so only a new ring can go on. */
+static int no_memory(struct vu_queue *queue)
+{
+	return break_ring(queue, VU_BROKEN_NO_MEMORY, 0);
+}
+
+int vu_queue_pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
+{
+	return GUARDED(int, pop(queue, memory, chain), no_memory(queue));
+}
+
+int vu_queue_push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots,
+		  uint64_t written)
+{
+	return GUARDED(int, push(queue, memory, id, slots, written), no_memory(queue));
+}
+
+int vu_queue_should_notify(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	return GUARDED(int, should_notify(queue, memory), no_memory(queue));
+}
+
+int vu_queue_disable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	return GUARDED(int, disable_notifications(queue, memory), no_memory(queue));
+}
+
+int vu_queue_enable_notifications(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	return GUARDED(int, enable_notifications(queue, memory), no_memory(queue));
+}
+
 /* What is done with each piece of a chain: copy it, or only see whether it is still there. */
 typedef int piece_action(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length);
 
 static int read_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
 {
-	return vu_memory_read(memory, address, buffer, length);
+	return read_memory(memory, address, buffer, length);
 }
 
 static int write_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
 {
-	return vu_memory_write(memory, address, buffer, length);
+	return write_memory(memory, address, buffer, length);
 }
 
 static int check_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
@@ -198,19 +230,29 @@ static int each_piece(const struct vu_memory *memory, const struct vu_segment *s
 	return result;
 }
 
+/* Out of line, so that no variable of theirs lives in the function that a fault returns to. */
+__attribute__((noinline)) static int read_chain(const struct vu_memory *memory, const struct vu_chain *from,
+						uint64_t offset, char *to, uint64_t length)
+{
+	return each_piece(memory, from->segments, offset, to, length, read_piece);
+}
+
+__attribute__((noinline)) static int write_chain(const struct vu_memory *memory, const struct vu_chain *to,
+						 uint64_t offset, char *from, uint64_t length)
+{
+	const struct vu_segment *first = to->segments + to->readables;
+	int result = each_piece(memory, first, offset, from, length, check_piece);
+
+	return result ? result : each_piece(memory, first, offset, from, length, write_piece);
+}
+
 int vu_chain_read(const struct vu_memory *memory, const void *chain, uint64_t offset, void *to, uint64_t length)
 {
-	const struct vu_chain *from = chain;
-
-	return each_piece(memory, from->segments, offset, to, length, read_piece);
+	return GUARDED(int, read_chain(memory, chain, offset, to, length), -EFAULT);
 }
 
 int vu_chain_write(const struct vu_memory *memory, const void *chain, uint64_t offset, const void *from,
 		   uint64_t length)
 {
-	const struct vu_chain *to = chain;
-	const struct vu_segment *first = to->segments + to->readables;
-	int result = each_piece(memory, first, offset, (char *)from, length, check_piece);
-
-	return result ? result : each_piece(memory, first, offset, (char *)from, length, write_piece);
+	return GUARDED(int, write_chain(memory, chain, offset, (char *)from, length), -EFAULT);
 }

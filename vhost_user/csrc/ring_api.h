@@ -27,6 +27,7 @@ enum vu_broken {
 	VU_BROKEN_AVAIL_IDX,
 	VU_BROKEN_LIST_LENGTH,
 	VU_BROKEN_LIST_FLAGS,
+	VU_BROKEN_NO_MEMORY,
 };
 
 /* What a call returns instead of its result: the queue's `broken` says why, or an area is not in the table. */

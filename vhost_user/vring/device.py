@@ -18,6 +18,7 @@ _BROKEN = {
     "head": ("available ring's entry", "the index of a descriptor of the table"),
     "avail_idx": ("avail.idx", "no more chains than the queue has entries"),
     "list_length": ("length of a descriptor list", "ends before descriptors that the device has not yet used"),
+    "no_memory": ("ring", "memory that the host can provide"),
     "list_flags": ("descriptor flags", "AVAIL and USED set as in the first descriptor of the list"),
 }
 

@@ -1,0 +1,32 @@
+/* How a call that touches guest memory survives a SIGBUS; see guard_api.h. Not seen by Python. */
+
+#ifndef VU_GUARD_H
+#define VU_GUARD_H
+
+#include <setjmp.h>
+
+#include "guard_api.h"
+
+/* Where this thread goes on after a fault; NULL outside of guarded calls. */
+extern _Thread_local sigjmp_buf *vu_landing;
+
+/*
+ * The value of `call`, or of `otherwise` if it faulted. What `call` had changed in our own memory stays as it was at the
+ * fault, so `otherwise` must leave something that can be gone on with. Guards don't nest: functions of the core that
+ * touch guest memory come unguarded for each other, and guarded for Python.
+ */
+#define GUARDED(type, call, otherwise)                  \
+	({                                              \
+		sigjmp_buf landing;                     \
+		type guarded;                           \
+		if (sigsetjmp(landing, 0)) {            \
+			guarded = (otherwise);          \
+		} else {                                \
+			vu_landing = &landing;          \
+			guarded = (call);               \
+		}                                       \
+		vu_landing = NULL;                      \
+		guarded;                                \
+	})
+
+#endif
