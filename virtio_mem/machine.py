@@ -1,8 +1,8 @@
 """A machine without processors: memory, devices behind virtio-mmio, and the loop that serves them.
 
 The guest is a process of its own. It gets the machine's shared memory as file descriptors, reaches the registers over
-a socket, kicks by an eventfd and is interrupted by one, which is what KVM's ioeventfd and irqfd are to a VMM. A VMM in
-Python would put vCPU threads where this has a socket, and leave the rest as it is.
+a socket, kicks by a pipe and is interrupted by one (see doorbell.py), where a VMM has KVM's ioeventfd and irqfd. A
+VMM in Python would put vCPU threads where this has a socket, and leave the rest as it is.
 
 One thread serves everything; a resize may come from any other.
 """
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import select
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import GuestAddress
+from virtio_mem.doorbell import Doorbell
 from virtio_mem.manager import ManagedZone, MemoryManager
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_bus import MmioBus
@@ -36,63 +35,72 @@ MMIO_BASE = GuestAddress(0xD000_0000)
 POLL_INTERVAL = 0.25
 """Seconds between two looks at whether a driver that was told BUSY can be asked to try again."""
 
-_EVENTFD_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 _MAX_FDS = 253
 """unix(7): no more file descriptors than this pass in one message."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One device's place in the machine: its registers, and the eventfds by which it is kicked and interrupts."""
+    """One device's place in the machine: its registers, and how it is kicked and interrupts."""
 
     zone: str
     base: GuestAddress
     transport: MmioTransport
-    kick: int
-    irq: int
+    kick: Doorbell
+    irq: Doorbell
 
 
 class Machine:
-    """Serves `manager`'s devices to one guest from `start()` to `close()`. The manager stays the caller's."""
+    """Serves `manager`'s devices to one guest from `start()` to `close()`; the manager stays the caller's.
+
+    A context manager, which closes but does not start.
+    """
 
     def __init__(self, manager: MemoryManager) -> None:
         self.manager = manager
         self.bus = MmioBus()
         self.slots: list[Slot] = []
-        self._fds: list[int] = []
-        self._stop = self._eventfd()
-        for zone in manager.zones.values():
-            if zone.service is not None:
-                self._add_device(zone)
-        self.link, self._guest_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._link_taken = False
+        with ExitStack() as undo:
+            self._undo = undo
+            self._stop = self._doorbell()
+            for zone in manager.zones.values():
+                if zone.service is not None:
+                    self._add_device(zone)
+            self.link, self._guest_link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.enter_context(self.link)
+            undo.enter_context(self._guest_link)
+            self._undo = undo.pop_all()
         self._thread = threading.Thread(target=self._serve, name="virtio-mem-machine", daemon=True)
 
     def _add_device(self, zone: ManagedZone) -> None:
         assert zone.service is not None
-        kick, irq = self._eventfd(), self._eventfd()
+        kick, irq = self._doorbell(), self._doorbell()
         transport = MmioTransport(
             zone.service,
             self.manager.guest_memory,
-            interrupt=lambda: _signal(irq),
-            notified=lambda: _signal(kick),
+            interrupt=irq.ring,
+            notified=kick.ring,
         )
         base = GuestAddress(MMIO_BASE + len(self.slots) * REGISTER_SPACE)
         self.bus.add(base, transport)
         self.slots.append(Slot(zone.plan.spec.id, base, transport, kick, irq))
 
-    def _eventfd(self) -> int:
-        fd = os.eventfd(0, _EVENTFD_FLAGS)
-        self._fds.append(fd)
-        return fd
+    def _doorbell(self) -> Doorbell:
+        doorbell = Doorbell()
+        self._undo.callback(doorbell.close)
+        return doorbell
 
     # The guest.
 
     def take_guest_link(self) -> socket.socket:
-        """The guest's end of the socket, once, with the description of the machine waiting in it.
+        """The guest's end of the socket, with the description of the machine waiting in it; UsageError a second time.
 
         The first datagram is JSON, with all file descriptors that it numbers from 0: `memory`, a list of `addr`,
         `size`, `offset` and `fd` for each shared part; `devices`, a list of `zone`, `mmio`, `kick` and `irq`.
         """
+        if self._link_taken:
+            raise UsageError("guest link", "taken", "a machine has one guest", "make another machine for another guest")
         fds: list[int] = []
 
         def number(fd: int) -> int:
@@ -104,13 +112,15 @@ class Machine:
             for part in self.manager.shared_parts()
         ]
         devices = [
-            {"zone": slot.zone, "mmio": slot.base, "kick": number(slot.kick), "irq": number(slot.irq)}
+            {"zone": slot.zone, "mmio": slot.base, "kick": number(slot.kick.writer), "irq": number(slot.irq.reader)}
             for slot in self.slots
         ]
         if not memory:
             raise UsageError("shared", "off", "a guest in another process needs shared memory", "add shared=on")
         if len(fds) > _MAX_FDS:
-            raise UsageError("zones", len(self.manager.zones), f"at most {_MAX_FDS} file descriptors for the guest")
+            limit = f"at most {_MAX_FDS} file descriptors in one message to the guest, of which this needs {len(fds)}"
+            raise UsageError("zones", len(self.manager.zones), limit, "have fewer zones")
+        self._link_taken = True
         description = json.dumps({"memory": memory, "devices": devices}).encode()
         socket.send_fds(self.link, [description], fds)
         return self._guest_link
@@ -137,14 +147,17 @@ class Machine:
         return all(done)
 
     def close(self) -> None:
-        """Stop serving, close the sockets and the eventfds."""
+        """Stop serving, and close the sockets and the pipes. Closing twice is allowed."""
         if self._thread.is_alive():
-            os.eventfd_write(self._stop, 1)
+            self._stop.ring()
             self._thread.join()
-        self.link.close()
-        self._guest_link.close()
-        while self._fds:
-            os.close(self._fds.pop())
+        self._undo.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _notify_config(self) -> None:
         for slot in self.slots:
@@ -154,10 +167,10 @@ class Machine:
 
     def _serve(self) -> None:
         with selectors.DefaultSelector() as selector:
-            selector.register(self._stop, selectors.EVENT_READ, lambda: False)
+            selector.register(self._stop.reader, selectors.EVENT_READ, lambda: False)
             selector.register(self.link, selectors.EVENT_READ, lambda: self._serve_access(selector))
             for slot in self.slots:
-                selector.register(slot.kick, selectors.EVENT_READ, self._kick_handler(slot))
+                selector.register(slot.kick.reader, selectors.EVENT_READ, self._kick_handler(slot))
             next_poll = time.monotonic()
             while True:
                 ready = selector.select(max(0.0, next_poll - time.monotonic()))
@@ -183,20 +196,15 @@ class Machine:
     @staticmethod
     def _kick_handler(slot: Slot) -> Callable[[], bool]:
         def serve() -> bool:
-            with suppress(BlockingIOError):  # the guest has this eventfd too, and may have read it
-                os.eventfd_read(slot.kick)
-            if slot.transport.process():
-                _signal(slot.kick)
+            slot.kick.answer()
+            try:
+                more = slot.transport.process()
+            except Exception:
+                log.exception("the device of zone %s can't go on", slot.zone)
+                slot.transport.fail()
+                more = False
+            if more:
+                slot.kick.ring()
             return True
 
         return serve
-
-
-def _signal(fd: int) -> None:
-    """Add one to an eventfd that the guest has too. It may have filled it, and then needs no further signal; it may
-    even have made it blocking, so the write is tried only where it will not wait."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if poll.poll(0):
-        with suppress(BlockingIOError):
-            os.eventfd_write(fd, 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from vhost_user.units import MIB, ByteCount, GuestAddress, align_up
+from vhost_user.units import MIB, ByteCount, GuestAddress, align_up, is_power_of_two
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
 from virtio_mem.protocol import ConfigSpace, Request, RequestType, Response, ResponseType
 
@@ -74,13 +74,13 @@ class MemoryDriver:
         offline: Callable[[GuestRange], bool] = _free_everything,
     ) -> None:
         self.port = port
-        self.broken = False
         self._online = online
         self._offline = offline
         config = port.config()
         self._addr = config.addr
         self._block_size = config.block_size
-        self._blocks = BlockMap(config.region_size // config.block_size if config.block_size else 0)
+        self.broken = not is_power_of_two(config.block_size)
+        self._blocks = BlockMap(0 if self.broken else config.region_size // config.block_size)
         self._unplug_all_first = config.plugged_size > 0
 
     @property

@@ -20,6 +20,7 @@ from vhost_user.errors import HostError, PeerError
 from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from virtio_mem import doorbell
 from virtio_mem.guest.memory_driver import GuestRange, MemoryDriver, Outcome
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
 from virtio_mem.mmio_bus import RemoteRegisters
@@ -88,7 +89,7 @@ class GuestProcess:
             registers,
             self.memory,
             at,
-            kick=lambda: os.eventfd_write(kick, 1),
+            kick=lambda: doorbell.ring(kick),
             wait=lambda: self._await(irq),
             features=features,
         )
@@ -100,10 +101,8 @@ class GuestProcess:
         poll.register(irq, select.POLLIN)
         poll.register(self._link, 0)
         poll.poll()
-        try:
-            os.eventfd_read(irq)
-        except BlockingIOError:
-            raise MachineGoneError from None
+        if not doorbell.answer(irq):
+            raise MachineGoneError
 
     def run(self) -> None:
         """Drive every device until the machine is switched off."""
@@ -144,19 +143,18 @@ class _DrivenDevice:
         self._driver = MemoryDriver(port, online=self._online, offline=self._offline)
 
     def run(self) -> None:
-        """Go towards the target, and report how far that went."""
-        self.outcome = self._driver.run()
+        """Go towards the target, as often as a notice comes meanwhile, and report how far that went."""
+        self.port.config_changed = True
+        while self.port.config_changed and self.outcome is not Outcome.BROKEN:
+            self.port.config_changed = False
+            self.outcome = self._driver.run()
         _report("outcome", self.zone, outcome=self.outcome.name, plugged_size=self._driver.plugged_size)
 
     def interrupted(self) -> None:
         """Look at what the interrupt was about."""
-        try:
-            os.eventfd_read(self.irq)
-        except BlockingIOError:
-            return
+        doorbell.answer(self.irq)
         self.port.acknowledge()
         if self.port.config_changed:
-            self.port.config_changed = False
             self.run()
 
     def _online(self, plugged: GuestRange) -> None:
