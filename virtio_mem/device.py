@@ -155,6 +155,7 @@ class VirtioMemDevice:
         "Device Initialization")."""
         assert self._pending is None
         self.acked_features = Feature(0)
+        self._owes_notice = False
 
     # What the host does.
 
@@ -175,8 +176,7 @@ class VirtioMemDevice:
 
         Commit or abandon the effect like a request's. Abandoned, the blocks stay plugged, as the standard allows.
         """
-        assert self._pending is None
-        self.acked_features = Feature(0)
+        self.device_reset()
         return self._open(EffectType.SYSTEM_RESET, self._everything)
 
     def pause(self) -> None:

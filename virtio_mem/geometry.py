@@ -50,14 +50,18 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.block_size):
-            raise UsageError("block_size", self.block_size, "a power of two")
+            limit = "must be a power of two"
+            raise UsageError("block_size", self.block_size, limit, f"choose one such as {format_size(2 * MIB)}")
         for field, value in (("addr", self.addr), ("region_size", self.region_size)):
             if value < 0 or value % self.block_size:
-                raise UsageError(field, value, f"a multiple of block_size, {format_size(self.block_size)}")
+                limit = f"must be a multiple of block_size, {format_size(self.block_size)}"
+                raise UsageError(field, value, limit, _nearest(value, self.block_size))
         if self.addr + self.region_size > U64_MAX:
-            raise UsageError("addr", hex(self.addr), f"addr + region_size ({self.region_size:#x}) is below 2**64")
+            limit = f"with region_size ({self.region_size:#x}) it must stay below 2**64"
+            raise UsageError("addr", hex(self.addr), limit, "place the region lower, or make it smaller")
         if self.node_id is not None and not 0 <= self.node_id <= 0xFFFF:
-            raise UsageError("node_id", self.node_id, "0 to 65535")
+            limit = "must be from 0 to 65535: the configuration space has 16 bits for it"
+            raise UsageError("node_id", self.node_id, limit, "give the node a lower id")
 
     @property
     def nb_blocks(self) -> int:
@@ -67,13 +71,11 @@ class Geometry:
     def checked_target(self, requested_size: int) -> ByteCount:
         """`requested_size` in bytes, if the region can have that much plugged; else UsageError."""
         if requested_size < 0 or requested_size % self.block_size:
-            below = max(0, requested_size // self.block_size * self.block_size)
-            nearest = f"the nearest are {below} and {below + self.block_size}"
-            raise UsageError(
-                "requested_size", requested_size, f"a multiple of block_size, {format_size(self.block_size)}", nearest
-            )
+            limit = f"must be a multiple of block_size, {format_size(self.block_size)}"
+            raise UsageError("requested_size", requested_size, limit, _nearest(requested_size, self.block_size))
         if requested_size > self.region_size:
-            raise UsageError("requested_size", requested_size, f"at most region_size, {self.region_size}")
+            limit = f"must be at most region_size, {self.region_size}"
+            raise UsageError("requested_size", requested_size, limit, "ask for less, or make the region larger")
         return ByteCount(requested_size)
 
     def usable_size_for(self, requested_size: ByteCount) -> ByteCount:
@@ -83,6 +85,11 @@ class Geometry:
         if not requested_size:
             return ByteCount(0)
         return ByteCount(min(self.region_size, requested_size + align_up(USABLE_SLACK, self.block_size)))
+
+
+def _nearest(value: int, block_size: int) -> str:
+    below = max(0, value // block_size * block_size)
+    return f"the nearest are {below} and {below + block_size}"
 
 
 def default_block_size(page_size: int, thp_size: int | None = None) -> ByteCount:

@@ -22,7 +22,6 @@ from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry, UsableRegion, default_block_size
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.layout import Layout, Placement, ZoneSize, lay_out
-from virtio_mem.protocol import Feature
 from virtio_mem.service import DeviceService
 from virtio_mem.zone import Zone
 
@@ -88,8 +87,7 @@ class MemoryManager:
                 for plan, zone, size in zip(plans, zones, block_sizes, strict=True)
             }
             self.guest_memory = GuestMemory(_regions(self.zones.values()))
-            undo.callback(self.guest_memory.replace, ())
-            self._undo = undo.pop_all()
+            undo.pop_all()
 
     # Resizing.
 
@@ -111,7 +109,7 @@ class MemoryManager:
         Raises UsageError, and changes nothing, as `resize` does, and for a zone that doesn't exist.
         """
         if zone_id not in self.zones:
-            raise UsageError("zone", zone_id, f"one of {', '.join(self.zones)}")
+            raise UsageError("zone", zone_id, f"one of {', '.join(self.zones)}", "name a zone that there is")
         self._resize(self.zones[zone_id], size, f"zone {zone_id} size")
 
     def _resize(self, zone: ManagedZone, size: int, field: str) -> None:
@@ -120,10 +118,18 @@ class MemoryManager:
             limit = f"from its boot size, {spec.size}, to {spec.size + spec.hotplug_size} bytes"
             raise UsageError(field, size, limit, "hotplug_size is what can be added to the boot size")
         if zone.service is not None:
+            self._check_blocks(zone.service.device.geometry.block_size, spec.size, size, field)
             zone.service.resize(size - spec.size)
         elif size != spec.size:
             limit = f"hotplug_method={zone.plan.hotplug_method}: resizing by ACPI is not there yet"
             raise UsageError(field, size, limit, "use hotplug_method=virtio-mem")
+
+    @staticmethod
+    def _check_blocks(block_size: int, boot_size: int, size: int, field: str) -> None:
+        over = (size - boot_size) % block_size
+        if over:
+            limit = f"its boot size, {boot_size}, and whole blocks of {format_size(block_size)}"
+            raise UsageError(field, size, limit, f"the nearest are {size - over} and {size - over + block_size}")
 
     # In service.
 
@@ -169,8 +175,20 @@ class MemoryManager:
         }
 
     def close(self) -> None:
-        """Unmap and close everything. Raises BufferError while a view of guest memory lives."""
-        self._undo.close()
+        """Unmap and close everything.
+
+        Raises BufferError while a view of guest memory lives: what it shows stays, all else is closed, and closing can
+        be repeated.
+        """
+        self.guest_memory.replace(())
+        refusal = None
+        for zone in self.zones.values():
+            try:
+                zone.zone.close()
+            except BufferError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
     def __enter__(self) -> MemoryManager:
         return self
@@ -204,7 +222,7 @@ def _check_files(zones: Iterable[Zone]) -> None:
 def _block_size(zone: Zone, block_size: int | None) -> ByteCount:
     if block_size is not None and block_size < zone.page_size:
         limit = f"at least the page size of zone {zone.spec.id}, {format_size(zone.page_size)}"
-        raise UsageError("block_size", block_size, limit)
+        raise UsageError("block_size", block_size, limit, "choose larger blocks or smaller pages")
     return default_block_size(zone.page_size) if block_size is None else ByteCount(block_size)
 
 
@@ -275,18 +293,5 @@ def _zone_info(zone: ManagedZone) -> dict[str, Any]:
     info = zone.zone.info()
     info["boot"] = [{"addr": part.addr, "size": part.size, "offset": part.offset} for part in zone.boot]
     info["guest_numa_id"] = zone.plan.guest_numa_id
-    info["device"] = _device_info(zone.service) if zone.service else None
+    info["device"] = zone.service.info() if zone.service else None
     return info
-
-
-def _device_info(service: DeviceService) -> dict[str, Any]:
-    device = service.device
-    features = Feature(device.offered_features)
-    return {
-        **device.config._asdict(),
-        "features": [feature.name for feature in Feature if feature in features],
-        "prefault": service.prefault,
-        "paused": device.paused,
-        "answers": {f"{request} {answer}": count for (request, answer), count in service.answers.items()},
-        "failed_undos": service.failed_undos,
-    }

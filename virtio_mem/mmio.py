@@ -43,8 +43,10 @@ _QUEUE_ADDRESSES = {
 class MmioTransport:
     """The registers of one virtio-mem device.
 
-    `memory` is guest memory, where the driver's ring and buffers are. `interrupt` raises the device's interrupt;
-    `notified` is called when the driver kicks, and has `process()` called, now or by another thread.
+    `memory` is guest memory, where the driver's ring and buffers are. `interrupt` raises the device's interrupt; it is
+    called with the transport's locks held, and must not wait for a thread that reads registers. `notified` is called
+    when the driver kicks, and has `process()` called, now or by another thread. Call `notify_config()` after each
+    resize, and once a second behind `MemoryManager.poll()`.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class MmioTransport:
             try:
                 progress = self.queue.process()
             except PeerError:
-                self._needs_reset()
+                self.fail()
                 return False
             if progress.notify:
                 self._raise(Interrupt.USED_BUFFER)
@@ -237,7 +239,7 @@ class MmioTransport:
     def _write_status(self, value: int) -> bool:
         """Returns whether the driver said DRIVER_OK just now."""
         if value == 0:
-            self.service.device.device_reset()
+            self.service.device_reset()
             self._forget_driver()
             return False
         added = Status(value & 0xFF) & ~self.status
@@ -258,7 +260,8 @@ class MmioTransport:
             return False
         return True
 
-    def _needs_reset(self) -> None:
+    def fail(self) -> None:
+        """The device can't go on: tell the driver that it needs a reset. All else lives."""
         with self.service.lock:
             self.status |= Status.NEEDS_RESET
             self._raise(Interrupt.CONFIG_CHANGE | Interrupt.USED_BUFFER)  # what was served before is to be collected

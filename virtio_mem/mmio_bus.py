@@ -39,7 +39,7 @@ class MmioBus:
     def add(self, base: GuestAddress, device: Registers) -> None:
         """Place `device`'s registers at `base`, a multiple of REGISTER_SPACE that is still free."""
         if base % REGISTER_SPACE or base in self._devices:
-            raise UsageError("base", hex(base), f"a free multiple of {REGISTER_SPACE:#x}")
+            raise UsageError("base", hex(base), f"a free multiple of {REGISTER_SPACE:#x}", "choose another")
         self._devices[base] = device
 
     def read(self, addr: int, size: int = 4) -> int:

@@ -58,7 +58,12 @@ class GuestRequestQueue:
     def _answer(self, chain: Chain) -> None:
         try:
             request = Request.decode(chain.read(0, REQUEST_SIZE))
-            chain.write(self.service.request(request).encode())
+        except PeerError:
+            self.queue.reject(chain, "memory_gone")
+            return
+        response = self.service.request(request).encode()
+        try:
+            chain.write(response)
         except PeerError:
             self.queue.reject(chain, "memory_gone")
         else:

@@ -14,14 +14,15 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from vhost_user.errors import HostError
-from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
 from virtio_mem.blocks import Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
-from virtio_mem.protocol import Request, RequestType, Response, ResponseType
+from virtio_mem.protocol import Feature, Request, RequestType, Response, ResponseType
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,16 @@ a driver that is refused again costs the host one request a second."""
 _REQUEST_NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
 
 
+def _no_shortage() -> None:
+    """What is asked where no shortage of memory was the cause of a refusal."""
+
+
 class RegionMemory(Protocol):
     """What a device in service needs of the host memory behind its region; ranges are in bytes from its start."""
+
+    @property
+    def page_size(self) -> ByteCount:
+        """The unit in which memory comes and goes, in bytes."""
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate the range. HostError, and nothing of the range held, where it can't."""
@@ -41,8 +50,8 @@ class RegionMemory(Protocol):
     def discard(self, offset: HostOffset, size: ByteCount) -> None:
         """Give the range back to the host. HostError, and the range as it was, where that fails."""
 
-    def shortage(self, size: ByteCount) -> HostError | None:
-        """Why `size` bytes could not be populated now, or None where nothing is known to stand against it."""
+    def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
+        """Why the range could not be populated now, or None where nothing is known to stand against it."""
 
 
 class Section(NamedTuple):
@@ -56,8 +65,10 @@ class Section(NamedTuple):
 class MemoryListener(Protocol):
     """Somebody who must know which parts of a region are plugged, such as a vhost-user daemon that maps them.
 
-    Either method may raise HostError, having changed nothing; the driver's request is then undone and answered BUSY.
-    An undone step is announced by the other method, and must not be refused then.
+    Either method may refuse by raising HostError, having changed nothing; the driver's request is then undone and
+    answered BUSY. (Any other exception counts as a refusal too, and is logged with its traceback.) An undone step is
+    announced by the other method, and must not be refused then. Both are called under the service's lock, and must
+    not call the service back.
     """
 
     def plugged(self, section: Section) -> None:
@@ -68,9 +79,15 @@ class MemoryListener(Protocol):
 
 
 class DeviceService:
-    """Serves one device. With `prefault`, memory is populated before a PLUG is granted."""
+    """Serves one device. With `prefault`, memory is populated before a PLUG is granted.
+
+    Raises UsageError for a device whose blocks are smaller than the pages of its memory.
+    """
 
     def __init__(self, device: VirtioMemDevice, memory: RegionMemory, *, prefault: bool = False) -> None:
+        if device.geometry.block_size < memory.page_size:
+            limit = f"at least the page size of its memory, {format_size(memory.page_size)}"
+            raise UsageError("block_size", device.geometry.block_size, limit, "choose larger blocks or smaller pages")
         self.device = device
         self.memory = memory
         self.prefault = prefault
@@ -79,7 +96,8 @@ class DeviceService:
         self.failed_undos = 0
         self.lock = threading.RLock()
         self._last_retry = float("-inf")
-        self._refused_plug = ByteCount(0)
+        self._shortage: Callable[[], HostError | None] = _no_shortage
+        self._logged_refusal = ""
 
     def request(self, request: Request) -> Response:
         """Serve one request of the driver."""
@@ -89,9 +107,21 @@ class DeviceService:
             self._record(request, response)
             return response
 
-    def system_reset(self) -> bool:
-        """Reset the machine's state of the device: every block is unplugged. False where the host refused to."""
+    def device_reset(self) -> None:
+        """The driver resets the device; see `VirtioMemDevice.device_reset`."""
         with self.lock:
+            self.device.device_reset()
+
+    def system_reset(self) -> bool:
+        """The machine is reset: every block is unplugged.
+
+        False where the host refused to, and while the device is paused: whoever paused it (migration, snapshot) relies
+        on blocks to stay as they are. They are plugged then as before, and the driver's UNPLUG ALL comes into play.
+        """
+        with self.lock:
+            if self.device.paused:
+                self.device.device_reset()
+                return False
             response = self._carry_out(self.device.system_reset())
         return response.type is ResponseType.ACK
 
@@ -99,6 +129,20 @@ class DeviceService:
         """Set the device's target in bytes. UsageError as in `VirtioMemDevice.resize`."""
         with self.lock:
             self.device.resize(requested_size)
+
+    def info(self) -> dict[str, Any]:
+        """The device as it is at one moment, as plain data; sizes in bytes."""
+        with self.lock:
+            device = self.device
+            features = Feature(device.offered_features)
+            return {
+                **device.config._asdict(),
+                "features": [feature.name for feature in Feature if feature in features],
+                "prefault": self.prefault,
+                "paused": device.paused,
+                "answers": {f"{request} {answer}": count for (request, answer), count in self.answers.items()},
+                "failed_undos": self.failed_undos,
+            }
 
     def pause(self) -> None:
         """Answer BUSY to what would change a block; a request that is being served is served to its end first."""
@@ -117,7 +161,7 @@ class DeviceService:
             device = self.device
             if not device.owes_notice or device.paused or now - self._last_retry < RETRY_INTERVAL:
                 return
-            if self._refused_plug and self.memory.shortage(self._refused_plug):
+            if self._shortage() is not None:
                 return
             self._last_retry = now
             device.retry_now()
@@ -128,21 +172,31 @@ class DeviceService:
                 self._plug(effect)
             else:
                 self._unplug(effect)
-        except HostError as error:
-            log.warning("%s of %d bytes at %#x refused: %s", effect.type.value, effect.size, effect.offset, error)
+        except Exception as error:
+            self._log_refusal(effect, error)
             return self.device.abandon(effect, str(error))
         except BaseException:
             self.device.abandon(effect, "interrupted")
             raise
+        self._logged_refusal = ""
         return self.device.commit(effect)
 
+    def _log_refusal(self, effect: Effect, error: Exception) -> None:
+        """A guest can repeat a request as fast as it likes: one line is enough until something else happens."""
+        refusal = f"{effect.type.value} {error.field if isinstance(error, FieldError) else type(error).__name__}"
+        level = logging.DEBUG if refusal == self._logged_refusal else logging.WARNING
+        self._logged_refusal = refusal
+        unexpected = None if isinstance(error, HostError) else error
+        text = "%s of %d bytes at %#x refused: %s"
+        log.log(level, text, effect.type.value, effect.size, effect.offset, error, exc_info=unexpected)
+
     def _plug(self, effect: Effect) -> None:
-        self._refused_plug = ByteCount(0)
+        self._shortage = _no_shortage
         if self.prefault:
             try:
                 self.memory.populate(effect.offset, effect.size)
             except HostError:
-                self._refused_plug = effect.size
+                self._shortage = partial(self.memory.shortage, effect.offset, effect.size)
                 raise
         told = 0
         try:
@@ -157,6 +211,7 @@ class DeviceService:
             raise
 
     def _unplug(self, effect: Effect) -> None:
+        self._shortage = _no_shortage
         told = 0
         try:
             for listener, section in self._announcements(effect):
@@ -173,9 +228,10 @@ class DeviceService:
         """Take one step back. One that fails must not keep the others from being taken: it is counted and logged."""
         try:
             step(section)
-        except HostError as error:
+        except Exception as error:
             self.failed_undos += 1
-            log.error("%d bytes at %#x could not be put back as they were: %s", section.size, section.addr, error)
+            text = "%d bytes at %#x could not be put back as they were: %s"
+            log.exception(text, section.size, section.addr, error)
 
     def _announcements(self, effect: Effect) -> Iterator[tuple[MemoryListener, Section]]:
         """Who is to be told of which sections, in order; the same each time, until the device commits."""

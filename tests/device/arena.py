@@ -61,8 +61,12 @@ class Refusing:
         self._gate()
         self.memory.discard(offset, size)
 
-    def shortage(self, size: ByteCount) -> HostError | None:
-        return self.memory.shortage(size)
+    @property
+    def page_size(self) -> ByteCount:
+        return self.memory.page_size
+
+    def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
+        return self.memory.shortage(offset, size)
 
 
 class Arena:
@@ -120,8 +124,7 @@ class Arena:
         self.model.host_refuses = self.memory.refuses = refuses
 
     def system_reset(self) -> None:
-        self.model.system_reset()
-        assert self.service.system_reset() is not self.memory.refuses
+        assert self.service.system_reset() is self.model.system_reset()
         self.check_config()
 
     def check_config(self) -> None:

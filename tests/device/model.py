@@ -89,7 +89,10 @@ class ModelDevice:
         self.requested_size = requested_size
         self.usable_region_size = max(self.usable_region_size, self.usable())
 
-    def system_reset(self) -> None:
-        if not self.host_refuses:
-            self.plugged.clear()
-            self.usable_region_size = self.usable()
+    def system_reset(self) -> bool:
+        """Whether everything was unplugged."""
+        if self.paused or self.host_refuses:
+            return False
+        self.plugged.clear()
+        self.usable_region_size = self.usable()
+        return True

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from tests.device.helpers import ADDR, BLOCK, REGION, make_device
-from vhost_user.errors import HostError
+from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.units import ByteCount, GuestAddress, HostOffset
-from virtio_mem.protocol import BlockState, Request, RequestType, Response, ResponseType
+from virtio_mem.protocol import BlockState, Feature, Request, RequestType, Response, ResponseType
 from virtio_mem.service import RETRY_INTERVAL, DeviceService, Section
 
 ACK, NACK, BUSY, ERROR = ResponseType
@@ -53,7 +53,9 @@ class ScriptedMemory:
     def discard(self, offset: HostOffset, size: ByteCount) -> None:
         self.script.step("memory", "discard", offset, size)
 
-    def shortage(self, size: ByteCount) -> HostError | None:
+    page_size = ByteCount(4096)
+
+    def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self.short
 
 
@@ -193,6 +195,55 @@ def test_a_system_reset_that_the_host_refuses() -> None:
     assert service.device.plugged_size == 0
 
 
+@pytest.mark.parametrize(
+    "error", [PeerError("a", 1, "b"), OSError(5, "x"), ValueError("y")], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize("type_", [PLUG, UNPLUG, UNPLUG_ALL])
+def test_any_error_of_a_listener_is_a_refusal(type_: RequestType, error: Exception) -> None:
+    service, script, _ = make_service()
+    ask(service, PLUG, 0, 1)
+    script.take()
+    script.error = error
+    script.failing |= {("b", "plugged"), ("b", "unplugging")}
+    before = service.device.config
+    assert ask(service, type_, 1 if type_ is PLUG else 0).type is BUSY
+    assert service.device.config == before
+    steps = [step for step in script.take() if step[0] == "a"]
+    assert len(steps) == 2, "what was announced to the first is taken back"
+    script.failing.clear()
+    assert ask(service, type_, 1 if type_ is PLUG else 0).type is ACK
+
+
+def test_an_undo_that_fails_in_an_unexpected_way_keeps_no_other_from_being_taken() -> None:
+    service, script, _ = make_service()
+    script.error = OSError(5, "x")
+    script.failing |= {("b", "plugged"), ("a", "unplugging")}
+    assert ask(service, PLUG, 3, 2).type is BUSY
+    assert script.take() == [("memory", "populate", 3, 2), ("a", "plugged", 3, 2), ("memory", "discard", 3, 2)]
+    assert service.failed_undos == 1
+
+
+def test_a_device_whose_blocks_are_smaller_than_a_page_is_refused() -> None:
+    memory = ScriptedMemory(Script())
+    memory.page_size = ByteCount(2 * BLOCK)
+    with pytest.raises(UsageError, match="block_size"):
+        DeviceService(make_device(), memory)
+
+
+def test_a_system_reset_while_paused_changes_nothing() -> None:
+    service, script, _ = make_service()
+    service.device.negotiate(Feature.UNPLUGGED_INACCESSIBLE)
+    ask(service, PLUG, 3, 2)
+    script.take()
+    service.pause()
+    assert not service.system_reset()
+    assert script.take() == []
+    assert service.device.plugged_size == 2 * BLOCK
+    assert service.device.acked_features == 0, "the driver is gone all the same"
+    service.resume()
+    assert service.system_reset()
+
+
 def test_an_undo_that_fails_is_counted_and_keeps_no_other_from_being_taken() -> None:
     service, script, _ = make_service()
     script.failing |= {("b", "plugged"), ("a", "unplugging")}
@@ -232,6 +283,46 @@ def test_after_busy_a_notice_follows_once_the_shortage_is_over() -> None:
     assert not device.take_config_notice(), "one notice is enough"
 
 
+def test_a_refusal_of_another_kind_is_not_held_back_by_an_earlier_shortage() -> None:
+    service, script, memory = make_service()
+    ask(service, PLUG, 5)
+    script.failing.add(("memory", "populate"))
+    memory.short = refusal()
+    assert ask(service, PLUG).type is BUSY
+    service.resize(0)
+    service.device.take_config_notice()
+    script.failing.add(("b", "unplugging"))
+    assert ask(service, UNPLUG, 5).type is BUSY
+    service.poll(10.0)
+    assert service.device.take_config_notice()
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_a_reset_cancels_what_was_owed(system: bool) -> None:
+    service, script, _ = make_service()
+    script.failing.add(("memory", "populate"))
+    assert ask(service, PLUG).type is BUSY
+    if system:
+        service.system_reset()
+    else:
+        service.device_reset()
+    service.poll(10.0)
+    assert not service.device.take_config_notice()
+
+
+def test_a_guest_that_repeats_a_refused_request_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    service, script, _ = make_service()
+    script.failing.add(("memory", "populate"))
+    for _ in range(100):
+        ask(service, PLUG)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    script.failing.clear()
+    ask(service, PLUG)
+    script.failing.add(("memory", "populate"))
+    ask(service, PLUG, 1)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+
+
 def test_notices_after_busy_are_rate_limited() -> None:
     service, script, _ = make_service()
     script.failing.add(("a", "plugged"))
@@ -260,6 +351,35 @@ def test_answers_are_counted_and_unknown_types_share_one_counter() -> None:
     assert ask(service, PLUG, 1).type is NACK
     expected = {("PLUG", "ACK"): 1, ("PLUG", "ERROR"): 1, ("STATE", "ACK"): 1, ("PLUG", "NACK"): 1}
     assert service.answers == expected | {("unknown", "ERROR"): 3}
+
+
+@pytest.mark.parametrize(
+    "call", ["request", "resize", "pause", "resume", "poll", "info", "device_reset", "system_reset"]
+)
+def test_everything_waits_for_a_request_that_is_being_served(call: str) -> None:
+    service, _, memory = make_service()
+    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def populate(offset: HostOffset, size: ByteCount) -> None:
+        inside.set()
+        assert go_on.wait(30)
+
+    memory.populate = populate  # type: ignore[method-assign]
+    arguments = {"request": (Request(STATE, GuestAddress(ADDR), 1),), "resize": (0,), "poll": (1.0,)}
+
+    def other() -> None:
+        getattr(service, call)(*arguments.get(call, ()))
+        done.set()
+
+    threads = [threading.Thread(target=ask, args=(service, PLUG)), threading.Thread(target=other)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    assert not done.wait(0.05), "it went ahead in the middle of a PLUG"
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert done.is_set()
 
 
 def test_requests_and_resizes_from_many_threads_keep_the_invariants() -> None:

@@ -132,6 +132,15 @@ def test_a_device_that_always_says_nack_is_not_asked_for_ever() -> None:
     assert len(port.requests) < 50
 
 
+def test_a_device_without_a_block_size_is_broken() -> None:
+    """A driver divided by it once (viomem: VW#1508)."""
+    port = Port(make_device())
+    port.config = lambda: ConfigSpace(*[0] * 7)  # type: ignore[method-assign, arg-type]
+    driver = MemoryDriver(port)
+    assert driver.run() is Outcome.BROKEN
+    assert port.requests == []
+
+
 def test_error_is_for_good() -> None:
     driver, port = make(256 * MIB)
     port.answers = [ERROR]

@@ -12,11 +12,13 @@ import pytest
 
 from tests.host import HugePagePool
 from vhost_user.errors import FieldError, HostError, UsageError
-from vhost_user.units import GIB, MIB, GuestAddress
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
+from vhost_user.vring import RingBroken, SplitDriver, SplitLayout, SplitQueue
 from virtio_mem.config import ConfigError, VmMemoryConfig
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import Feature, Request, RequestType, ResponseType
+from virtio_mem.request_queue import GuestRequestQueue
 
 ONE_ZONE = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=256M"
 TWO_ZONES = (
@@ -123,6 +125,36 @@ def test_a_total_that_cannot_be_changes_nothing(total: int) -> None:
         with pytest.raises(UsageError):
             manager.resize_zone("mem0", total)
         assert manager.info() == before
+
+
+def test_a_total_between_two_blocks_is_refused_in_the_callers_terms() -> None:
+    with manage(TWO_ZONES) as manager, pytest.raises(UsageError) as caught:
+        manager.resize_zone("a", 67 * MIB)
+    assert (caught.value.field, caught.value.value) == ("zone a size", 67 * MIB)
+    assert f"{66 * MIB} and {68 * MIB}" in caught.value.remedy
+
+
+@pytest.mark.needs_hugetlb
+def test_a_ring_or_a_buffer_where_the_host_has_no_page_kills_nobody(
+    hugepages: Callable[[int, int], HugePagePool],
+) -> None:
+    hugepages(2 * MIB, 0)
+    line = "--memory size=0,hotplug_method=virtio-mem --memory-zone id=a,size=2M id=h,size=0,"
+    with manage(line + "hugepages=on,hugepage_size=2M,hotplug_size=128M,hotplugged_size=16M") as manager:
+        service, memory = manager.zones["h"].service, manager.guest_memory
+        assert service is not None
+        nowhere = service.device.geometry.addr
+        for buffers, ring in ((nowhere, GuestAddress(0)), (GuestAddress(0x10000), nowhere)):
+            layout = SplitLayout.place(8, ring)
+            queue = GuestRequestQueue(service, SplitQueue(memory, **vars(layout)))
+            if ring == nowhere:
+                with pytest.raises(RingBroken):
+                    queue.process()
+                continue
+            SplitDriver(memory, layout).add([(buffers, 24)], [(buffers + 64, 10)])
+            queue.process()
+            assert queue.queue.malformed == {"memory_gone": 1}
+        assert service.device.plugged_size == 0
 
 
 def test_user_zones_are_resized_one_by_one() -> None:
@@ -289,8 +321,15 @@ def test_views_keep_memory_from_being_closed() -> None:
     (view,) = manager.guest_memory.views(GuestAddress(0), 10)
     with pytest.raises(BufferError):
         manager.close()
+    boot = manager.zones["mem0"].zone.boot
+    assert boot is not None
+    assert not boot.mapping.closed
     view.release()
     manager.close()
+    assert boot.mapping.closed
+    manager.close()
+    with pytest.raises(UsageError, match="closed"):
+        boot.discard(HostOffset(0), ByteCount(2 * MIB))
 
 
 def test_no_memory_without_the_pages_it_reserves() -> None:

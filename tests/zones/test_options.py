@@ -117,7 +117,7 @@ def test_unreserved_huge_pages_are_promised_to_nobody(make: Maker) -> None:
 def test_a_reserved_boot_part_is_populated_from_its_own_reservation(make: Maker) -> None:
     zone = make.zone(HUGETLB, size=SIZE, reserve=True)
     assert host.HugePagePool(HUGE).free == 0
-    assert part(zone.boot).shortage(ByteCount(SIZE)) is None
+    assert part(zone.boot).shortage(HostOffset(0), ByteCount(SIZE)) is None
     part(zone.boot).populate(HostOffset(0), ByteCount(SIZE))
     assert part(zone.boot).held() == SIZE
 

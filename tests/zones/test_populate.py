@@ -80,7 +80,7 @@ def test_a_pool_that_runs_short_is_told_with_its_numbers_and_the_way_out(make: M
 def test_pages_that_others_reserved_are_not_taken_for_free(make: Maker) -> None:
     reserved = make.zone(HUGETLB, size=8 * MIB, reserve=True)
     memory = part(make.open(ZoneSpec("n", ByteCount(8 * MIB), hugepages=True, hugepage_size=HUGE)).boot)
-    shortage = memory.shortage(ByteCount(2 * MIB))
+    shortage = memory.shortage(HostOffset(0), ByteCount(2 * MIB))
     assert shortage is not None
     assert "needs 1 huge pages of 2M" in str(shortage)
     assert "4 are free and 4 of those are reserved" in str(shortage)
@@ -95,11 +95,11 @@ def test_pages_that_others_reserved_are_not_taken_for_free(make: Maker) -> None:
 def test_surplus_pages_that_the_host_allows_count_as_available(make: Maker) -> None:
     memory = make.memory(HUGETLB, 8 * MIB)
     pool = make.hugepages(HUGE, 0)
-    assert memory.shortage(HUGE) is not None
+    assert memory.shortage(HostOffset(0), HUGE) is not None
     surplus = pool.counter("surplus_hugepages")
     with host.changed(pool.directory / "nr_overcommit_hugepages", surplus + 2):
-        assert memory.shortage(ByteCount(4 * MIB)) is None
-        assert memory.shortage(ByteCount(6 * MIB)) is not None
+        assert memory.shortage(HostOffset(0), ByteCount(4 * MIB)) is None
+        assert memory.shortage(HostOffset(0), ByteCount(6 * MIB)) is not None
         memory.populate(HostOffset(0), ByteCount(4 * MIB))
         assert memory.held() == 4 * MIB
         memory.discard(HostOffset(0), ByteCount(4 * MIB))
@@ -227,8 +227,8 @@ def test_more_than_the_host_has_is_refused_with_the_numbers(make: Maker, kind: K
     with pytest.raises(HostError, match=r"needs \S+, but .* has \d+\w? left of \d+\w?"):
         memory.populate(HostOffset(0), memory.size)
     assert memory.held() == 0
-    assert memory.shortage(memory.size) is not None
-    assert memory.shortage(BLOCK) is None
+    assert memory.shortage(HostOffset(0), memory.size) is not None
+    assert memory.shortage(HostOffset(0), BLOCK) is None
 
 
 def test_a_range_that_is_there_needs_no_headroom(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

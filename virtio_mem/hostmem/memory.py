@@ -144,10 +144,14 @@ class HostMemory:
             self.backing.require_headroom(sum(length for _, length in holes), self._node)
         self._populate(offset, size, holes)
 
-    def shortage(self, size: ByteCount) -> HostError | None:
-        """Why `size` more bytes could not be populated now, or None where nothing is known to stand against it."""
+    def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
+        """Why a range could not be populated now, or None where nothing is known to stand against it."""
         try:
-            self.backing.require_headroom(size, self._node)
+            missing = size - self.held(offset, size)
+        except HostError:
+            missing = size
+        try:
+            self.backing.require_headroom(missing, self._node)
         except HostError as error:
             return error
         return None
@@ -194,6 +198,8 @@ class HostMemory:
         return HostError.from_os_error("populate", f"{offset:#x}+{size:#x}", "MADV_POPULATE_WRITE", error, remedy)
 
     def _check(self, offset: HostOffset, size: ByteCount) -> None:
+        if self.mapping.closed:
+            raise UsageError("memory", "closed", "open until close() is called", "make it anew")
         if offset < 0 or size <= 0 or offset + size > self.size or (offset | size) % self.page_size:
             limit = f"whole pages of {self.page_size} bytes within the part's {self.size} bytes"
             raise UsageError("range", f"{offset:#x}+{size:#x}", limit)
