@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
-from vhost_user.errors import FieldError
+from vhost_user.errors import FieldError, UsageError
 from vhost_user.units import MIB
 from virtio_mem.config import VmMemoryConfig
+from virtio_mem.guest.memory_driver import MEMORY_BLOCK_SIZE, Outcome
 from virtio_mem.guest.process import pattern
 from virtio_mem.machine import Machine
 from virtio_mem.manager import ManagedZone, MemoryManager, SharedPart
@@ -93,6 +94,7 @@ class Show:
         assert guest.stdout is not None
         for line in guest.stdout:
             self._events.put(json.loads(line))
+        self._events.put({"event": "gone"})
 
     def headline(self, text: str) -> None:
         """Begin a part of the show."""
@@ -118,8 +120,12 @@ class Show:
                 raise SystemExit("the guest did not reach the target in time") from None
             if event["event"] == "damaged":
                 raise SystemExit(f"the guest's memory at {event['addr']:#x} was damaged")
+            if event["event"] == "gone":
+                raise SystemExit("the guest is gone: what it said is above")
             if event["event"] == "outcome":
                 self._plugged[event["zone"]] = event["plugged_size"]
+                if event["outcome"] in ("STUCK", "BROKEN"):
+                    raise SystemExit(f"zone {event['zone']}: {Outcome[event['outcome']].value}")
 
     def picture(self) -> None:
         """Each zone's blocks, and what the host holds for them."""
@@ -149,16 +155,18 @@ def _coloured(bar: str) -> Text:
 @contextmanager
 def _huge_pages() -> Iterator[bool]:
     """Huge pages for a zone, where this process may reserve some; what was changed is put back."""
+    pages = HUGE_ZONE_SIZE // (2 * MIB)
     try:
         before = int(HUGEPAGES.read_text())
-        HUGEPAGES.write_text(str(before + HUGE_ZONE_SIZE // (2 * MIB)))
+        HUGEPAGES.write_text(str(before + pages))
+        added = int(HUGEPAGES.read_text()) - before
     except OSError:
         yield False
         return
     try:
-        yield int(HUGEPAGES.read_text()) >= before + HUGE_ZONE_SIZE // (2 * MIB)
-    finally:
-        HUGEPAGES.write_text(str(before))
+        yield added >= pages
+    finally:  # somebody else may have added some meanwhile
+        HUGEPAGES.write_text(str(max(0, int(HUGEPAGES.read_text()) - max(0, added))))
 
 
 @contextmanager
@@ -186,6 +194,9 @@ def _read_elsewhere(part: SharedPart, offset: int) -> bytes:
 
 def _run(show: Show) -> None:
     zones = [zone for zone in show.machine.manager.zones.values() if zone.service is not None]
+    if not zones:
+        limit = "no zone has a hotplug_size with hotplug_method=virtio-mem, so there is nothing to show"
+        raise UsageError("--memory", show.machine.manager.config.memory, limit, "see --help for a machine that has")
     show.headline("The guest plugs what each zone has hotplugged at boot")
     show.await_targets()
     show.picture()
@@ -209,9 +220,12 @@ def _resize(show: Show, headline: str, zones: list[ManagedZone], share: float) -
     show.headline(headline)
     for zone in zones:
         assert zone.service is not None
-        spec, block_size = zone.plan.spec, zone.service.device.geometry.block_size
-        hotplugged = min(int(spec.hotplug_size * share), HUGE_ZONE_SIZE if spec.hugepages else spec.hotplug_size)
-        size = spec.size + hotplugged // block_size * block_size
+        spec, unit = zone.plan.spec, max(MEMORY_BLOCK_SIZE // 2, zone.service.device.geometry.block_size)
+        most = (
+            spec.hotplug_size // MEMORY_BLOCK_SIZE * MEMORY_BLOCK_SIZE
+        )  # the guest has no use for less than a whole one
+        hotplugged = min(int(most * share), HUGE_ZONE_SIZE if spec.hugepages else most)
+        size = spec.size + hotplugged // unit * unit
         show.say(f"resize_zone {spec.id} to {human_size(size)}, boot memory included")
         show.machine.resize_zone(spec.id, size)
     show.await_targets()
@@ -226,7 +240,7 @@ def _verdict(show: Show, zones: list[ManagedZone]) -> None:
         show.say(f"{zone.plan.spec.id}: {human_size(plugged)} plugged, {human_size(held)} held by the host")
         if held != plugged:
             raise SystemExit("the host holds something else than what is plugged")
-        answers = ", ".join(f"{kind} {answer} {n}" for (kind, answer), n in sorted(zone.service.answers.items()))
+        answers = ", ".join(f"{answer} {count}" for answer, count in sorted(zone.service.info()["answers"].items()))
         show.say(f"{zone.plan.spec.id}: answers {answers}")
 
 
@@ -239,7 +253,8 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true", help="use a packed virtqueue instead of a split one")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="save what the terminal showed as an SVG")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was changed is put back
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # so that what was changed is put back
     try:
         _perform(arguments)
     except FieldError as error:
@@ -253,8 +268,7 @@ def _perform(arguments: argparse.Namespace) -> None:
             zones = [*ZONES, HUGE_ZONE] if stack.enter_context(_huge_pages()) else list(ZONES)
         config = VmMemoryConfig.from_options(arguments.memory, zones, arguments.numa)
         manager = stack.enter_context(MemoryManager(config))
-        machine = Machine(manager)
-        stack.callback(machine.close)
+        machine = stack.enter_context(Machine(manager))
         machine.start()
         show = Show(machine, stack.enter_context(_guest(machine, packed=arguments.packed)))
         show.headline("The machine's memory")

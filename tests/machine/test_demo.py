@@ -42,9 +42,29 @@ def test_a_machine_of_ones_own_on_a_packed_ring() -> None:
     assert "mem0: 64 MiB plugged, 64 MiB held by the host" in done.stdout
 
 
+def test_a_region_that_is_no_multiple_of_a_memory_block() -> None:
+    done = demo("--memory", "size=8M,shared=on,hotplug_method=virtio-mem,hotplug_size=200M,hotplugged_size=2M")
+    assert done.returncode == 0, done.stderr
+    assert "mem0: 0 B plugged, 0 B held by the host" in done.stdout
+
+
+def test_a_guest_that_cannot_start_is_told_of_at_once() -> None:
+    zones = ["id=a,size=8M", "id=b,size=8M,shared=on,hotplug_size=256M,hotplugged_size=128M"]
+    done = demo("--memory", "size=0,hotplug_method=virtio-mem", "--memory-zone", *zones)
+    assert done.returncode == 1
+    assert "the guest is gone" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("memory", "error"),
-    [("size=12X", "--memory size=12X"), ("size=64M", "shared=on"), ("size=1000,shared=on", "page size")],
+    [
+        ("size=12X", "--memory size=12X"),
+        ("size=64M", "shared=on"),
+        ("size=1000,shared=on", "page size"),
+        ("size=64M,shared=on", "nothing to show"),
+        ("size=64M,shared=on,hotplug_size=1G", "nothing to show"),
+    ],
 )
 def test_options_that_cannot_be_are_explained(memory: str, error: str) -> None:
     done = demo("--memory", memory)
