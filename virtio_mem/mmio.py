@@ -87,8 +87,7 @@ class MmioTransport:
             with self._ring_lock, self.service.lock:
                 started = self._write_status(value)
             if started:
-                self._notified()  # requests may wait already
-                self.notify_config()
+                self._notified()  # requests may wait already, and a notice
         elif register is Register.QUEUE_READY:
             with self._ring_lock, self.service.lock:
                 self._write_ready(value)

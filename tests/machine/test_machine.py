@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from virtio_mem.device import VirtioMemDevice
 from virtio_mem.guest.process import pattern
 from virtio_mem.machine import Machine
 from virtio_mem.manager import MemoryManager
+from virtio_mem.mmio_registers import MAGIC, Status
+from virtio_mem.service import Section
 
 LINE = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=256M"
 TWO = (
@@ -187,6 +190,107 @@ def test_a_guest_that_reads_no_answers_does_not_hold_the_machine() -> None:
                     time.sleep(0.01)
         machine.close()
         assert not machine._thread.is_alive()
+
+
+def test_a_guest_that_makes_its_pipes_blocking_does_not_hold_the_machine() -> None:
+    with MemoryManager(VmMemoryConfig.parse(TWO)) as manager, running(manager) as (machine, _):
+        with machine.take_guest_link() as link:
+            message, fds, _, _ = socket.recv_fds(link, 65536, 16)
+            devices = json.loads(message)["devices"]
+            kick, irq = (fds[devices[0][name]] for name in ("kick", "irq"))
+            for fd in (kick, irq):
+                os.set_blocking(fd, True)
+            os.set_blocking(kick, False)
+            for _ in range(100_000):
+                try:
+                    os.write(kick, b"x" * 4096)
+                except BlockingIOError:
+                    continue
+            for fd in fds:
+                os.close(fd)
+        machine.resize_zone("b", 128 * MIB)
+        machine.close()
+        assert not machine._thread.is_alive()
+
+
+def test_a_machine_that_is_closed_rings_no_more() -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager:
+        machine = Machine(manager)
+        slot = machine.slots[0]
+        machine.close()
+        machine.close()
+        slot.irq.ring()
+        slot.kick.ring()
+        assert (slot.irq.writer, slot.kick.writer) == (-1, -1), "whoever gets these numbers next is left alone"
+
+
+def test_a_resize_is_told_at_once_and_not_by_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtio_mem.machine.POLL_INTERVAL", 1000.0)
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager, running(manager) as (machine, start):
+        start()
+        wait_until(lambda: device_of(manager).plugged_size == 256 * MIB)
+        machine.resize(320 * MIB + 128 * MIB)
+        wait_until(lambda: at_target(manager))
+
+
+def test_requests_that_are_left_are_served_without_another_kick(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager:
+        machine = Machine(manager)
+        calls = []
+
+        def process() -> bool:
+            calls.append(1)
+            return len(calls) < 5
+
+        monkeypatch.setattr(machine.slots[0].transport, "process", process)
+        machine.start()
+        machine.slots[0].kick.ring()
+        wait_until(lambda: len(calls) == 5)
+        machine.close()
+
+
+def test_a_machine_has_one_guest() -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager, Machine(manager) as machine:
+        machine.take_guest_link()
+        with pytest.raises(UsageError, match="one guest"):
+            machine.take_guest_link()
+
+
+def test_a_device_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryManager(VmMemoryConfig.parse(TWO)) as manager, running(manager) as (machine, start):
+
+        def fail() -> bool:
+            raise RuntimeError("the device's own fault")
+
+        monkeypatch.setattr(machine.slots[0].transport, "process", fail)
+        start()
+        wait_until(lambda: bool(machine.slots[0].transport.status & Status.NEEDS_RESET))
+        machine.resize_zone("b", 128 * MIB)
+        assert machine.bus.read(machine.slots[1].base, 4) == MAGIC
+
+
+def test_a_target_that_moves_while_the_guest_is_at_work_is_not_missed() -> None:
+    """A notice that came during a request was taken for its answer's, and forgotten."""
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager, running(manager) as (machine, start):
+        service = manager.zones["mem0"].service
+        assert service is not None
+        targets = iter([GIB, 512 * MIB, 768 * MIB, 128 * MIB])
+
+        class Mover:
+            def plugged(self, section: Section) -> None:
+                threading.Thread(target=self.move).start()
+
+            def unplugging(self, section: Section) -> None:
+                threading.Thread(target=self.move).start()
+
+            def move(self) -> None:
+                for target in targets:
+                    machine.resize(64 * MIB + target)
+                    break
+
+        service.listeners.append(Mover())
+        start()
+        wait_until(lambda: at_target(manager) and device_of(manager).requested_size == 128 * MIB)
 
 
 def test_a_guest_without_a_machine_ends() -> None:

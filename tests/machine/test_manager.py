@@ -264,6 +264,20 @@ def test_pause_and_resume() -> None:
         assert plug(manager, "b") is ResponseType.ACK
 
 
+def test_a_system_reset_reaches_every_zone_though_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with manage(TWO_ZONES.replace("hotplug_size=512M", "hotplug_size=512M,hotplugged_size=128M")) as manager:
+        for zone_id in ("a", "b"):
+            assert plug(manager, zone_id) is ResponseType.ACK
+        refusing, other = manager.zones["a"], manager.zones["b"]
+
+        def discard(offset: HostOffset, size: ByteCount) -> None:
+            raise HostError("discard", size, "refused by the test")
+
+        monkeypatch.setattr(refusing.zone.hotplug, "discard", discard)
+        assert not manager.system_reset()
+        assert (refusing.size, other.size) == (66 * MIB, 4 * GIB)
+
+
 def test_info_is_plain_data() -> None:
     with manage(TWO_ZONES) as manager:
         plug(manager, "b", 0, 2)

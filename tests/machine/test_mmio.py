@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from vhost_user.vring import SplitDriver, SplitLayout
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
 from virtio_mem.mmio_registers import MAGIC, REGISTER_SPACE, Interrupt, Register, Status
-from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, ResponseType
+from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
 
 PLUG_FIRST = Request(RequestType.PLUG, GuestAddress(ADDR), 1)
 
@@ -173,6 +174,7 @@ def test_the_drivers_refusal_is_the_peers_error(rig: Rig) -> None:
         (0, None),
         (48, None),
         (257, None),
+        (512, None),
         (64, SplitLayout(64, GuestAddress(8), GuestAddress(4096), GuestAddress(8192))),
         (64, SplitLayout(64, GuestAddress(1 << 40), GuestAddress(4096), GuestAddress(8192))),
         (64, SplitLayout(64, GuestAddress(4096), GuestAddress((4 << 20) - 8), GuestAddress(8192))),
@@ -285,6 +287,66 @@ def test_a_resize_interrupts(rig: Rig) -> None:
     assert rig.transport.read(Register.INTERRUPT_STATUS) == 0
     rig.transport.notify_config()
     assert rig.take_interrupts() == 0
+
+
+def test_a_notice_is_passed_on_with_the_next_request(rig: Rig) -> None:
+    driver = rig.driver()
+    rig.service.resize(REGION // 2)
+    driver.request(PLUG_FIRST)
+    driver.acknowledge()
+    assert driver.config_changed
+
+
+def test_a_driver_cannot_say_that_the_device_needs_a_reset(rig: Rig) -> None:
+    driver = rig.driver()
+    rig.transport.write(Register.STATUS, 15 | Status.NEEDS_RESET)
+    assert rig.transport.read(Register.STATUS) == 15
+    assert driver.request(PLUG_FIRST).type is ResponseType.ACK
+
+
+def test_a_reset_forgets_the_queue_that_was_set_up(rig: Rig) -> None:
+    rig.driver()
+    write = rig.transport.write
+    for status in (0, 1, 3):
+        write(Register.STATUS, status)
+    write(Register.DRIVER_FEATURES, ACCEPTABLE & 0xFFFFFFFF)
+    write(Register.DRIVER_FEATURES_SEL, 1)
+    write(Register.DRIVER_FEATURES, ACCEPTABLE >> 32)
+    write(Register.STATUS, 11)
+    write(Register.QUEUE_READY, 1)
+    assert rig.transport.read(Register.QUEUE_READY) == 0
+
+
+@pytest.mark.parametrize("how", ["STATUS", "QUEUE_READY", "system reset"])
+def test_a_ring_that_is_being_served_is_not_taken_away(rig: Rig, how: str) -> None:
+    rig.driver()
+    post_a_request(rig)
+    inside, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    real = rig.service.request
+
+    def request(request: Request) -> Response:
+        inside.set()
+        assert go_on.wait(30)
+        return real(request)
+
+    rig.service.request = request  # type: ignore[method-assign]
+
+    def take_away() -> None:
+        if how == "system reset":
+            rig.transport.system_reset()
+        else:
+            rig.transport.write(Register[how], 0)
+        done.set()
+
+    threads = [threading.Thread(target=rig.transport.process), threading.Thread(target=take_away)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    assert not done.wait(0.05), "the ring was taken away in the middle of a request"
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert rig.transport.read(Register.QUEUE_READY) == 0
 
 
 @pytest.mark.clause("MEM-INIT-2")
