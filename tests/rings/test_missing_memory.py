@@ -127,9 +127,28 @@ mapping.view()[0]
 """
 
 
-@pytest.mark.parametrize("before", ["", "import faulthandler; faulthandler.enable()"])
+FAULTHANDLER = "import faulthandler; faulthandler.enable()"
+
+
+@pytest.mark.parametrize("before", ["", FAULTHANDLER, f"GuestMemory(); {FAULTHANDLER}"])
 def test_a_fault_elsewhere_is_not_ours_to_hide(before: str) -> None:
     program = [sys.executable, "-c", PROGRAM.format(before=before)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == -signal.SIGBUS
-    assert ("Bus error" in done.stderr) is bool(before)
+    assert done.stderr.count("Fatal Python error: Bus error") == bool(before)
+
+
+def test_a_fault_of_ours_is_survived_below_another_handler() -> None:
+    lines = PROGRAM.format(before=f"GuestMemory(); {FAULTHANDLER}").splitlines()[:-1]
+    lines += ["from vhost_user.memory import Region", "memory = GuestMemory([Region(0, 4096, mapping)])"]
+    lines += ["try:", "    memory.read(0, 1)", "except Exception as error:", "    print(type(error).__name__)"]
+    program = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "PeerError\n")
+
+
+def test_a_signal_that_somebody_sends_is_no_fault() -> None:
+    lines = PROGRAM.format(before="").splitlines()[:-1]
+    lines += ["os.kill(os.getpid(), signal.SIGBUS)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGBUS

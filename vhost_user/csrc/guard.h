@@ -4,11 +4,18 @@
 #define VU_GUARD_H
 
 #include <setjmp.h>
+#include <stdatomic.h>
 
 #include "guard_api.h"
 
-/* Where this thread goes on after a fault; NULL outside of guarded calls. */
-extern _Thread_local sigjmp_buf *vu_landing;
+/* Where this thread goes on after a fault; NULL outside of guarded calls. Volatile, because the handler reads it. */
+extern _Thread_local sigjmp_buf *volatile vu_landing;
+
+/* Keeps the compiler from moving an access to guest memory out of the guarded call. */
+static inline void guard_fence(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+}
 
 /*
  * The value of `call`, or of `otherwise` if it faulted. What `call` had changed in our own memory stays as it was at the
@@ -23,7 +30,9 @@ extern _Thread_local sigjmp_buf *vu_landing;
 			guarded = (otherwise);          \
 		} else {                                \
 			vu_landing = &landing;          \
+			guard_fence();                  \
 			guarded = (call);               \
+			guard_fence();                  \
 		}                                       \
 		vu_landing = NULL;                      \
 		guarded;                                \
