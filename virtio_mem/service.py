@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -49,6 +50,9 @@ class RegionMemory(Protocol):
 
     def discard(self, offset: HostOffset, size: ByteCount) -> None:
         """Give the range back to the host. HostError, and the range as it was, where that fails."""
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        """Bytes that the host holds for the range, by its own counters. HostError where they can't tell."""
 
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         """Why the range could not be populated now, or None where nothing is known to stand against it."""
@@ -94,6 +98,8 @@ class DeviceService:
         self.listeners: list[MemoryListener] = []
         self.answers: Counter[tuple[str, str]] = Counter()
         self.failed_undos = 0
+        self.unplugged_bytes = 0
+        self.unreturned_bytes = 0
         self.lock = threading.RLock()
         self._last_retry = float("-inf")
         self._shortage: Callable[[], HostError | None] = _no_shortage
@@ -142,6 +148,8 @@ class DeviceService:
                 "paused": device.paused,
                 "answers": {f"{request} {answer}": count for (request, answer), count in self.answers.items()},
                 "failed_undos": self.failed_undos,
+                "unplugged_bytes": self.unplugged_bytes,
+                "unreturned_bytes": self.unreturned_bytes,
             }
 
     def pause(self) -> None:
@@ -223,6 +231,17 @@ class DeviceService:
             for listener, section in islice(self._announcements(effect), told):
                 self._undo(listener.plugged, section)
             raise
+        self._verify(effect)
+
+    def _verify(self, effect: Effect) -> None:
+        """Whether the bytes went back is for the host to say: two numbers, what was unplugged and what it still has."""
+        everything = self.device.plugged_size if effect.everything else effect.size
+        self.unplugged_bytes += everything
+        with suppress(HostError):
+            kept = self.memory.held(effect.offset, effect.size) if effect.size else 0
+            self.unreturned_bytes += kept
+            if kept:
+                log.warning("%s: the host still holds %d of %d bytes", effect.type.value, kept, effect.size)
 
     def _undo(self, step: Callable[[Section], None], section: Section) -> None:
         """Take one step back. One that fails must not keep the others from being taken: it is counted and logged."""

@@ -65,6 +65,9 @@ class Refusing:
     def page_size(self) -> ByteCount:
         return self.memory.page_size
 
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        return self.memory.held(offset, size)
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self.memory.shortage(offset, size)
 

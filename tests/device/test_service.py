@@ -54,6 +54,12 @@ class ScriptedMemory:
         self.script.step("memory", "discard", offset, size)
 
     page_size = ByteCount(4096)
+    kept: ByteCount | None = ByteCount(0)
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        if self.kept is None:
+            raise refusal()
+        return self.kept
 
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self.short
@@ -182,6 +188,18 @@ def test_unplug_all_refused_half_way_is_undone_for_those_who_were_told() -> None
     told = [("a", "unplugging", 0, 2), ("b", "unplugging", 0, 2), ("a", "unplugging", 5, 1)]
     assert script.take() == told + [(name, "plugged", first, size) for name, _, first, size in told]
     assert service.device.plugged_size == 3 * BLOCK
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(0, 0), (4096, 4096), (None, 0)])
+def test_what_the_host_keeps_of_what_was_unplugged_is_counted(kept: int | None, expected: int) -> None:
+    service, _, memory = make_service()
+    ask(service, PLUG, 0, 4)
+    memory.kept = None if kept is None else ByteCount(kept)
+    assert ask(service, UNPLUG, 1, 2).type is ACK
+    info = service.info()
+    assert (info["unplugged_bytes"], info["unreturned_bytes"]) == (2 * BLOCK, expected)
+    assert ask(service, UNPLUG_ALL).type is ACK
+    assert service.info()["unplugged_bytes"] == 4 * BLOCK
 
 
 def test_a_system_reset_that_the_host_refuses() -> None:
