@@ -33,7 +33,7 @@ def all_counts() -> dict[str, int]:
 
 # The examples of a property test, and the steps of each of a state machine's examples, where a test sets no other.
 # Hypothesis's own defaults are 100 and 50.
-HYPOTHESIS_EXAMPLES = count(quick=100, ci=300, soak=3_000)
+HYPOTHESIS_EXAMPLES = count(quick=100, ci=200, soak=2_000)
 HYPOTHESIS_STATEFUL_STEPS = count(quick=50, ci=50, soak=50)
 
 # After this many seconds a test is taken to hang. The slowest takes a tenth of that on an idle machine.

@@ -240,7 +240,10 @@ def _verdict(show: Show, zones: list[ManagedZone]) -> None:
         show.say(f"{zone.plan.spec.id}: {human_size(plugged)} plugged, {human_size(held)} held by the host")
         if held != plugged:
             raise SystemExit("the host holds something else than what is plugged")
-        answers = ", ".join(f"{answer} {count}" for answer, count in sorted(zone.service.info()["answers"].items()))
+        info = zone.service.info()
+        unplugged, kept = human_size(info["unplugged_bytes"]), info["unreturned_bytes"]
+        show.say(f"{zone.plan.spec.id}: {unplugged} were unplugged, of which {kept} bytes did not go back at once")
+        answers = ", ".join(f"{answer} {count}" for answer, count in sorted(info["answers"].items()))
         show.say(f"{zone.plan.spec.id}: answers {answers}")
 
 
