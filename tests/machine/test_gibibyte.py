@@ -1,0 +1,87 @@
+"""A gibibyte is plugged by requests, written, unplugged, and is back with the host: by the kernel's own counters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.device.arena import BACKINGS
+from tests.host import HugePagePool
+from vhost_user.mapping import PAGE_SIZE
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
+from virtio_mem.config import VmMemoryConfig
+from virtio_mem.manager import ManagedZone, MemoryManager
+from virtio_mem.protocol import Request, RequestType, ResponseType
+
+ST_BLOCKS_UNIT = 512
+SLACK = 4 * MIB
+"""What this process, or a file system's bookkeeping, may take or give back beside the zone."""
+
+OPTIONS = {
+    "anonymous": "shared=off",
+    "memfd": "shared=on",
+    "hugetlb": "hugepages=on,hugepage_size=2M",
+    "shared file": "shared=on,file=%s",
+    "private file": "shared=off,file=%s",
+}
+
+
+def resident() -> int:
+    """Bytes of anonymous memory of this process, /proc/self/status's RssAnon."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) << 10
+
+
+def taken(backing: str, zone: ManagedZone) -> int:
+    """What the host gives to the zone, by a counter that knows nothing of the zone."""
+    hotplug = zone.zone.hotplug
+    assert hotplug is not None
+    if backing in ("anonymous", "private file"):
+        return resident()
+    if backing == "hugetlb":
+        pool = HugePagePool(2 * MIB)
+        return (pool.counter("nr_hugepages") - pool.counter("free_hugepages")) * 2 * MIB
+    return os.fstat(hotplug.backing.fd).st_blocks * ST_BLOCKS_UNIT
+
+
+@pytest.mark.clause("MEM-PLUG-8", "MEM-UNPLUG-8", "MEM-OP-6")
+@pytest.mark.parametrize(
+    "backing",
+    [pytest.param(name, marks=pytest.mark.needs_hugetlb) if name == "hugetlb" else name for name in BACKINGS],
+)
+def test_a_gibibyte_there_and_back(backing: str, tmp_path: Path, hugepages: Callable[[int, int], HugePagePool]) -> None:
+    if backing == "hugetlb":
+        hugepages(2 * MIB, 512)
+    file = tmp_path / "zone"
+    with file.open("wb") as opened:
+        opened.truncate(GIB)
+    options = OPTIONS[backing].replace("%s", str(file))
+    line = (
+        f"--memory size=0,hotplug_method=virtio-mem --memory-zone id=boot,size=2M id=z,size=0,{options},hotplug_size=1G"
+    )
+    with MemoryManager(VmMemoryConfig.parse(f"{line},hotplugged_size=1G")) as manager:
+        zone = manager.zones["z"]
+        assert zone.service is not None
+        assert zone.zone.hotplug is not None
+        base = zone.service.device.geometry.addr
+        before = taken(backing, zone)
+
+        def ask_all(type_: RequestType) -> None:
+            assert zone.service is not None
+            for start in range(0, GIB, 128 * MIB):
+                request = Request(type_, GuestAddress(base + start), 64)
+                assert zone.service.request(request).type is ResponseType.ACK
+
+        ask_all(RequestType.PLUG)
+        for page in range(0, GIB, PAGE_SIZE):
+            manager.guest_memory.write(GuestAddress(base + page), b"guest")
+        assert taken(backing, zone) - before + SLACK >= GIB
+        assert zone.zone.hotplug.held() == GIB
+        ask_all(RequestType.UNPLUG)
+        assert taken(backing, zone) - before < SLACK
+        assert zone.zone.hotplug.held(HostOffset(0), ByteCount(GIB)) == 0
+        info = zone.service.info()
+        assert (info["plugged_size"], info["unplugged_bytes"], info["unreturned_bytes"]) == (0, GIB, 0)
