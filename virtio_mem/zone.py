@@ -1,12 +1,14 @@
 """A zone: guest memory of one kind, with the boot memory that is always there and a region to plug more into.
 
 The two parts have files of their own, except that a user's file holds both: boot memory first, the hotplug region right
-behind it. Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be
+behind it. A file that nobody can see and that would be memory itself, as in a directory on a tmpfs with shared=off,
+would only take the memory twice: such a zone is anonymous memory. Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be
 hundreds of times what the host has, and costs nothing until blocks of it are plugged and populated.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +91,18 @@ class Zone:
         if part == "hotplug" and isinstance(backing, SharedFile) and not files.can_punch_holes(backing.fd):
             limit = "its file system can't give back a part of a file, so memory could never be unplugged"
             raise HostError("file", self.spec.file, limit, "use another file system, shared=off, or no hotplug_size")
+        if part == "hotplug" and isinstance(backing, PrivateFile):
+            self._check_private_hotplug(backing.fd)
         return backing
+
+    def _check_private_hotplug(self, fd: int) -> None:
+        """Plugging would fill the holes of a file that is memory, and nothing may punch them again."""
+        place = self._place
+        assert place is not None
+        if place.in_memory and files.unallocated(fd):
+            limit = f"has holes and is on a {place.fstype}, where private memory fills them and unplugging can't"
+            remedy = f"use shared=on, another file system, or fallocate -l {os.fstat(fd).st_size} {place.path}"
+            raise UsageError("file", place.path, limit, remedy)
 
     def _backing(self, part: str, size: ByteCount, offset: HostOffset) -> Backing:
         spec, place = self.spec, self._place
@@ -100,6 +113,8 @@ class Zone:
                 fd = files.memfd(name, size, self.page_size)
                 return Hugetlb(fd, HostOffset(0), self.page_size, reserved=reserved)
             return Memfd(files.memfd(name, size)) if spec.shared else Anonymous()
+        if _needs_no_file(spec, place):
+            return Anonymous()
         if place.directory:
             fd, offset = files.unnamed_file(place.path, size), HostOffset(0)
         else:
@@ -174,6 +189,11 @@ def _page_size(spec: ZoneSpec, place: Place | None) -> ByteCount:
     return size
 
 
+def _needs_no_file(spec: ZoneSpec, place: Place) -> bool:
+    """Whether an unnamed file would do nothing but take each page a second time."""
+    return place.directory and place.in_memory and not spec.shared
+
+
 def _check_sizes(spec: ZoneSpec, page_size: ByteCount) -> None:
     """Both parts are whole pages, there is at least one, and the two together fit a file."""
     for field, size in (("size", spec.size), ("hotplug_size", spec.hotplug_size)):
@@ -193,6 +213,7 @@ def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
     why_shared = "" if backing.shared == spec.shared else "huge pages are always shared"
     why_huge = "" if huge == spec.hugepages else "the file is on a hugetlbfs"
     return (
+        _file(spec, backing),
         Setting("shared", spec.shared, backing.shared, why_shared),
         Setting("hugepages", spec.hugepages, huge, why_huge),
         Setting("hugepage_size", spec.hugepage_size, backing.page_size if huge else None),
@@ -202,6 +223,14 @@ def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
         settings.mergeable(spec.mergeable, backing),
         settings.transparent_huge_pages(spec.thp, backing),
     )
+
+
+def _file(spec: ZoneSpec, backing: Backing) -> Setting:
+    name = None if spec.file is None else str(spec.file)
+    if name is not None and backing.fd < 0:
+        why = "private memory needs no file where files are memory: it is anonymous; shared=on makes files there"
+        return Setting("file", name, None, why)
+    return Setting("file", name, name)
 
 
 def _held(part: HostMemory | None) -> int | None:

@@ -58,7 +58,7 @@ PRIVATE_DIRECTORY = Kind("private-directory", {}, "disk directory", "private fil
 SHARED_TMPFS_FILE = Kind("shared-tmpfs-file", SHARED, "tmpfs file", "shared file")
 PRIVATE_TMPFS_FILE = Kind("private-tmpfs-file", {}, "tmpfs file", "private file")
 SHARED_TMPFS_DIRECTORY = Kind("shared-tmpfs-directory", SHARED, "tmpfs directory", "shared file")
-PRIVATE_TMPFS_DIRECTORY = Kind("private-tmpfs-directory", {}, "tmpfs directory", "private file")
+PRIVATE_TMPFS_DIRECTORY = Kind("private-tmpfs-directory", {}, "tmpfs directory", "anonymous")
 
 KINDS = [
     ANONYMOUS,
@@ -99,6 +99,8 @@ class Maker:
             where /= f"{kind.name}-{total}"
             where.touch()
             os.truncate(where, total)
+            if kind is PRIVATE_TMPFS_FILE and hotplug_size:
+                allocate(where)
         file = where if kind.place else None
         chosen = {"file": file, **kind.options, **options}
         return ZoneSpec("m", ByteCount(size), ByteCount(hotplug_size), **chosen)
@@ -167,6 +169,12 @@ def numa_policy(address: int) -> tuple[str, dict[int, int]]:
         if int(start, 16) == address:
             return policy, {int(node): int(pages) for node, pages in re.findall(r"N(\d+)=(\d+)", " ".join(items))}
     raise LookupError(f"no mapping begins at {address:#x}")
+
+
+def allocate(file: Path) -> None:
+    """Have the file system get all of a file's blocks, without anything being written."""
+    with file.open("r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 def st_blocks_bytes(memory: HostMemory) -> int:

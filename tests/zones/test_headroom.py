@@ -10,11 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.zones.helpers import ANONYMOUS, HUGE, MEMFD, Kind, Maker, each, in_child
+from tests.zones.helpers import (
+    ANONYMOUS,
+    HUGE,
+    MEMFD,
+    PRIVATE_FILE,
+    PRIVATE_TMPFS_DIRECTORY,
+    PRIVATE_TMPFS_FILE,
+    Kind,
+    Maker,
+    each,
+    in_child,
+    part,
+    st_blocks_bytes,
+)
 from vhost_user.errors import HostError
 from vhost_user.units import GIB, KIB, MIB, ByteCount, HostOffset
 from virtio_mem.hostmem import headroom
 from virtio_mem.hostmem.headroom import Limit
+from virtio_mem.zone import ZoneSpec
 
 UNLIMITED_V1 = 2**63 - 4096
 """What version 1 says where there is no limit: the largest number of whole pages."""
@@ -251,6 +265,39 @@ def test_a_limit_of_a_cgroup_above_is_seen_before_it_kills(make: Maker, kind: Ki
         assert memory.held() == FITS
 
     assert in_child(in_the_group) == 0
+
+
+@each(PRIVATE_FILE, PRIVATE_TMPFS_DIRECTORY, PRIVATE_TMPFS_FILE)
+def test_private_memory_of_a_file_is_seen_before_it_kills(make: Maker, kind: Kind, limited_group: Path) -> None:
+    memory = part(make.zone(kind, size=256 * MIB).boot)
+
+    def in_the_group() -> None:
+        join(limited_group)
+        memory.populate(HostOffset(0), FITS)
+        # As much again as fits a group that has nothing else to pay, and twice that where the file's holes fill too.
+        more = ByteCount(80 * MIB)
+        if kind is PRIVATE_TMPFS_FILE:
+            assert st_blocks_bytes(memory) == FITS
+            with pytest.raises(HostError, match=r"left of 160M"):
+                memory.populate(HostOffset(0), more)
+        else:
+            memory.populate(HostOffset(0), more)
+        held = memory.held()
+        with pytest.raises(HostError, match=r"left of 160M"):
+            memory.populate(HostOffset(0), TOO_MUCH)
+        assert memory.held() == held
+
+    assert in_child(in_the_group) == 0
+
+
+def test_a_sparse_private_file_needs_room_on_its_tmpfs(make: Maker) -> None:
+    file = make.mount("tmpfs", "size=4M") / "file"
+    file.touch()
+    os.truncate(file, 8 * MIB)
+    memory = part(make.open(ZoneSpec("m", ByteCount(8 * MIB), file=file)).boot)
+    with pytest.raises(HostError, match="needs 8M, but the file system of the zone's file has 4M left of 4M"):
+        memory.populate(HostOffset(0), memory.size)
+    assert memory.held() == file.stat().st_blocks == 0
 
 
 def test_without_the_look_at_the_headroom_the_kernel_kills(

@@ -263,7 +263,7 @@ def test_a_memfd_without_transparent_huge_pages_is_reported_and_a_default_is_not
 
 
 @pytest.mark.needs_thp
-@each(HUGETLB, *(kind for kind in KINDS if kind.place))
+@each(HUGETLB, *(kind for kind in KINDS if kind.place and kind.kind != "anonymous"))
 def test_thp_has_no_effect_on_files_and_huge_pages(make: Maker, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     zone = make.zone(kind, size=SIZE, prefault=True, explicit=frozenset({"thp"}))
     counters = smaps(part(zone.boot).address)
@@ -342,6 +342,15 @@ def test_shared_off_is_overruled_by_huge_pages_and_warned_of(make: Maker, caplog
     assert warnings(caplog) == ["zone m: shared=off has no effect: huge pages are always shared"]
 
 
+def test_a_directory_that_private_memory_has_no_use_for_is_warned_of(
+    make: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    zone = make.zone(PRIVATE_TMPFS_DIRECTORY, size=SIZE, explicit=frozenset({"file"}))
+    told = setting(zone, "file")
+    assert (told.requested, told.effective) == (str(make.tmpfs), None)
+    assert warnings(caplog) == [f"zone m: file={make.tmpfs} has no effect: {told.reason}"]
+
+
 def test_an_option_with_its_effect_is_not_warned_of(make: Maker, caplog: pytest.LogCaptureFixture) -> None:
     options: dict[str, Any] = {"prefault": True, "reserve": True, "mergeable": False, "thp": False}
     make.zone(ANONYMOUS, size=SIZE, explicit=frozenset(options), **options)
@@ -374,7 +383,7 @@ def test_info_is_plain_data_with_what_was_asked_and_what_came_of_it(make: Maker)
     assert settings["reserve"]["requested"] is True
     assert settings["reserve"]["effective"] is False
     assert set(settings) == {
-        *("shared", "hugepages", "hugepage_size", "host_numa_node", "prefault", "reserve", "mergeable", "thp")
+        *("file", "shared", "hugepages", "hugepage_size", "host_numa_node", "prefault", "reserve", "mergeable", "thp")
     }
 
 

@@ -26,6 +26,7 @@ from tests.zones.helpers import (
     SHARED_TMPFS_FILE,
     Kind,
     Maker,
+    allocate,
     each,
     effective_user,
     part,
@@ -213,6 +214,18 @@ def test_a_file_system_without_holes_has_no_hotplug(make: Maker) -> None:
     assert boot_only.hotplug is None
 
 
+def test_a_sparse_private_file_on_a_tmpfs_has_no_hotplug(make: Maker) -> None:
+    file = make.tmpfs / "sparse"
+    file.touch()
+    os.truncate(file, 8 * MIB)
+    words = ("has holes and is on a tmpfs", "use shared=on, another file system", f"fallocate -l {8 * MIB} {file}")
+    assert refused(spec(hotplug_size=4 * MIB, file=file), UsageError, *words).field == "file"
+    assert file.stat().st_blocks == 0
+    assert make.open(spec(file=file)).kind == "private file"
+    allocate(file)
+    assert make.open(spec(hotplug_size=4 * MIB, file=file)).hotplug is not None
+
+
 # huge pages
 
 
@@ -353,10 +366,10 @@ def failures_expected(kind: Kind, call: str, on_disk: bool) -> int:
     if call == "map_fixed":
         return 2
     # Advice for each part where the kind can have transparent huge pages, and the populating of the first.
-    return 1 + 2 * (kind is ANONYMOUS or (kind is MEMFD and facts.shmem_thp_mode() not in ("never", "deny")))
+    return 1 + 2 * (kind.kind == "anonymous" or (kind is MEMFD and facts.shmem_thp_mode() not in ("never", "deny")))
 
 
-@each(*(kind for kind in KINDS if kind.place.endswith("directory")))
+@each(*(kind for kind in KINDS if kind.place.endswith("directory") and kind.kind != "anonymous"))
 def test_a_second_file_that_can_not_be_made_closes_the_first(
     make: Maker, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,9 +29,6 @@ from vhost_user.units import ByteCount, HostAddress, HostOffset
 from virtio_mem.hostmem import facts, files, headroom
 from virtio_mem.hostmem.files import Place
 
-ST_BLOCKS_UNIT = 512
-"""stat(2): st_blocks counts these, whatever the file system's block size."""
-
 
 class Backing(ABC):
     """One kind of memory and the file behind it, -1 if none; `offset` is where in the file the memory begins, in bytes.
@@ -109,9 +106,10 @@ class Anonymous(Backing):
 class PrivateFile(Anonymous):
     """A file mapped copy-on-write: what is written goes to private copies, which are what is counted and given back.
 
-    Touching a hole of a file on a tmpfs allocates the file's page as well as the copy. That page is clean, and the
-    kernel drops it when it needs the room, as it does with a page cache; so it isn't counted. In an unnamed file, which
-    is the zone's own, `release` drops it at once; in a user's file nothing is ever punched.
+    The file's own pages aren't counted. On a disk they are page cache, which the kernel drops when it needs the room;
+    in an unnamed file, which is the zone's own, `release` drops them at once. On a tmpfs they are memory that stays:
+    to touch a hole of a sparse file allocates the file's page as well as the copy, so the headroom is for both, and
+    `release` leaves that page in the user's file, where nothing is ever punched.
     """
 
     kind = "private file"
@@ -121,12 +119,19 @@ class PrivateFile(Anonymous):
     def __init__(self, fd: int, offset: HostOffset, place: Place) -> None:
         super().__init__(fd, offset)
         self._own = place.directory
+        self._in_memory = place.in_memory
 
     def release(self, offset: HostOffset, size: ByteCount) -> None:
         """Drop the copies, and the pages of a file of our own."""
         super().release(offset, size)
         if self._own:
             files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
+
+    def require_headroom(self, size: int, node: int | None) -> None:
+        """Where files are memory, the file's holes are filled as well."""
+        growth = min(size, files.unallocated(self.fd)) if self._in_memory else 0
+        headroom.require(growth, headroom.file_limits(self.fd), "file")
+        super().require_headroom(size + growth, node)
 
 
 class _Shared(Backing):
@@ -203,7 +208,7 @@ class Hugetlb(_Shared):
         start = self.offset + offset
         whole = os.fstat(self.fd)
         if start == 0 and size == whole.st_size:
-            return ByteCount(whole.st_blocks * ST_BLOCKS_UNIT)
+            return ByteCount(whole.st_blocks * files.ST_BLOCKS_UNIT)
         try:
             return ByteCount(_native.hugetlb_held(self.fd, start, size, self.page_size))
         except OSError as error:

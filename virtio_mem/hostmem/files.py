@@ -23,6 +23,9 @@ from virtio_mem.hostmem import facts
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 
+ST_BLOCKS_UNIT = 512
+"""stat(2): st_blocks counts these, whatever the file system's block size."""
+
 _MFD_HUGE_SHIFT = 26
 """memfd_create(2): the base-2 logarithm of the huge page size goes into the flags from this bit on."""
 
@@ -41,6 +44,11 @@ class Place(NamedTuple):
     fstype: str
     options: list[str]
     block_size: ByteCount
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pages of the file system's files are memory and nothing else, so that none can be dropped."""
+        return self.fstype in ("tmpfs", "devtmpfs", "ramfs")
 
 
 @contextmanager
@@ -147,6 +155,12 @@ def can_punch_holes(fd: int) -> bool:
     except OSError as error:
         return error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS)
     return True
+
+
+def unallocated(fd: int) -> ByteCount:
+    """Bytes by which a file can still grow without getting longer, by stat(2): what fallocate(2) got is there."""
+    found = os.fstat(fd)
+    return ByteCount(max(0, found.st_size - found.st_blocks * ST_BLOCKS_UNIT))
 
 
 def data_size(fd: int, offset: HostOffset, size: ByteCount) -> ByteCount:
