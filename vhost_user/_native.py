@@ -6,6 +6,7 @@ GIL while it is in C, so a long populate or discard holds up no other thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -83,7 +84,9 @@ _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 
 def memory_read(table: MemoryTable, address: int, size: int) -> bytes:
-    """`size` bytes from guest memory; OSError where a part of them lies in no region."""
+    """`size` bytes from guest memory; OSError, before any room is made for them, where a part lies in no region."""
+    if not lib.vu_memory_covers(table.pointer, address, size):
+        raise _error(-errno.EFAULT)
     buffer = _uncleared(_CHARS, size)
     _checked(lib.vu_memory_read(table.pointer, address, buffer, size))
     data: bytes = ffi.unpack(buffer, size)
@@ -91,7 +94,7 @@ def memory_read(table: MemoryTable, address: int, size: int) -> bytes:
 
 
 def memory_write(table: MemoryTable, address: int, data: bytes | bytearray | memoryview) -> None:
-    """`data` into guest memory: all of it, or none and OSError."""
+    """`data` into guest memory: all of it, or OSError as `GuestMemory.write` says."""
     source = data if type(data) is bytes else ffi.from_buffer(data)
     _checked(lib.vu_memory_write(table.pointer, address, source, len(source)))
 
@@ -232,7 +235,7 @@ def chain_read(table: MemoryTable, chain: bytes, offset: int, size: int) -> byte
 
 
 def chain_write(table: MemoryTable, chain: bytes, offset: int, data: bytes | bytearray | memoryview) -> None:
-    """`data` into a chain's writable part, from `offset` on: all of it, or none and OSError."""
+    """`data` into a chain's writable part, from `offset` on: all of it, or OSError as `Chain.write` says."""
     source = data if type(data) is bytes else ffi.from_buffer(data)
     if result := lib.vu_chain_write(table.pointer, chain, offset, source, len(source)):
         raise _error(result)

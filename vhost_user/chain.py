@@ -67,6 +67,7 @@ class Chain:
         """Fill the writable part with `data` from `offset` on.
 
         Raises UsageError where there is no room for it, PeerError where memory is gone; either way nothing is written.
+        PeerError too where the host has no memory behind a piece: then what comes before may be written.
         """
         data = as_bytes(data)
         if self.owner is None or not 0 <= offset <= offset + len(data) <= self.writable:

@@ -73,13 +73,13 @@ class GuestMemory:
                 raise UsageError("guest_address", above, f"overlaps the region {below}", "remove that one first")
         pins = [region.mapping.view(region.offset, region.size) for region in ordered]
         rows = [(region.guest_address, region.size, region.mapping.address + region.offset) for region in ordered]
-        self._regions = ordered
         self.table = _native.MemoryTable(rows, pins)
+        self._pinned = tuple(zip(ordered, pins, strict=True))
 
     @property
     def regions(self) -> tuple[Region, ...]:
         """The regions of the present table, by guest address."""
-        return self._regions
+        return tuple(region for region, _ in self._pinned)
 
     def replace(self, regions: Iterable[Region]) -> None:
         """Let these be all regions, in a single step. Raises UsageError where two overlap; then nothing changed."""
@@ -89,24 +89,32 @@ class GuestMemory:
     def add(self, region: Region) -> None:
         """Let there be one more region. Raises UsageError where it overlaps another; then nothing changed."""
         with self._lock:
-            self._install((*self._regions, region))
+            self._install((*self.regions, region))
 
     def remove(self, region: Region) -> None:
         """Let there be one region less. Raises UsageError where it is not in the table. Its mapping stays open."""
         with self._lock:
-            if region not in self._regions:
+            if region not in self.regions:
                 raise UsageError("region", region, "a region of this guest memory")
-            self._install(other for other in self._regions if other != region)
+            self._install(other for other in self.regions if other != region)
 
     def read(self, address: GuestAddress, size: int) -> bytes:
-        """A copy of `size` bytes. Raises PeerError where a part of them lies in no region."""
+        """A copy of `size` bytes.
+
+        Raises PeerError where a part of them lies in no region or has no memory of the host behind it, UsageError for
+        a size below 0.
+        """
+        _check_size(size)
         try:
             return _native.memory_read(self.table, address, size)
         except (OSError, OverflowError):
             raise _outside(address, size) from None
 
     def write(self, address: GuestAddress, data: Bytes) -> None:
-        """Copy `data` to guest memory. Raises PeerError where a part lies in no region; then nothing is written."""
+        """Copy `data` to guest memory. Raises PeerError where a part lies in no region; then nothing is written.
+
+        It does so too where the host has no memory behind a region: then what comes before may be written.
+        """
         data = as_bytes(data)
         try:
             _native.memory_write(self.table, address, data)
@@ -114,18 +122,21 @@ class GuestMemory:
             raise _outside(address, len(data)) from None
 
     def views(self, address: GuestAddress, size: int) -> list[memoryview]:
-        """The memory itself, one view for each region that the range touches, in order. Raises PeerError as read().
+        """The memory itself, one view for each region that the range touches, in order.
+
+        Raises PeerError where a part of it lies in no region, UsageError for a size below 0.
 
         The guest may change what they show at any moment. While one lives, its mapping can't be closed.
         """
-        regions, views, start, left = self._regions, [], int(address), size
-        at = bisect_right(regions, start, key=lambda region: region.guest_address) - 1
+        _check_size(size)
+        pinned, views, start, left = self._pinned, [], int(address), size
+        at = bisect_right(pinned, start, key=lambda pair: pair[0].guest_address) - 1
         while left:
-            if not (0 <= at < len(regions) and regions[at].guest_address <= start < regions[at].end):
+            if not (0 <= at < len(pinned) and pinned[at][0].guest_address <= start < pinned[at][0].end):
                 raise _outside(address, size)
-            here = min(left, regions[at].end - start)
-            offset = HostOffset(regions[at].offset + start - regions[at].guest_address)
-            views.append(regions[at].mapping.view(offset, ByteCount(here)))
+            region, pin = pinned[at]
+            here, offset = min(left, region.end - start), start - region.guest_address
+            views.append(pin[offset : offset + here])
             at, start, left = at + 1, start + here, left - here
         return views
 
@@ -170,6 +181,11 @@ class GuestMemory:
 def as_bytes(data: Bytes) -> Bytes:
     """`data` such that its length counts bytes, without a copy."""
     return data if type(data) is bytes else memoryview(data).cast("B")
+
+
+def _check_size(size: int) -> None:
+    if size < 0:
+        raise UsageError("size", size, "a range has 0 bytes or more", "give the number of bytes behind the address")
 
 
 def _outside(address: int, size: int) -> PeerError:

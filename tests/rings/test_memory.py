@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +23,8 @@ from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
 
 PAGE = 4096
 TOP = 2**64 - PAGE
+
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 
 @contextmanager
@@ -69,6 +74,24 @@ def test_last_page_of_the_address_space_is_memory() -> None:
     for address, size in ((2**64 - 3, 4), (2**64, 1), (TOP, PAGE + 1), (-1, 1)):
         with pytest.raises(PeerError):
             memory.read(GuestAddress(address), size)
+
+
+@pytest.mark.parametrize("size", [PAGE + 1, 2**40, 2**63, 2**64 - 1, 2**64])
+def test_room_is_made_for_what_is_there_only(size: int) -> None:
+    """2**40 bytes that nobody has would be a MemoryError, or a machine without memory."""
+    memory = GuestMemory([region(0)])
+    with pytest.raises(PeerError, match=f"guest address=0x0\\+{size:#x}"):
+        memory.read(GuestAddress(0), size)
+    with pytest.raises(PeerError):
+        memory.views(GuestAddress(0), size)
+
+
+@pytest.mark.parametrize("address", [0, PAGE, 2**64, -1])
+def test_size_below_0_is_refused(address: int) -> None:
+    memory = GuestMemory([region(0)])
+    for access in (memory.read, memory.views):
+        with pytest.raises(UsageError, match="size=-1: a range has 0 bytes or more"):
+            access(GuestAddress(address), -1)
 
 
 def test_range_may_not_wrap_around_to_address_zero() -> None:
@@ -126,6 +149,49 @@ def test_mapping_stays_open_as_long_as_a_table_holds_it() -> None:
         mapping.close()
     del views
     mapping.close()
+
+
+@pytest.mark.parametrize("step", range(1, 30))
+def test_views_while_their_mapping_is_removed_and_closed(step: int) -> None:
+    """Between any two lines: there are views, and the mapping is open, or the range is outside of memory."""
+    low, high = region(0), region(PAGE)
+    memory = GuestMemory([low, high])
+    steps = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal steps
+        if frame.f_code is not GuestMemory.views.__code__:
+            return None
+        steps += event == "line"
+        if event == "line" and steps == step:
+            memory.remove(high)
+            with suppress(BufferError):
+                high.mapping.close()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        views = memory.views(GuestAddress(0), 2 * PAGE)
+    except PeerError:
+        assert high not in memory.regions
+    else:
+        assert not high.mapping.closed
+        assert [bytes(view) for view in views] == [bytes(PAGE)] * 2
+    finally:
+        sys.settrace(before)
+    assert (high in memory.regions) == (steps < step)
+
+
+def test_mapping_that_was_removed_and_closed_is_outside_of_memory() -> None:
+    low, high = region(0), region(PAGE)
+    memory = GuestMemory([low, high])
+    memory.remove(high)
+    high.mapping.close()
+    for start, size in ((PAGE, 1), (PAGE - 1, 2)):
+        with pytest.raises(PeerError):
+            memory.views(GuestAddress(start), size)
+    assert len(memory.views(GuestAddress(0), PAGE)) == 1
 
 
 def test_region_shows_its_part_of_the_mapping() -> None:

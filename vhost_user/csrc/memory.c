@@ -39,7 +39,7 @@ void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t le
 	return host;
 }
 
-bool vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length)
+int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length)
 {
 	if (length && address + (length - 1) < address)
 		return false;

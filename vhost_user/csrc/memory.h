@@ -18,9 +18,6 @@ void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t le
 int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length);
 int write_memory(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length);
 
-/* Whether every byte of the range lies in some region. */
-bool vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length);
-
 static inline uint16_t load16(const void *at)
 {
 	return le16toh(atomic_load_explicit((const _Atomic uint16_t *)at, memory_order_acquire));

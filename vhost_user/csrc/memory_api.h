@@ -22,6 +22,9 @@ struct vu_memory {
 int vu_memory_read(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length);
 int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length);
 
+/* Whether every byte of the range lies in some region. */
+int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length);
+
 /* Whether the range lies in one region and starts at a multiple of `alignment`, in guest and in host memory. */
 int vu_memory_contiguous(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment);
 
