@@ -1,5 +1,6 @@
 """The options of one machine together: the rules between them, the zones to build, distances and warnings."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_a_zone_is_mergeable_as_memory_says_unless_it_says_otherwise() -> None:
     off = VmMemoryConfig.from_options("size=0", zones).zone_plans()
     assert [plan.spec.mergeable for plan in off] == [False, False, True, False]
     assert ["mergeable" in plan.spec.explicit for plan in off] == [False, True, True, False]
+
+
+def test_the_way_out_for_a_shared_zone_of_mergeable_memory_is_one() -> None:
+    line = "--memory size=0,mergeable=on --memory-zone id=a,size=1G,shared=on"
+    with pytest.raises(ConfigError, match="add mergeable=off to the zone"):
+        VmMemoryConfig.parse(line)
+    (plan,) = VmMemoryConfig.parse(f"{line},mergeable=off").zone_plans()
+    assert (plan.spec.shared, plan.spec.mergeable) == (True, False)
+    assert plan.spec.explicit == {"id", "size", "shared", "mergeable"}
 
 
 def test_no_memory_option_at_all_is_what_cloud_hypervisor_takes() -> None:
@@ -245,6 +255,13 @@ def test_a_keyword_argument_of_the_wrong_type_is_refused(values: dict[str, Any],
     with pytest.raises(ConfigError) as caught:
         VmMemoryConfig(**{"memory": MemoryConfig(size=ByteCount(GIB)), **values})
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("of", [set, frozenset, dict.fromkeys, iter])
+def test_what_has_no_order_is_no_list_of_options(of: Callable[[list[object]], Any]) -> None:
+    zone = MemoryZoneConfig(id="a", size=ByteCount(GIB))
+    with pytest.raises(ConfigError, match="must be a tuple of MemoryZoneConfig"):
+        VmMemoryConfig(memory=MemoryConfig(size=ByteCount(0)), zones=of([zone]))
 
 
 def test_lists_of_options_are_taken_as_tuples() -> None:

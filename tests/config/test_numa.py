@@ -1,5 +1,6 @@
 """--numa: one node alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,6 +69,7 @@ def test_cpus_in_either_syntax_are_those_that_were_written(cpus: list[int]) -> N
         ("256", 256, "0 to 255"),
         ("0-256", 256, "0 to 255"),
         ("0-18446744073709551615", 18446744073709551615, "0 to 255"),
+        ("100000000000000000000", 10**20, "0 to 255"),
         ("1:1", "1", "twice"),
         ("[0-4,3]", "3", "twice"),
         ("1-2-3", "2-3", "0 to 255"),
@@ -83,6 +85,14 @@ def test_cpus_in_either_syntax_are_those_that_were_written(cpus: list[int]) -> N
 def test_cpus_that_can_not_be_are_refused(text: str, value: object, limit: str) -> None:
     with refused("--numa guest_numa_id=0 cpus", value, limit):
         NumaConfig.parse(f"guest_numa_id=0,cpus={text}")
+
+
+@pytest.mark.parametrize(("text", "remedy"), [("5-5", "write 5"), ("[0,05-5]", "write 5"), ("6-5", "swap its ends")])
+def test_a_range_that_does_not_rise_is_refused_with_what_to_write(text: str, remedy: str) -> None:
+    """Cloud Hypervisor refuses a range of one number too."""
+    with pytest.raises(ConfigError) as caught:
+        NumaConfig.parse(f"guest_numa_id=0,cpus={text}")
+    assert caught.value.remedy == remedy
 
 
 def test_a_list_without_brackets_is_not_cut_at_commas() -> None:
@@ -227,6 +237,13 @@ def test_a_keyword_argument_of_the_wrong_type_is_refused(values: dict[str, Any],
     with pytest.raises(ConfigError) as caught:
         NumaConfig(guest_numa_id=0, **values)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("of", [set, frozenset, dict.fromkeys, iter])
+def test_what_has_no_order_is_no_list(of: Callable[[list[int]], Any]) -> None:
+    with pytest.raises(ConfigError, match="must be a tuple") as caught:
+        NumaConfig(guest_numa_id=0, cpus=of([1, 2]))
+    assert caught.value.field == "--numa guest_numa_id=0 cpus"
 
 
 def test_lists_are_taken_as_tuples() -> None:

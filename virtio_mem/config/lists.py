@@ -60,7 +60,8 @@ class Integers(ListOf[int]):
             return range(start, start + 1)
         stop = self.element.check(where, self.element.read(where, last))
         if stop <= start:
-            raise ConfigError(where, text, "a range goes from a lower to a higher number", "swap its ends")
+            remedy = f"write {start}" if stop == start else "swap its ends"
+            raise ConfigError(where, text, "a range goes from a lower to a higher number", remedy)
         return range(start, stop + 1)
 
     def show(self, value: tuple[int, ...]) -> str:

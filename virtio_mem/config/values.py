@@ -154,16 +154,20 @@ class Choice(Kind[ChoiceValue]):
         try:
             return self.members(text.lower())
         except ValueError:
-            raise self._error(where, text) from None
+            raise self._error(where, text, f"write {self._words}") from None
 
     def check(self, where: str, value: object) -> ChoiceValue:
         """A member, not only its text."""
         if not isinstance(value, self.members):
-            raise self._error(where, value)
+            raise self._error(where, value, f"give a {self.members.__name__}")
         return value
 
-    def _error(self, where: str, value: object) -> ConfigError:
-        return ConfigError(where, value, f"must be {' or '.join(self.members)}", f"give a {self.members.__name__}")
+    @property
+    def _words(self) -> str:
+        return " or ".join(self.members)
+
+    def _error(self, where: str, value: object, remedy: str) -> ConfigError:
+        return ConfigError(where, value, f"must be {self._words}", remedy)
 
     def show(self, value: ChoiceValue) -> str:
         """The member's text."""

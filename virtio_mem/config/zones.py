@@ -11,6 +11,9 @@ from virtio_mem.zone import ZoneSpec
 DEFAULT_ZONE = "mem0"
 """The identifier of the one zone that --memory alone makes, as in Cloud Hypervisor; --numa may name it."""
 
+_INHERITED = {"thp", "mergeable"}
+"""The keys of --memory that zones take over. Of a zone with a `mergeable` of its own that key is explicit anyway."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZonePlan:
@@ -45,7 +48,6 @@ def default_plan(memory: MemoryConfig, guest_numa_id: int | None) -> ZonePlan:
 
 def zone_plan(memory: MemoryConfig, zone: MemoryZoneConfig, guest_numa_id: int | None) -> ZonePlan:
     """A zone of --memory-zone, with what it takes over from --memory."""
-    inherited = {"thp"} if zone.mergeable is not None else {"thp", "mergeable"}
     spec = ZoneSpec(
         id=zone.id,
         size=zone.size,
@@ -59,7 +61,7 @@ def zone_plan(memory: MemoryConfig, zone: MemoryZoneConfig, guest_numa_id: int |
         reserve=zone.reserve,
         mergeable=memory.mergeable if zone.mergeable is None else zone.mergeable,
         thp=memory.thp,
-        explicit=zone.explicit | (memory.explicit & inherited),
+        explicit=zone.explicit | (memory.explicit & _INHERITED),
     )
     return _plan(memory, zone, spec, guest_numa_id)
 
