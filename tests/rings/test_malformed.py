@@ -166,3 +166,16 @@ def test_one_pop_reads_about_three_ringfuls_at_most(form: str) -> None:
         returned += batch
         assert bench.queue.enable_notifications() == (returned < size)
     assert bench.queue.malformed == {"too_long": size}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_pop_gives_up_after_exactly_two_ringfuls(form: str) -> None:
+    """Each chain is read for SIZE descriptors: the one in the ring, and its table up to the entry that is wrong."""
+    bench = make_bench(form, SIZE)
+    table = [*[Raw(BUFFER, 1, NEXT)] * (SIZE - 2), Raw(BUFFER, 0)]
+    bench.memory.write(TABLE, bench.pen.table(table))
+    bad = [bench.pen.offer([refer(len(table))], at) for at in range(SIZE)]
+    for batch in (bad[:2], bad[2:]):
+        assert bench.queue.pop() is None
+        assert bench.pen.used() == [(each, 0) for each in batch]
+    assert bench.queue.malformed == {"zero_length": SIZE}

@@ -172,6 +172,52 @@ def test_each_side_hears_what_it_asked_for(form: str, event_idx: bool) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("in_flight", range(1, SIZE))
+def test_device_that_holds_chains_hears_of_the_next(form: str, in_flight: int) -> None:
+    """The event is the next chain to be made available: the next to be used lies behind by those in flight."""
+    rig = make_rig(form, SIZE, event_idx=True)
+    for _ in range(in_flight):
+        rig.driver.add([(BUFFER, 1)])
+    chains = [pop(rig.queue) for _ in range(in_flight)]
+    rig.driver.needs_kick()
+    for _ in range(3 * SIZE):
+        assert not rig.queue.enable_notifications()
+        rig.driver.add([(BUFFER, 1)])
+        assert rig.driver.needs_kick()
+        chains.append(pop(rig.queue))
+        rig.queue.push(chains.pop(0), 0)
+        assert rig.driver.get_used() is not None
+
+
+@pytest.mark.parametrize("event", range(2 * SIZE))
+@pytest.mark.parametrize("used", range(1, SIZE + 1))
+def test_packed_event_at_every_distance(event: int, used: int) -> None:
+    """Entries that were used since the last question count, those next to them on either side don't."""
+    rig, start = make_rig("packed", SIZE, event_idx=True), 0
+    structure = DESC << 16 | (event < SIZE) << 15 | event % SIZE
+    for area in ("driver", "device"):
+        rig.memory.store32(rig.layout.areas[area].address, structure)
+    for _ in range(2 * SIZE):
+        use(rig, used)
+        entries = {at % (2 * SIZE) for at in range(start, start + used)}
+        start += used
+        assert rig.queue.should_notify() == (event in entries)
+        assert rig.driver.needs_kick() == (event in entries)
+
+
+@pytest.mark.parametrize("reserved", [1 << bit for bit in range(2, 16)] + [0xFFFC])
+def test_reserved_bits_of_packed_event_flags_are_ignored(reserved: int) -> None:
+    rig = make_rig("packed", SIZE, event_idx=True)
+    far = 1 << 15 | SIZE - 1
+    for flags, expected in ((DISABLE, False), (DESC, False), (ENABLE, True)):
+        for area in ("driver", "device"):
+            rig.memory.store32(rig.layout.areas[area].address, (flags | reserved) << 16 | far)
+        use(rig)
+        assert rig.queue.should_notify() == expected
+        assert rig.driver.needs_kick() == expected
+
+
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_neither_side_hears_what_it_did_not_ask_for(form: str, event_idx: bool) -> None:
     rig = make_rig(form, SIZE, event_idx=event_idx)
