@@ -165,6 +165,17 @@ def test_a_shared_file_has_boot_memory_first_and_the_hotplug_region_behind_it(ma
     assert zone.spec.file.read_bytes() == b"boot" * MIB + b"plug" * (2 * MIB)
 
 
+@each(SHARED_FILE, SHARED_TMPFS_FILE)
+@pytest.mark.parametrize("behind", [0, 1, 4096])
+def test_opening_a_shared_file_changes_no_byte_of_it(make: Maker, kind: Kind, behind: int) -> None:
+    spec = make.spec(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    assert spec.file is not None
+    image = os.urandom(12 * MIB + behind)
+    spec.file.write_bytes(image)
+    make.open(spec).close()
+    assert spec.file.read_bytes() == image
+
+
 @each(PRIVATE_FILE, PRIVATE_TMPFS_FILE)
 def test_a_private_file_can_be_read_only_and_shows_its_contents(make: Maker, kind: Kind) -> None:
     spec = make.spec(kind, size=4 * MIB, hotplug_size=8 * MIB)
