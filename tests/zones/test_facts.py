@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.zones.helpers import effective_user, no_more_files
 from vhost_user.errors import HostError
 from vhost_user.units import GIB, KIB, MIB, ByteCount
 from virtio_mem.hostmem import facts
@@ -33,6 +34,29 @@ def test_nodes_that_are_online_and_nodes_that_have_memory(tmp_path: Path) -> Non
     write(tmp_path, "sys/devices/system/node/has_memory", "0,4")
     assert facts.online_nodes(tmp_path) == [0, 1, 4]
     assert facts.memory_nodes(tmp_path) == [0, 4]
+
+
+def test_what_is_not_there_has_the_default_and_what_can_not_be_read_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, "file", "text")
+    assert facts.read_or(tmp_path / "file", "default") == "text"
+    assert facts.read_or(tmp_path / "nothing", "default") == "default"
+    assert facts.read_or(tmp_path / "file" / "below", "default") == "default"
+    with pytest.raises(HostError, match=f"host={tmp_path}: read failed: EISDIR"):
+        facts.read_or(tmp_path, "default")
+    with no_more_files(), pytest.raises(HostError, match=r"read failed: EMFILE .*RLIMIT_NOFILE"):
+        facts.read_or(tmp_path / "file", "default")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs_root: only root can become another user")
+def test_a_file_that_others_may_not_read_is_an_error(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_PATH)
+    write(tmp_path, "secret", "text")
+    (tmp_path / "secret").chmod(0)
+    try:
+        with effective_user(65534), pytest.raises(HostError, match=r"read failed: EACCES .*; give read access"):
+            facts.read_or(Path(f"/proc/self/fd/{fd}/secret"), "default")
+    finally:
+        os.close(fd)
 
 
 def test_page_sizes_in_order_of_size(tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ def test_a_node_has_what_is_free_and_what_is_cache(tmp_path: Path) -> None:
     assert tree.limits(node=1) == {**HOST, "NUMA node 1": 120 * KIB}
 
 
+@pytest.mark.parametrize("node", [None, 1])
+def test_a_host_that_does_not_tell_is_an_error(tmp_path: Path, node: int | None) -> None:
+    tree = Tree(tmp_path, "")
+    if node is None:
+        tree.write("proc/meminfo", "MemTotal: 8192 kB\n")
+    with pytest.raises(HostError, match=r"doesn't tell; mount /proc and /sys"):
+        tree.limits(node)
+
+
 @pytest.mark.parametrize(
     ("page_size", "name"),
     [(64 * KIB, "64KB"), (HUGE, "2MB"), (32 * MIB, "32MB"), (GIB, "1GB"), (16 * GIB, "16GB")],

@@ -7,6 +7,7 @@ proc(5) for mountinfo and fdinfo.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,19 +21,40 @@ _HUGEPAGES = "sys/kernel/mm/hugepages"
 _THP = "sys/kernel/mm/transparent_hugepage"
 _NODES = "sys/devices/system/node"
 
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
+"""No such file; ENODEV is what the file of a cgroup or device answers that is gone since it was opened."""
+
+_REMEDIES = {
+    errno.EACCES: "give read access",
+    errno.EMFILE: "raise this process's limit of open files (RLIMIT_NOFILE)",
+    errno.ENFILE: "raise /proc/sys/fs/file-max",
+}
+
 
 def read_or(path: Path, default: str) -> str:
-    """The text of a file in /proc or /sys without the newline, or `default` where this kernel has no such file."""
+    """The text of a file in /proc or /sys without the newline, or `default` where this kernel has no such file.
+
+    Raises HostError where there is one that can't be read: a default in its place would be a fact made up.
+    """
     try:
         return path.read_text().strip()
-    except OSError:
-        return default
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return default
+        raise HostError.from_os_error("host", path, "read", error, _REMEDIES.get(error.errno or 0, "")) from error
 
 
 def _counters(text: str) -> dict[str, ByteCount]:
     """The lines `name: number kB`, in bytes. A node's lines begin with the words "Node" and its number."""
     found = re.findall(r"^(?:Node \d+ )?(\S+):\s*(\d+) kB$", text, re.MULTILINE)
     return {name: ByteCount(int(size) * KIB) for name, size in found}
+
+
+def counter(info: dict[str, ByteCount], name: str, source: str) -> ByteCount:
+    """One of the counters that `source` has told; HostError where it has told no such thing."""
+    if name not in info:
+        raise HostError("host", name, f"{source} doesn't tell", "mount /proc and /sys")
+    return info[name]
 
 
 def meminfo(root: Path = ROOT) -> dict[str, ByteCount]:

@@ -58,13 +58,18 @@ def require(size: int, limits: Iterator[Limit], field: str) -> None:
 
 
 def memory_limits(node: int | None = None, root: Path = ROOT) -> Iterator[Limit]:
-    """What bounds ordinary memory: the host, the node that it is bound to, this process's memory cgroups."""
+    """What bounds ordinary memory: the host, the node that it is bound to, this process's memory cgroups.
+
+    Raises HostError where the host doesn't tell.
+    """
     info = facts.meminfo(root)
-    yield Limit("the host (MemAvailable)", info["MemAvailable"], info["MemTotal"], "free memory on the host")
+    free, total = (facts.counter(info, name, "/proc/meminfo") for name in ("MemAvailable", "MemTotal"))
+    yield Limit("the host (MemAvailable)", free, total, "free memory on the host")
     if node is not None:
         local = facts.node_meminfo(node, root)
-        free = local["MemFree"] + local["Inactive(file)"]
-        yield Limit(f"NUMA node {node}", free, local["MemTotal"], f"free memory on node {node}")
+        names = ("MemFree", "Inactive(file)", "MemTotal")
+        free, cache, total = (facts.counter(local, name, f"the meminfo of node {node}") for name in names)
+        yield Limit(f"NUMA node {node}", free + cache, total, f"free memory on node {node}")
     yield from _cgroup_limits(
         "memory", "memory.max memory.current", "memory.limit_in_bytes memory.usage_in_bytes", root
     )

@@ -106,7 +106,8 @@ class HostMemory:
     def held(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> ByteCount:
         """Bytes that the host holds for a range, by its own counters. HostError where the kernel will not tell.
 
-        For shared memory whoever touched it, in swap or not; for private memory what this process touched.
+        For shared memory whoever touched it, in swap or not; for private memory what this process touched. Of a file it
+        is the data: blocks that fallocate(2) got count from when they are touched.
         """
         size = ByteCount(self.size - offset) if size is None else size
         self._check(offset, size)
@@ -137,6 +138,8 @@ class HostMemory:
         try:
             holes = list(self._holes(offset, size))
         except HostError:
+            if not isinstance(self.backing, Hugetlb):
+                raise
             self.backing.require_headroom(size, self._node)
             self._populate_counting(offset, size)
             return
@@ -166,7 +169,7 @@ class HostMemory:
             raise self._no_memory(offset, size, error) from error
 
     def _populate_counting(self, offset: HostOffset, size: ByteCount) -> None:
-        """Populate page by page where the kernel doesn't tell what is there: a page is new if the file has grown."""
+        """Populate page by page where userfaultfd is forbidden: a huge page is new if the file has grown."""
         new: list[tuple[HostOffset, ByteCount]] = []
         for page in range(offset, offset + size, self.page_size):
             before = os.fstat(self.backing.fd).st_blocks
