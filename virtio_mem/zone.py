@@ -2,8 +2,10 @@
 
 The two parts have files of their own, except that a user's file holds both: boot memory first, the hotplug region right
 behind it. A file that nobody can see and that would be memory itself, as in a directory on a tmpfs with shared=off,
-would only take the memory twice: such a zone is anonymous memory. Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be
-hundreds of times what the host has, and costs nothing until blocks of it are plugged and populated.
+would only take the memory twice: such a zone is anonymous memory.
+
+Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be hundreds of times
+what the host has, and costs nothing until blocks of it are plugged and populated.
 """
 
 from __future__ import annotations

@@ -16,11 +16,14 @@ from tests.zones.helpers import (
     KINDS,
     MEMFD,
     SHARED_DIRECTORY,
+    SHARED_FILE,
     Kind,
     Maker,
+    allocate,
     each,
     fill,
     free_pages,
+    no_more_files,
     part,
     st_blocks_bytes,
     touch,
@@ -207,6 +210,30 @@ def test_a_full_tmpfs_is_seen_before_anything_is_taken(make: Maker) -> None:
     assert memory.held() == 0
 
 
+def test_a_file_that_has_its_blocks_needs_no_more_room(make: Maker) -> None:
+    file = make.mount("tmpfs", "size=8M") / "file"
+    file.touch()
+    os.truncate(file, 8 * MIB)
+    allocate(file)
+    memory = part(make.open(ZoneSpec("m", ByteCount(8 * MIB), file=file, shared=True)).boot)
+    assert os.statvfs(file).f_bfree == memory.held() == 0
+    assert memory.shortage(HostOffset(0), memory.size) is None
+    memory.populate(HostOffset(0), memory.size)
+    assert memory.held() == memory.size
+
+
+def test_a_file_that_has_some_of_its_blocks_needs_room_for_the_others(make: Maker) -> None:
+    file = make.mount("tmpfs", "size=6M") / "file"
+    file.touch()
+    os.truncate(file, 4 * MIB)
+    allocate(file)
+    os.truncate(file, 8 * MIB)
+    memory = part(make.open(ZoneSpec("m", ByteCount(8 * MIB), file=file, shared=True)).boot)
+    with pytest.raises(HostError, match="needs 4M, but the file system of the zone's file has 2M left of 6M"):
+        memory.populate(HostOffset(0), memory.size)
+    assert memory.held() == 0
+
+
 def test_a_tmpfs_that_fills_up_meanwhile_leaves_what_was_there(make: Maker, blind: None) -> None:
     memory = on_small_tmpfs(make)
     fill(memory, 6 * MIB, MIB)
@@ -251,6 +278,15 @@ def test_only_what_is_missing_needs_headroom(make: Maker, monkeypatch: pytest.Mo
     monkeypatch.setattr(headroom, "memory_limits", lambda _node: iter([Limit("the host", exactly, GIB, "")]))
     memory.populate(HostOffset(0), memory.size)
     assert memory.held() == memory.size
+
+
+@each(*(kind for kind in KINDS if kind not in (SHARED_FILE, SHARED_DIRECTORY)))
+def test_a_process_that_can_open_no_file_populates_nothing(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 16 * MIB)
+    touch(memory, 0)
+    with no_more_files(), pytest.raises(HostError, match=r"failed: EMFILE"):
+        memory.populate(HostOffset(0), ByteCount(8 * MIB))
+    assert memory.held() == memory.held(HostOffset(0), HUGE) > 0
 
 
 def test_a_kernel_that_can_not_populate_is_told(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

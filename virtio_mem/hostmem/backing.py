@@ -146,7 +146,7 @@ class _Shared(Backing):
         files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
-        """Walk the file's data."""
+        """Walk the file's data; what fallocate(2) got and nobody touched isn't in it."""
         return files.data_size(self.fd, HostOffset(self.offset + offset), size)
 
 
@@ -186,10 +186,11 @@ class SharedFile(_Shared):
         return "the tmpfs of the file is mounted without huge=advise"
 
     def require_headroom(self, size: int, node: int | None) -> None:
-        """The file system must have the room; a tmpfs's pages are memory as well."""
-        headroom.require(size, headroom.file_limits(self.fd), "file")
-        if self._tmpfs:
-            super().require_headroom(size, node)
+        """The file system must have the room, less what fallocate(2) got; where files are memory, so must the host."""
+        growth = min(size, files.unallocated(self.fd))
+        headroom.require(growth, headroom.file_limits(self.fd), "file")
+        if self._place.in_memory:
+            super().require_headroom(growth, node)
 
 
 class Hugetlb(_Shared):

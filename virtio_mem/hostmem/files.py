@@ -166,7 +166,8 @@ def unallocated(fd: int) -> ByteCount:
 def data_size(fd: int, offset: HostOffset, size: ByteCount) -> ByteCount:
     """Bytes of a range of a file that are data and not holes, as lseek(2) tells it. HostError where it doesn't.
 
-    Blocks that fallocate(2) got and nobody wrote are holes to SEEK_DATA; populating writes, so this project makes none.
+    Blocks that fallocate(2) got and nobody wrote are holes to SEEK_DATA. A user's file may have such; nothing here
+    makes any, because populating writes.
     """
     held, position, end = 0, int(offset), offset + size
     while position < end:
