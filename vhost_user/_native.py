@@ -55,9 +55,12 @@ def mbind(address: int, length: int, mode: int, nodes: Iterable[int]) -> None:
     _checked(lib.vu_mbind(address, length, mode, ffi.from_buffer("unsigned long[]", raw), words))
 
 
-def private_held(pagemap: int, address: int, length: int) -> int:
-    """Bytes of private pages, present or swapped, that the host holds for a range of this process."""
-    return _checked(lib.vu_private_held(pagemap, address, length))
+def private_held(pagemap: int, address: int, length: int, *, scan: bool) -> int:
+    """Bytes of private pages, present or swapped, that the host holds for a range of this process.
+
+    With `scan` without the shared zero page, or ENOTTY before Linux 6.7; otherwise zero pages count as held.
+    """
+    return _checked(lib.vu_private_held(pagemap, address, length, scan))
 
 
 def hugetlb_held(fd: int, offset: int, length: int, page_size: int) -> int:

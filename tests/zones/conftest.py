@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 
 from tests import host
 from tests.zones.helpers import Maker, on_tmpfs
+from vhost_user import _native
 from vhost_user.errors import HostError
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.units import ByteCount
@@ -59,6 +61,19 @@ def make(disk: Path, tmpfs: Path, hugepages: Callable[[int, int], host.HugePageP
         stack.callback(_empty, disk)
         stack.callback(_empty, tmpfs)
         yield Maker(disk, tmpfs, hugepages, stack)
+
+
+@pytest.fixture
+def before_pagemap_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is older than 6.7."""
+    real = _native.private_held
+
+    def without_scan(pagemap: int, address: int, length: int, *, scan: bool) -> int:
+        if scan:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return real(pagemap, address, length, scan=False)
+
+    monkeypatch.setattr(_native, "private_held", without_scan)
 
 
 def _empty(directory: Path) -> None:

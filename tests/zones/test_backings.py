@@ -354,7 +354,7 @@ def test_a_kernel_that_does_not_tell_what_it_holds_is_an_error(
 ) -> None:
     memory = make.memory(kind, 4 * MIB)
 
-    def refuse(*_: object) -> int:
+    def refuse(*_: object, **__: object) -> int:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "lseek", refuse)

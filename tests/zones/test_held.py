@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+import struct
+from pathlib import Path
+
+import pytest
 
 from tests import counts
 from tests.zones.helpers import (
@@ -14,9 +18,12 @@ from tests.zones.helpers import (
     in_child,
     touch,
 )
+from vhost_user import _native
+from vhost_user.mapping import PAGE_SIZE
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.hostmem.memory import HostMemory
 
+PRIVATE_KINDS = [kind for kind in KINDS if not kind.shared]
 SMALL_PAGES = 96
 HUGE_PAGES = 16
 
@@ -57,6 +64,55 @@ class Model:
         page = self.memory.page_size
         assert self.memory.held(offset, size) == len(self.held.intersection(some)) * page
         assert self.memory.held() == len(self.held) * page
+
+
+@pytest.mark.usefixtures("before_pagemap_scan")
+@each(*PRIVATE_KINDS)
+def test_so_it_does_on_a_kernel_that_can_not_scan(make: Maker, kind: Kind, rng: random.Random) -> None:
+    test_what_is_held_agrees_with_a_set_of_pages(make, kind, rng)
+
+
+SCATTERED = 1200
+"""Pages, every other one of which is touched: more runs than two rounds of 256, which is what one scan returns."""
+
+
+def touch_every_other_page(memory: HostMemory) -> None:
+    with memory.view() as view:
+        for page in range(0, SCATTERED, 2):
+            view[page * PAGE_SIZE] = 1
+
+
+@each(*PRIVATE_KINDS)
+def test_scattered_pages_are_all_counted(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, SCATTERED * PAGE_SIZE, thp=False)
+    touch_every_other_page(memory)
+    assert memory.held() == SCATTERED // 2 * PAGE_SIZE
+
+
+@pytest.mark.usefixtures("before_pagemap_scan")
+@each(*PRIVATE_KINDS)
+def test_scattered_pages_are_all_counted_without_a_scan(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, SCATTERED * PAGE_SIZE, thp=False)
+    touch_every_other_page(memory)
+    assert memory.held() == SCATTERED // 2 * PAGE_SIZE
+
+
+PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61
+"""Bits of a pagemap entry; see proc(5)."""
+
+
+@pytest.mark.parametrize(
+    ("entry", "held"),
+    [(0, 0), (PRESENT, 1), (SWAPPED, 1), (PRESENT | FILE, 0), (SWAPPED | FILE, 1), (FILE, 0), (PRESENT - 1, 1)],
+)
+def test_each_entry_of_a_pagemap_counts_as_what_it_is(tmp_path: Path, entry: int, held: int) -> None:
+    file = tmp_path / "pagemap"
+    file.write_bytes(struct.pack("=3Q", PRESENT, entry, PRESENT))
+    with file.open("rb") as pagemap:
+        assert _native.private_held(pagemap.fileno(), PAGE_SIZE, PAGE_SIZE, scan=False) == held * PAGE_SIZE
+        assert _native.private_held(pagemap.fileno(), 0, 3 * PAGE_SIZE, scan=False) == (2 + held) * PAGE_SIZE
+        with pytest.raises(OSError, match="Input/output error"):
+            _native.private_held(pagemap.fileno(), 0, 4 * PAGE_SIZE, scan=False)
 
 
 @each(*KINDS)

@@ -34,6 +34,7 @@ from tests.zones.helpers import (
     smaps,
     vm_flags,
 )
+from vhost_user import _native
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import GIB, KIB, MIB, ByteCount, HostOffset
 from virtio_mem.hostmem import facts
@@ -294,6 +295,17 @@ def test_memory_lies_on_the_node_that_it_is_bound_to(make: Maker, kind: Kind) ->
         memory.populate(HostOffset(0), memory.size)
         assert numa_policy(memory.address) == (f"bind:{node}", {node: SIZE // kind.page_size})
     assert setting(zone, "host_numa_node") == ("host_numa_node", node, node, "")
+
+
+@pytest.mark.needs_mbind
+@pytest.mark.parametrize("node", [0, 63, 64, 127])
+def test_the_kernel_reads_every_bit_of_a_mask_of_nodes(make: Maker, node: int) -> None:
+    mpol_default = 0
+    memory = make.memory(ANONYMOUS, SIZE)
+    _native.mbind(memory.address, SIZE, mpol_default, [])
+    # The default policy takes no nodes, so a mask that the kernel has read in full is refused.
+    with pytest.raises(OSError, match="Invalid argument"):
+        _native.mbind(memory.address, SIZE, mpol_default, [node])
 
 
 @each(*KINDS)

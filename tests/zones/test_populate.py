@@ -25,6 +25,7 @@ from tests.zones.helpers import (
     free_pages,
     no_more_files,
     part,
+    smaps,
     st_blocks_bytes,
     touch,
 )
@@ -142,6 +143,18 @@ def without_userfaultfd(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(_native, "hugetlb_held", refuse)
+
+
+@pytest.mark.needs_hugetlb
+def test_a_short_pool_is_seen_first_where_the_kernel_does_not_tell_what_is_there(
+    make: Maker, without_userfaultfd: None
+) -> None:
+    memory = make.memory(HUGETLB, 16 * MIB)
+    pool = make.hugepages(HUGE, 2)
+    with pytest.raises(HostError, match=r"=6M: needs 3 huge pages of 2M; .* 2 are free") as refused:
+        memory.populate(HostOffset(0), ByteCount(6 * MIB))
+    assert refused.value.errno == 0
+    assert (pool.free, memory.held()) == (2, 0)
 
 
 def populate_more_than_the_pool_has(make: Maker) -> None:
@@ -265,6 +278,33 @@ def test_a_range_that_is_there_needs_no_headroom(make: Maker, monkeypatch: pytes
     memory.populate(HostOffset(0), BLOCK)
     with pytest.raises(HostError, match=r"the host has 0 left of 1G; free some"):
         memory.populate(HostOffset(0), memory.size)
+
+
+def read_all_then_find_no_headroom(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = make.memory(ANONYMOUS, 8 * MIB, thp=False)
+    with memory.view() as view:
+        assert not any(view[:: 4 * KIB])
+    monkeypatch.setattr(headroom, "memory_limits", lambda _node: iter([Limit("the host", 8 * MIB, GIB, "free some")]))
+    assert memory.shortage(HostOffset(0), memory.size) is not None
+    with pytest.raises(HostError, match=r"the host has 8M left of 1G; free some"):
+        memory.populate(HostOffset(0), memory.size)
+    assert smaps(memory.address)["Anonymous"] == 0
+
+
+def test_pages_that_were_only_read_need_headroom(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_all_then_find_no_headroom(make, monkeypatch)
+
+
+@pytest.mark.usefixtures("before_pagemap_scan")
+def test_so_they_do_where_the_kernel_can_not_tell_them(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_all_then_find_no_headroom(make, monkeypatch)
+
+
+@pytest.mark.usefixtures("before_pagemap_scan")
+@each(*(kind for kind in KINDS if not kind.shared))
+def test_populating_works_without_a_scan(make: Maker, kind: Kind) -> None:
+    test_populating_allocates_the_range_and_nothing_else(make, kind)
+    test_populating_keeps_what_is_there(make, kind)
 
 
 def test_only_what_is_missing_needs_headroom(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:

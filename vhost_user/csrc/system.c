@@ -108,11 +108,9 @@ static int64_t read_held(int pagemap, uint64_t start, uint64_t end)
 	return held;
 }
 
-int64_t vu_private_held(int pagemap, uintptr_t address, uint64_t length)
+int64_t vu_private_held(int pagemap, uintptr_t address, uint64_t length, int scan)
 {
-	int64_t held = scan_held(pagemap, address, address + length);
-
-	return held == -ENOTTY ? read_held(pagemap, address, address + length) : held;
+	return scan ? scan_held(pagemap, address, address + length) : read_held(pagemap, address, address + length);
 }
 
 /* A page that exists can be mapped, or is mapped already; a hole answers EFAULT. */

@@ -16,9 +16,10 @@ int vu_mbind(uintptr_t address, uint64_t length, int mode, const unsigned long *
 
 /*
  * Bytes of private memory that the host holds for a range of this process: anonymous pages and private copies of
- * file pages, present or swapped, without the shared zero page. `pagemap` is an open /proc/self/pagemap.
+ * file pages, present or swapped. `pagemap` is an open /proc/self/pagemap. With `scan` the shared zero page is left out,
+ * or -ENOTTY where the kernel is older than 6.7 and can't tell; without, it counts as held.
  */
-int64_t vu_private_held(int pagemap, uintptr_t address, uint64_t length);
+int64_t vu_private_held(int pagemap, uintptr_t address, uint64_t length, int scan);
 
 /*
  * Bytes of huge pages that a hugetlb file holds in a range, whoever touched them. hugetlbfs has no SEEK_DATA, so a

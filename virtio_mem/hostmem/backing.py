@@ -17,6 +17,7 @@ memory be the file. With `shared=off` the file is opened for reading only, so no
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from abc import ABC, abstractmethod
@@ -42,6 +43,8 @@ class Backing(ABC):
     shared: ClassVar[bool]
     has_shared_zero_page: ClassVar[bool] = False
     """Whether reading untouched memory costs nothing, because the kernel shows the same page of zeros everywhere."""
+    counts_zero_pages: bool = False
+    """Whether `held` was seen to take that page for memory, as it must before Linux 6.7."""
     no_merge: ClassVar[str] = ""
     no_reserve: str = ""
     no_bind: str = ""
@@ -95,12 +98,21 @@ class Anonymous(Backing):
         _native.madvise(self.address + offset, size, mmap.MADV_DONTNEED)
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
-        """Count this process's pages, in memory and in swap."""
+        """Count this process's pages, in memory and in swap; before Linux 6.7 also those that were read only."""
         try:
             with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-                return ByteCount(_native.private_held(pagemap.fileno(), self.address + offset, size))
+                return ByteCount(self._count(pagemap.fileno(), HostAddress(self.address + offset), size))
         except OSError as error:
             raise HostError.from_os_error("held", f"{offset:#x}+{size:#x}", "pagemap", error) from error
+
+    def _count(self, pagemap: int, address: HostAddress, size: ByteCount) -> int:
+        try:
+            return _native.private_held(pagemap, address, size, scan=True)
+        except OSError as error:
+            if error.errno != errno.ENOTTY:
+                raise
+        self.counts_zero_pages = self.has_shared_zero_page
+        return _native.private_held(pagemap, address, size, scan=False)
 
 
 class PrivateFile(Anonymous):

@@ -132,7 +132,7 @@ class HostMemory:
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate all of a range now, or raise HostError and leave allocated what was before.
 
-        What is there already keeps its contents.
+        What is there already keeps its contents. Before Linux 6.7, private pages only read are taken to be there.
         """
         self._check(offset, size)
         try:
@@ -143,14 +143,14 @@ class HostMemory:
             self.backing.require_headroom(size, self._node)
             self._populate_counting(offset, size)
             return
-        if holes:
-            self.backing.require_headroom(sum(length for _, length in holes), self._node)
+        if missing := self._missing(size, size - sum(length for _, length in holes)):
+            self.backing.require_headroom(missing, self._node)
         self._populate(offset, size, holes)
 
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         """Why a range could not be populated now, or None where nothing is known to stand against it."""
         try:
-            missing = size - self.held(offset, size)
+            missing = self._missing(size, self.held(offset, size))
         except HostError:
             missing = size
         try:
@@ -158,6 +158,10 @@ class HostMemory:
         except HostError as error:
             return error
         return None
+
+    def _missing(self, size: int, held: int) -> int:
+        """What populating `size` bytes may take: all of it where the zero page passes for memory, which it isn't."""
+        return size if self.backing.counts_zero_pages else size - held
 
     def _populate(self, offset: HostOffset, size: ByteCount, undo: Iterable[tuple[HostOffset, ByteCount]]) -> None:
         """Populate a range; if that fails, discard the ranges of `undo`."""
