@@ -189,7 +189,8 @@ class Ksm:
             restore.enter_context(settings_lock)
             if self.counter("run") == 0:
                 # A stopped KSM still counts the pages of processes that have ended since: 2 makes it forget them.
-                restore.enter_context(changed(KSM / "run", 2))
+                (KSM / "run").write_text("2")
+                (KSM / "run").write_text("0")
             for name, value in self.SETTINGS.items():
                 if (KSM / name).exists():
                     restore.enter_context(changed(KSM / name, value))
