@@ -11,7 +11,8 @@ what the host has, and costs nothing until blocks of it are plugged and populate
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class Zone:
         _check_sizes(spec, self.page_size)
         with ExitStack() as undo:
             boot = self._open(undo, "boot", spec.size, HostOffset(0))
-            hotplug = self._open(undo, "hotplug", spec.hotplug_size, HostOffset(spec.size))
+            with _told_as("hotplug_size", format_size(spec.hotplug_size), "size"):
+                hotplug = self._open(undo, "hotplug", spec.hotplug_size, HostOffset(spec.size))
             sample = boot or hotplug
             assert sample is not None
             self.kind = sample.kind
@@ -78,9 +80,11 @@ class Zone:
             self.has_shared_zero_page = sample.has_shared_zero_page
             self.settings = _settings(spec, sample)
             self.boot = self._map(undo, boot, spec.size, reserve=spec.reserve)
-            self.hotplug = self._map(undo, hotplug, spec.hotplug_size, reserve=False)
+            with _told_as("hotplug_size", format_size(spec.hotplug_size), "size"):
+                self.hotplug = self._map(undo, hotplug, spec.hotplug_size, reserve=False)
             if spec.prefault and self.boot is not None:
-                self.boot.populate(HostOffset(0), spec.size)
+                with _told_as("prefault", "on", "populate"):
+                    self.boot.populate(HostOffset(0), spec.size)
             undo.pop_all()
         settings.warn(spec.id, self.settings, spec.explicit)
 
@@ -132,7 +136,8 @@ class Zone:
             return None
         node = self.spec.host_numa_node
         if reserve and isinstance(backing, Hugetlb):
-            headroom.require_huge_pages(size, self.page_size, node, "reserve")
+            with _told_as("reserve", "on", "populate"):
+                headroom.require_huge_pages(size, self.page_size, node, "populate")
         advice = settings.advice(self.settings, backing)
         memory = HostMemory(backing, size, node=node, advice=advice, reserve=reserve and not backing.no_reserve)
         undo.callback(memory.close)
@@ -155,16 +160,28 @@ class Zone:
         }
 
     def close(self) -> None:
-        """Unmap and close. BufferError while a view of a part lives: that part stays, and closing can be repeated."""
-        for part in (self.hotplug, self.boot):
-            if part is not None:
-                part.close()
+        """Unmap and close. BufferError while a view of a part lives: it stays, alone, and closing can be repeated."""
+        with ExitStack() as parts:
+            for part in (self.boot, self.hotplug):
+                if part is not None:
+                    parts.callback(part.close)
 
     def __enter__(self) -> Zone:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _told_as(option: str, value: object, field: str) -> Iterator[None]:
+    """A refusal that names `field`, as the part of a zone calls it, names the option that asked for it instead."""
+    try:
+        yield
+    except HostError as error:
+        if error.field != field:
+            raise
+        raise HostError(option, value, error.limit, error.remedy, errno=error.errno) from error
 
 
 def _page_size(spec: ZoneSpec, place: Place | None) -> ByteCount:
@@ -217,7 +234,7 @@ def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
     return (
         _file(spec, backing),
         Setting("shared", spec.shared, backing.shared, why_shared),
-        Setting("hugepages", spec.hugepages, huge, why_huge),
+        Setting("hugepages", spec.hugepages, huge, why_huge or _short_pool(spec, backing)),
         Setting("hugepage_size", spec.hugepage_size, backing.page_size if huge else None),
         settings.host_numa_node(spec.host_numa_node, backing),
         Setting("prefault", spec.prefault, spec.prefault),
@@ -225,6 +242,17 @@ def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
         settings.mergeable(spec.mergeable, backing),
         settings.transparent_huge_pages(spec.thp, backing),
     )
+
+
+def _short_pool(spec: ZoneSpec, backing: Backing) -> str:
+    """What to say where boot memory is of huge pages that the host doesn't have, and nothing asks for them now."""
+    if not isinstance(backing, Hugetlb) or not spec.size or spec.prefault or spec.reserve:
+        return ""
+    try:
+        backing.require_headroom(spec.size, spec.host_numa_node)
+    except HostError as error:
+        return f"boot memory, once it is touched, {error.limit}; {error.remedy}"
+    return ""
 
 
 def _file(spec: ZoneSpec, backing: Backing) -> Setting:

@@ -388,6 +388,24 @@ def test_closing_waits_for_the_last_view(make: Maker) -> None:
     assert part(zone.boot).mapping.closed
 
 
+@each(*KINDS)
+@pytest.mark.parametrize("busy", ["boot", "hotplug"])
+def test_a_view_of_one_part_keeps_that_part_only(make: Maker, kind: Kind, busy: str) -> None:
+    zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    parts = {"boot": part(zone.boot), "hotplug": part(zone.hotplug)}
+    kept = parts.pop(busy)
+    (other,) = parts.values()
+    with kept.view() as view:
+        with pytest.raises(BufferError):
+            zone.close()
+        assert other.mapping.closed
+        assert other.backing.fd == -1
+        view[0] = 1
+    zone.close()
+    assert kept.mapping.closed
+    assert kept.backing.fd == -1
+
+
 @pytest.mark.needs_hugetlb
 def test_a_hugetlb_zone_gives_its_pages_back_when_it_closes(make: Maker) -> None:
     zone = make.zone(HUGETLB, size=4 * MIB, hotplug_size=8 * MIB, prefault=True)

@@ -151,7 +151,7 @@ def test_a_short_pool_is_seen_first_where_the_kernel_does_not_tell_what_is_there
 ) -> None:
     memory = make.memory(HUGETLB, 16 * MIB)
     pool = make.hugepages(HUGE, 2)
-    with pytest.raises(HostError, match=r"=6M: needs 3 huge pages of 2M; .* 2 are free") as refused:
+    with pytest.raises(HostError, match=r"populate=6M: needs 3 huge pages of 2M; .* 2 are free") as refused:
         memory.populate(HostOffset(0), ByteCount(6 * MIB))
     assert refused.value.errno == 0
     assert (pool.free, memory.held()) == (2, 0)
@@ -218,7 +218,9 @@ def test_a_part_of_a_file_that_can_not_be_told_is_none_in_info(make: Maker, with
 
 def test_a_full_tmpfs_is_seen_before_anything_is_taken(make: Maker) -> None:
     memory = on_small_tmpfs(make)
-    with pytest.raises(HostError, match=r"file=8M: needs 8M, but the file system of the zone's file has 4M left of 4M"):
+    with pytest.raises(
+        HostError, match=r"populate=8M: needs 8M, but the file system of the zone's file has 4M left of 4M"
+    ):
         memory.populate(HostOffset(0), ByteCount(8 * MIB))
     assert memory.held() == 0
 

@@ -34,7 +34,8 @@ from tests.zones.helpers import (
 from vhost_user import _native
 from vhost_user.errors import FieldError, HostError, UsageError
 from vhost_user.units import GIB, KIB, MIB, TIB, ByteCount, HostOffset
-from virtio_mem.hostmem import facts, files
+from virtio_mem.hostmem import facts, files, headroom
+from virtio_mem.hostmem.headroom import Limit
 from virtio_mem.zone import Zone, ZoneSpec
 
 
@@ -87,7 +88,8 @@ def test_a_zone_has_bytes_and_fits_a_file(size: int, hotplug_size: int) -> None:
 @pytest.mark.parametrize("field", ["size", "hotplug_size"])
 def test_more_than_the_address_space_is_refused(kind: Kind, field: str) -> None:
     sizes = {"size": 4 * MIB, "hotplug_size": 4 * MIB, field: 2**50}
-    refused(spec(**sizes, **kind.options), HostError, "1024T", "no room in the address space")
+    words = (f"{field}=1024T: ", "no room in the address space")
+    assert refused(spec(**sizes, **kind.options), HostError, *words).field == field
 
 
 # files
@@ -240,16 +242,45 @@ def test_too_few_huge_pages_for_boot_memory_are_told(make: Maker, option: str) -
         f"of {total} in the pool 3 are free and 0 of those are reserved",
         f"free 5 of them, or write {total + 5} to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
     )
-    refused(wanted, HostError, *words)
+    assert str(refused(wanted, HostError, *words)).startswith(f"{option}=on: ")
     assert pool.free == 3
     assert pool.counter("nr_hugepages") == total
 
 
 @pytest.mark.needs_hugetlb
-def test_huge_pages_that_are_neither_prefaulted_nor_reserved_are_not_needed_yet(make: Maker) -> None:
-    make.hugepages(HUGE, 0)
+def test_huge_pages_that_are_neither_prefaulted_nor_reserved_are_not_needed_yet_but_told(
+    make: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    total = make.hugepages(HUGE, 3).counter("nr_hugepages")
     zone = make.open(spec(16 * MIB, hotplug_size=TIB, hugepages=True, hugepage_size=HUGE))
     assert zone.info()["held"] == {"boot": 0, "hotplug": 0}
+    reason = zone.info()["settings"]["hugepages"]["reason"]
+    assert f"needs 8 huge pages of 2M; of {total} in the pool 3 are free" in reason
+    assert f"write {total + 5} to /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages" in reason
+    assert caplog.messages == [f"zone m: hugepages=on: {reason}"]
+
+
+@pytest.mark.needs_hugetlb
+def test_huge_pages_that_are_there_are_not_told(make: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    make.hugepages(HUGE, 8)
+    zone = make.open(spec(16 * MIB, hotplug_size=TIB, hugepages=True, hugepage_size=HUGE))
+    assert zone.info()["settings"]["hugepages"]["reason"] == ""
+    assert caplog.messages == []
+
+
+@each(ANONYMOUS, MEMFD, SHARED_TMPFS_FILE)
+def test_boot_memory_that_the_host_can_not_prefault_names_the_option(
+    make: Maker, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headroom, "memory_limits", lambda _node: iter([Limit("the host", MIB, GIB, "free some")]))
+    ready = make.spec(kind, size=4 * MIB, prefault=True)
+    assert str(refused(ready, HostError, "the host has 1M left of 1G; free some")).startswith("prefault=on: needs ")
+
+
+def test_boot_memory_that_a_file_system_can_not_prefault_names_the_option(make: Maker) -> None:
+    directory = make.mount("tmpfs", "size=4M")
+    words = ("prefault=on: needs 8M", "has 4M left of 4M")
+    refused(spec(8 * MIB, file=directory, shared=True, prefault=True), HostError, *words)
 
 
 @pytest.mark.parametrize("size", [4 * KIB, 4 * MIB, 128 * MIB, 64 * GIB])

@@ -70,7 +70,7 @@ class Backing(ABC):
 
     def require_headroom(self, size: int, node: int | None) -> None:
         """Raise HostError unless `size` more bytes can be populated."""
-        headroom.require(size + headroom.margin(size), headroom.memory_limits(node), "memory")
+        headroom.require(size + headroom.margin(size), headroom.memory_limits(node), "populate")
 
     def close(self) -> None:
         """Close the file, once."""
@@ -142,7 +142,7 @@ class PrivateFile(Anonymous):
     def require_headroom(self, size: int, node: int | None) -> None:
         """Where files are memory, the file's holes are filled as well."""
         growth = min(size, files.unallocated(self.fd)) if self._in_memory else 0
-        headroom.require(growth, headroom.file_limits(self.fd), "file")
+        headroom.require(growth, headroom.file_limits(self.fd), "populate")
         super().require_headroom(size + growth, node)
 
 
@@ -200,7 +200,7 @@ class SharedFile(_Shared):
     def require_headroom(self, size: int, node: int | None) -> None:
         """The file system must have the room, less what fallocate(2) got; where files are memory, so must the host."""
         growth = min(size, files.unallocated(self.fd))
-        headroom.require(growth, headroom.file_limits(self.fd), "file")
+        headroom.require(growth, headroom.file_limits(self.fd), "populate")
         if self._place.in_memory:
             super().require_headroom(growth, node)
 
@@ -231,4 +231,4 @@ class Hugetlb(_Shared):
     def require_headroom(self, size: int, node: int | None) -> None:
         """The pool must have the pages, unless the mapping reserved them."""
         if not self.reserved:
-            headroom.require_huge_pages(size, self.page_size, node, "hugepages")
+            headroom.require_huge_pages(size, self.page_size, node, "populate")

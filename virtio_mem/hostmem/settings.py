@@ -83,8 +83,10 @@ def advice(settings: Iterable[Setting], backing: Backing) -> list[int]:
 
 
 def warn(zone: str, settings: Iterable[Setting], explicit: frozenset[str]) -> None:
-    """Log each option that the user wrote and that has no effect."""
+    """Log each option that the user wrote and that has no effect, and huge pages that the host doesn't have yet."""
     for setting in settings:
+        if setting.name == "hugepages" and setting.requested and setting.reason:
+            log.warning("zone %s: hugepages=on: %s", zone, setting.reason)
         if setting.name in explicit and setting.requested != setting.effective:
             log.warning(
                 "zone %s: %s=%s has no effect: %s", zone, setting.name, _shown(setting.requested), setting.reason
