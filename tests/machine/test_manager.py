@@ -193,7 +193,7 @@ def test_a_zone_without_a_hotplug_region_has_one_size() -> None:
         ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=1025M", "zone mem0 hotplug_size"),
         ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=1M", "zone mem0 hotplugged_size"),
         ("--memory size=1000", "zone mem0 size"),
-        ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=4096T", "zone mem0 size"),
+        ("--memory size=64M,hotplug_method=virtio-mem,hotplug_size=4096T", "zone mem0 hotplug_size"),
         ("--memory size=0 --memory-zone id=a,size=1M id=b,size=1M,file=/nowhere/at/all", "zone b file"),
         ("--memory size=0 --memory-zone id=a,size=1M id=b,size=1M,host_numa_node=77", "zone b host_numa_node"),
         ("--memory size=0 --memory-zone id=a,size=1M id=b,size=1M,hugepages=on,hugepage_size=2M", "zone b size"),
