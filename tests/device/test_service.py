@@ -10,7 +10,7 @@ from tests.device.helpers import ADDR, BLOCK, REGION, make_device
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.units import ByteCount, GuestAddress, HostOffset
 from virtio_mem.protocol import BlockState, Feature, Request, RequestType, Response, ResponseType
-from virtio_mem.service import RETRY_INTERVAL, DeviceService, Section
+from virtio_mem.service import _MANY_RUNS, RETRY_INTERVAL, DeviceService, Section
 
 ACK, NACK, BUSY, ERROR = ResponseType
 PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
@@ -46,6 +46,7 @@ class ScriptedMemory:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.short: HostError | None = None
+        self.asked: list[tuple[int, int]] = []
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         self.script.step("memory", "populate", offset, size)
@@ -57,6 +58,7 @@ class ScriptedMemory:
     kept: ByteCount | None = ByteCount(0)
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        self.asked.append((offset // BLOCK, size // BLOCK))
         if self.kept is None:
             raise refusal()
         return self.kept
@@ -200,6 +202,24 @@ def test_what_the_host_keeps_of_what_was_unplugged_is_counted(kept: int | None, 
     assert (info["unplugged_bytes"], info["unreturned_bytes"]) == (2 * BLOCK, expected)
     assert ask(service, UNPLUG_ALL).type is ACK
     assert service.info()["unplugged_bytes"] == 4 * BLOCK
+
+
+def test_the_host_is_asked_about_what_was_plugged_and_about_all_where_that_is_in_many_pieces() -> None:
+    script = Script()
+    memory = ScriptedMemory(script)
+    blocks = 2 * _MANY_RUNS + 4
+    service = DeviceService(make_device(region=blocks * BLOCK, requested=blocks * BLOCK), memory)
+    for block in (0, 1, 7):
+        ask(service, PLUG, block)
+    ask(service, UNPLUG_ALL)
+    assert memory.asked == [(0, 2), (7, 1)]
+    for pieces, expected in ((_MANY_RUNS, _MANY_RUNS), (_MANY_RUNS + 1, 1)):
+        memory.asked.clear()
+        for piece in range(pieces):
+            ask(service, PLUG, 2 * piece)
+        ask(service, UNPLUG_ALL)
+        assert len(memory.asked) == expected
+    assert memory.asked == [(0, blocks)]
 
 
 def test_a_system_reset_that_the_host_refuses() -> None:
