@@ -33,7 +33,7 @@ def all_counts() -> dict[str, int]:
 
 # The examples of a property test, and the steps of each of a state machine's examples, where a test sets no other.
 # Hypothesis's own defaults are 100 and 50.
-HYPOTHESIS_EXAMPLES = count(quick=100, ci=200, soak=2_000)
+HYPOTHESIS_EXAMPLES = count(quick=50, ci=200, soak=2_000)
 HYPOTHESIS_STATEFUL_STEPS = count(quick=50, ci=50, soak=50)
 
 # After this many seconds a test is taken to hang. The slowest takes a tenth of that on an idle machine.
@@ -49,11 +49,11 @@ ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
 # through a ring without a pause (more than 65,536 in CI, so that the indices come round), and through one where both
 # sides sleep between notifications.
 INDEX_LOADS = count(quick=200_000, ci=2_000_000, soak=20_000_000)
-RING_BUFFERS_BETWEEN_PROCESSES = count(quick=50_000, ci=200_000, soak=2_000_000)
+RING_BUFFERS_BETWEEN_PROCESSES = count(quick=20_000, ci=200_000, soak=2_000_000)
 RING_BUFFERS_WITH_SLEEPS = count(quick=10_000, ci=100_000, soak=1_000_000)
 
 # Rings full of random bytes, some of which change between the device's steps.
 GARBAGE_RINGS = count(quick=1_000, ci=10_000, soak=100_000)
 
 # Races of a driver and a device on two processors that go to sleep at the same moment.
-NOTIFICATION_RACES = count(quick=200_000, ci=1_000_000, soak=10_000_000)
+NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
