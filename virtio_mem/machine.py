@@ -24,7 +24,7 @@ from vhost_user.units import GuestAddress
 from virtio_mem.doorbell import Doorbell
 from virtio_mem.manager import ManagedZone, MemoryManager
 from virtio_mem.mmio import MmioTransport
-from virtio_mem.mmio_bus import MmioBus
+from virtio_mem.mmio_bus import MAX_FDS, MmioBus
 from virtio_mem.mmio_registers import REGISTER_SPACE
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,6 @@ MMIO_BASE = GuestAddress(0xD000_0000)
 
 POLL_INTERVAL = 0.25
 """Seconds between two looks at whether a driver that was told BUSY can be asked to try again."""
-
-_MAX_FDS = 253
-"""unix(7): no more file descriptors than this pass in one message."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,8 @@ class Machine:
         ]
         if not memory:
             raise UsageError("shared", "off", "a guest in another process needs shared memory", "add shared=on")
-        if len(fds) > _MAX_FDS:
-            limit = f"at most {_MAX_FDS} file descriptors in one message to the guest, of which this needs {len(fds)}"
+        if len(fds) > MAX_FDS:
+            limit = f"at most {MAX_FDS} file descriptors in one message to the guest, of which this needs {len(fds)}"
             raise UsageError("zones", len(self.manager.zones), limit, "have fewer zones")
         self._link_taken = True
         description = json.dumps({"memory": memory, "devices": devices}).encode()

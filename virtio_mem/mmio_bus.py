@@ -17,6 +17,10 @@ from virtio_mem.mmio_registers import REGISTER_SPACE
 _ACCESS = struct.Struct("<BB6xQQ")  # kind, size, address, value
 _VALUE = struct.Struct("<Q")
 _READ, _WRITE = 0, 1
+
+MAX_FDS = 253
+"""unix(7): no more file descriptors than this pass in one message between machine and guest."""
+
 _SIZES = (1, 2, 4, 8)
 
 

@@ -23,7 +23,7 @@ from vhost_user.units import ByteCount, GuestAddress, HostOffset
 from virtio_mem import doorbell
 from virtio_mem.guest.memory_driver import GuestRange, MemoryDriver, Outcome
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
-from virtio_mem.mmio_bus import RemoteRegisters
+from virtio_mem.mmio_bus import MAX_FDS, RemoteRegisters
 from virtio_mem.protocol import Feature
 
 RING_BASE = GuestAddress(0x10_0000)
@@ -36,7 +36,6 @@ RETRY_SECONDS = 50.0
 """How long Linux's driver waits at first before it tries again by itself."""
 
 _MAX_DESCRIPTION = 1 << 20
-_MAX_FDS = 253
 
 
 class MachineGoneError(Exception):
@@ -65,7 +64,7 @@ class GuestProcess:
             self._undo = undo.pop_all()
 
     def _take_description(self) -> dict[str, Any]:
-        message, fds, _, _ = socket.recv_fds(self._link, _MAX_DESCRIPTION, _MAX_FDS)
+        message, fds, _, _ = socket.recv_fds(self._link, _MAX_DESCRIPTION, MAX_FDS)
         self._fds = fds
         for fd in fds:
             self._undo.callback(os.close, fd)
