@@ -1,0 +1,92 @@
+"""File descriptors that somebody owns from the first moment.
+
+A descriptor that arrives with a message is an integer that nothing closes. Between the call that received it and the
+one that makes use of it lie checks that may refuse, and each refusal would have to remember what to close. So whoever
+receives a descriptor wraps it at once, and from then on three things can happen to it: it is closed, it is taken by
+somebody who closes it, or its wrapper is forgotten and closes it then.
+
+`OwnedFd` is not a file: it has no buffer, mode or position, and costs one object of one slot. One thread at a time may
+use it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+
+from vhost_user.errors import HostError, UsageError
+
+_CLOSED = -1
+
+
+class OwnedFd:
+    """Owns the file descriptor `fd`: closes it unless it is taken. Raises UsageError for a number below 0.
+
+    As a context manager it closes at the end of the block what was not taken by then.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = _CLOSED
+        if fd < 0:
+            raise UsageError("fd", fd, "a file descriptor is 0 or more", "check what the system call returned")
+        self._fd = fd
+
+    def __repr__(self) -> str:
+        return "<OwnedFd closed>" if self.closed else f"<OwnedFd {self._fd}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing to close any more: it was closed, or taken."""
+        return self._fd == _CLOSED
+
+    def fileno(self) -> int:
+        """The descriptor, which stays this object's. Raises UsageError where it was closed or taken."""
+        if self._fd == _CLOSED:
+            raise UsageError("fd", "closed", "was closed or taken before", "duplicate() what is needed in two places")
+        return self._fd
+
+    def take(self) -> int:
+        """The descriptor, which is the caller's to close from now on. Raises UsageError where it is gone already."""
+        fd = self.fileno()
+        self._fd = _CLOSED
+        return fd
+
+    def duplicate(self) -> OwnedFd:
+        """A second descriptor, closed at exec, for the same open file. Raises HostError where no number is free."""
+        try:
+            return OwnedFd(os.dup(self.fileno()))
+        except OSError as error:
+            raise HostError.from_os_error("fd", self._fd, "dup", error, "raise the limit, ulimit -n") from error
+
+    def close(self) -> None:
+        """Close the descriptor; closing twice, or after `take()`, does nothing.
+
+        What a file system reports only when it is closed concerns the one who wrote to the file, and the number is free
+        in any case: close(2). A peer can pass a file of such a file system, so that is no error here.
+        """
+        fd, self._fd = self._fd, _CLOSED
+        if fd == _CLOSED:
+            return
+        try:
+            os.close(fd)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise AssertionError(f"somebody else closed descriptor {fd}") from error
+
+    def __enter__(self) -> OwnedFd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def close_all(owned: Iterable[OwnedFd]) -> None:
+    """Close each of them."""
+    for fd in owned:
+        fd.close()
