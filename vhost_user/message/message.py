@@ -1,7 +1,8 @@
 """Whole messages: bytes to send, and the judgement of bytes that came.
 
 What came is judged against one `MessageSpec`: the payload's syntax and the number of descriptors. The descriptors
-themselves are never touched here: they stay with whoever received them, who closes them whatever is raised.
+themselves are never touched here: they stay with whoever received them, who closes them whatever is raised, and who
+puts the message's name in front of the error (`locate`, `name_of`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def decode_payload(spec: MessageSpec, body: bytes, fd_count: int) -> Payload:
 
     Raises PeerError for bytes that are none, and for more or fewer descriptors than belong to it.
     """
-    return _decode(spec, "", spec.payload, spec.fds, body, fd_count)
+    return _decode(spec.payload, spec.fds, body, fd_count)
 
 
 def decode_reply(spec: MessageSpec, body: bytes, fd_count: int) -> Payload:
@@ -42,20 +43,14 @@ def decode_reply(spec: MessageSpec, body: bytes, fd_count: int) -> Payload:
     Raises PeerError for bytes that are none, and for more or fewer descriptors than belong to it.
     """
     kind = Empty if spec.empty_reply and not body else spec.reply_payload
-    return _decode(spec, " reply", kind, spec.reply_fds, body, fd_count)
+    return _decode(kind, spec.reply_fds, body, fd_count)
 
 
-def _decode(
-    spec: MessageSpec, suffix: str, kind: type[Payload], fds: tuple[int, int], body: bytes, fd_count: int
-) -> Payload:
-    try:
-        payload = kind.decode(body)
-        # A memory table has no descriptors with it where it is a reply: the kind of message decides first.
-        fewest, most = (payload.fd_bounds or fds) if fds[1] else fds
-        if not fewest <= fd_count <= most:
-            limit = f"{most}" if fewest == most else f"{fewest} or {most}"
-            raise PeerError("fds", fd_count, f"{limit} with this message")
-    except PeerError as error:
-        error.locate(f"{spec.name}{suffix}")
-        raise
+def _decode(kind: type[Payload], fds: tuple[int, int], body: bytes, fd_count: int) -> Payload:
+    payload = kind.decode(body)
+    # A memory table has no descriptors with it where it is a reply: the kind of message decides first.
+    fewest, most = (payload.fd_bounds or fds) if fds[1] else fds
+    if not fewest <= fd_count <= most:
+        limit = f"{most}" if fewest == most else f"{fewest} or {most}"
+        raise PeerError("descriptors", fd_count, f"{limit} with this message")
     return payload

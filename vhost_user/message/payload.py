@@ -128,7 +128,7 @@ def pack(payload: Payload, layout: struct.Struct, *values: int) -> bytes:
     try:
         return layout.pack(*values)
     except struct.error as error:
-        raise UsageError(type(payload).__name__, payload, f"each value fits its field: {error}") from None
+        raise UsageError("payload", payload, f"each value fits its field: {error}") from None
 
 
 def wrong_size(kind: type[Payload], data: bytes, limit: str) -> PeerError:

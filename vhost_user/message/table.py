@@ -212,7 +212,10 @@ BACKEND_MESSAGES: Mapping[BackendRequest, MessageSpec] = _table(
 )
 """What the back end asks."""
 
-_BY_NUMBER: dict[bool, dict[int, MessageSpec]] = {False: {**FRONTEND_MESSAGES}, True: {**BACKEND_MESSAGES}}
+_BY_NUMBER: dict[bool, dict[int, MessageSpec]] = {
+    False: {int(request): spec for request, spec in FRONTEND_MESSAGES.items()},
+    True: {int(request): spec for request, spec in BACKEND_MESSAGES.items()},
+}
 
 
 def _kinds() -> Iterable[type[Payload]]:
