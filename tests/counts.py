@@ -57,3 +57,6 @@ GARBAGE_RINGS = count(quick=1_000, ci=10_000, soak=100_000)
 
 # Races of a driver and a device on two processors that go to sleep at the same moment.
 NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
+
+# Times that threads fault at once in guarded memory whose file was truncated, on pages of each size.
+GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)

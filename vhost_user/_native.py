@@ -127,9 +127,42 @@ def store32(table: MemoryTable, address: int, value: int) -> None:
     _checked(lib.vu_store32(table.pointer, address, value))
 
 
+def page_size(fd: int) -> int:
+    """The size of the pages that a mapping of the file has: of its huge pages on a hugetlbfs."""
+    return _checked(lib.vu_page_size(fd))
+
+
 def install_guard() -> None:
-    """Have a SIGBUS inside the C core make the call fail that met it; others go where they would have gone."""
+    """Have a SIGBUS inside the C core make the call fail that met it, and one in a guarded range be survived anywhere.
+
+    Others go where they would have gone.
+    """
     _checked(lib.vu_guard_install())
+
+
+GUARD_SLOTS: int = lib.VU_GUARD_SLOTS
+"""How many ranges can be guarded at a time."""
+
+
+def guard_add(address: int, size: int, page_size: int) -> int:
+    """Guard a range of whole pages; returns the slot that it has until `guard_remove`. OSError where all are taken."""
+    return _checked(lib.vu_guard_add(address, size, page_size))
+
+
+def guard_remove(slot: int) -> None:
+    """Guard a range no longer: nothing touches it any more."""
+    lib.vu_guard_remove(slot)
+
+
+def guard_dead(slot: int) -> bool:
+    """Whether an access to a guarded range met missing memory."""
+    return bool(lib.vu_guard_dead(slot))
+
+
+def guard_faults() -> int:
+    """How many guarded ranges of this process met missing memory so far."""
+    count: int = lib.vu_guard_faults()
+    return count
 
 
 def fence() -> None:

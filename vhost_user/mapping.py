@@ -8,6 +8,12 @@ and counts the views; the C core then places the real memory over them with MAP_
 
 Alignment: huge pages need mappings aligned to their size, and transparent huge pages can only be used where address and
 file offset agree modulo 2 MiB. The reservation is larger by the alignment, and the memory is placed inside it.
+
+Guarded mappings: the file of a peer can be truncated under its mapping, and then the next access is a SIGBUS. The C
+core's own accesses fail in good order; for the others, by a view, a guarded mapping has its range in the C core's
+registry. At the first fault the mapping is `dead`, and an access by a view that met one finds private zeros in the
+place of all its memory, for good. The range leaves the registry when the addresses are unmapped, not before, so that a
+`close()` that is refused, and a view that outlives its `Mapping`, leave nothing unguarded.
 """
 
 from __future__ import annotations
@@ -26,28 +32,71 @@ PMD_SIZE = 2 << 20
 """What one transparent huge page spans on x86-64 and on arm64 with 4 KiB pages."""
 
 
+def page_size_of(fd: int) -> ByteCount:
+    """The page size in bytes of a mapping of the file `fd`: that of its huge pages on a hugetlbfs. -1 is no file.
+
+    Raises HostError where the descriptor can't be asked.
+    """
+    if fd == -1:
+        return ByteCount(PAGE_SIZE)
+    try:
+        return ByteCount(_native.page_size(fd))
+    except OSError as error:
+        raise HostError.from_os_error("fd", fd, "fstatfs", error) from error
+
+
+class _Owner(mmap.mmap):
+    """The addresses of a mapping, and its slot in the C core's registry while it has one."""
+
+    guard_slot: int | None = None
+
+    def close(self) -> None:
+        super().close()
+        self.unguard()
+
+    def unguard(self) -> None:
+        # One step, whoever else closes: by the next one the slot may be another's.
+        slot = vars(self).pop("guard_slot", None)
+        if slot is not None:
+            _native.guard_remove(slot)
+
+    # Forgotten and not closed: this runs before the memory is unmapped, and after the last view.
+    __del__ = unguard
+
+
 class Mapping:
     """`size` bytes of host memory at `address`, unmapped by `close()` and never under a live view.
 
     `fd` of -1 maps anonymous memory. `flags` are mmap(2)'s: MAP_SHARED or MAP_PRIVATE, MAP_NORESERVE. `alignment` in
-    bytes is a power of two; without it, 2 MiB for mappings of 2 MiB or more and one page for smaller ones. Raises
-    UsageError for a size or offset that is not a multiple of the page size, HostError where the kernel refuses.
+    bytes is a power of two; without it, 2 MiB for mappings of 2 MiB or more and one page for smaller ones, and a huge
+    page for huge pages. With `guarded`, memory that the host can't provide does not end the process: see above. Raises
+    UsageError for a size or offset that is not a multiple of the file's page size, HostError where the kernel refuses
+    and where the C core has no room for another guarded mapping.
     """
 
     def __init__(
-        self, size: ByteCount, flags: int, fd: int = -1, offset: HostOffset = HostOffset(0), *, alignment: int = 0
+        self,
+        size: ByteCount,
+        flags: int,
+        fd: int = -1,
+        offset: HostOffset = HostOffset(0),
+        *,
+        alignment: int = 0,
+        guarded: bool = False,
     ) -> None:
-        alignment = alignment or (PMD_SIZE if size >= PMD_SIZE else PAGE_SIZE)
+        # The kernel would round up a mapping of huge pages, over what lies behind it.
+        page_size = page_size_of(fd)
+        alignment = max(alignment or (PMD_SIZE if size >= PMD_SIZE else PAGE_SIZE), page_size)
         assert is_power_of_two(alignment) and alignment >= PAGE_SIZE
         for field, value in (("size", size), ("offset", offset)):
-            if value % PAGE_SIZE or value < 0 or (field == "size" and not value):
-                raise UsageError(field, value, f"a mapping's {field} is a multiple of the page size, {PAGE_SIZE}")
+            if value % page_size or value < 0 or (field == "size" and not value):
+                raise UsageError(field, value, f"a mapping's {field} is a multiple of the page size, {page_size}")
         self.size = size
         self.flags = flags
         # mmap of size + alignment; the slack stays reserved, never populated.
         reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
-            self._owner = mmap.mmap(-1, size + alignment, flags=reserve)
+            self._owner = _Owner(-1, size + alignment, flags=reserve)
         except (OSError, OverflowError, ValueError) as error:
             raise HostError("size", format_size(size), f"no room in the address space ({error})") from error
         start = _native.address_of(self._owner)
@@ -60,6 +109,17 @@ class Mapping:
         except OSError as error:
             self._owner.close()
             raise HostError.from_os_error("size", format_size(size), "mmap", error) from error
+        if guarded:
+            self._guard(page_size)
+
+    def _guard(self, page_size: ByteCount) -> None:
+        try:
+            _native.install_guard()
+            self._owner.guard_slot = _native.guard_add(self.address, self.size, page_size)
+        except OSError as error:
+            self._owner.close()
+            limit = f"{_native.GUARD_SLOTS} guarded mappings at a time"
+            raise HostError("mapping", "one more", limit, "close others first", errno=error.errno or 0) from error
 
     def view(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> memoryview:
         """A writable view of `size` bytes from `offset`. While it or a slice of it lives, `close()` refuses."""
@@ -69,6 +129,12 @@ class Mapping:
         start = self._skip + offset
         with memoryview(self._owner) as whole:
             return whole[start : start + size]
+
+    @property
+    def dead(self) -> bool:
+        """Whether an access to this guarded mapping met memory that the host can't provide. Not once it is closed."""
+        slot = self._owner.guard_slot
+        return slot is not None and _native.guard_dead(slot)
 
     @property
     def closed(self) -> bool:

@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdatomic.h>
+#include <stdint.h>
 
 #include "guard_api.h"
 
