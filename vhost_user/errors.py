@@ -41,6 +41,21 @@ class PeerError(FieldError):
     """The peer's violation: a guest, a front end or a back end said something that its protocol forbids."""
 
 
+class Disconnected(PeerError):
+    """The peer closed the connection, or vanished. What it had confirmed before holds, as far as it told the truth."""
+
+    def __init__(self, field: str, value: object, limit: str = "was closed by the peer", remedy: str = "connect again"):
+        super().__init__(field, value, limit, remedy)
+
+
+class TimedOut(PeerError):  # noqa: N818
+    """The peer did not answer, or did not read, within the time that the caller gave it."""
+
+
+class Refused(PeerError):  # noqa: N818
+    """The peer answered a request, which keeps to the protocol, with a failure. Nothing is known of its reason."""
+
+
 class HostError(FieldError):
     """The host's refusal: the kernel or the machine would not give what was asked. It may give it later.
 

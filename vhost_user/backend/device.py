@@ -1,0 +1,91 @@
+"""What a device is to the back end that serves it: a few methods, called by one thread.
+
+A device that completes each request at once needs `on_kick`, and mostly one line in it: `vring.serve(self.handle)`. One
+that keeps chains and pushes them later, from the loop's thread, has to complete them all when `drain` is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhost_user.errors import PeerError
+
+if TYPE_CHECKING:
+    from vhost_user.backend.vring import Vring
+    from vhost_user.shared_memory import SharedMemory
+
+
+class Device:
+    """A device with no queue's worth of behaviour: override what it has. Each method may raise PeerError.
+
+    `features` are the device's own virtio feature bits; those of rings and of vhost-user itself are the back end's.
+    `config` is its configuration space as bytes. `state_size_limit` is the most bytes of state that a front end may
+    load. `name` is for logs.
+    """
+
+    name = "device"
+    queue_count = 1
+    max_queue_size = 1024
+    features = 0
+    has_state = False
+    state_size_limit = 1 << 20
+
+    @property
+    def config(self) -> bytes:
+        """The configuration space as it is now; empty where the device has none."""
+        return b""
+
+    def connected(self) -> None:
+        """A front end came: what the last one negotiated is forgotten."""
+
+    def disconnected(self) -> None:
+        """The front end is gone, after each ring was stopped. What the driver set up goes with it."""
+
+    def negotiated(self, features: int) -> None:
+        """The driver acked `features`, a subset of what was offered. PeerError refuses them."""
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the configuration space. PeerError where they are not all in it."""
+        config = self.config
+        if offset + size > len(config):
+            raise PeerError("config", f"{offset}+{size}", f"within the {len(config)} bytes of configuration space")
+        return config[offset : offset + size]
+
+    def write_config(self, offset: int, data: bytes, *, migration: bool) -> None:
+        """Take `data` into the configuration space. With `migration` also what a driver may only read.
+
+        The document's rule: read-only fields are refused. Here all are.
+        """
+        del migration
+        raise PeerError("config", f"{offset}+{len(data)}", "a field that the driver may write", "only read it")
+
+    def on_kick(self, vring: Vring) -> bool:
+        """The driver made chains available in `vring`, or may have: it is called more often than needed.
+
+        True asks to be called again without a kick, since not all of them were looked at.
+        """
+        del vring
+        return False
+
+    def drain(self, vring: Vring) -> None:
+        """`vring` is about to stop: complete and push each chain that the device has of it."""
+
+    def stopped(self, vring: Vring) -> None:
+        """`vring` has stopped: forget what belongs to it."""
+
+    def memory_changed(self, memory: SharedMemory) -> None:
+        """The front end shares other memory than before."""
+
+    def set_status(self, status: int) -> None:
+        """The virtio device status that the driver wrote; 0 is a device reset."""
+
+    def reset(self) -> None:
+        """RESET_DEVICE: be as before the driver came. Every ring was stopped."""
+
+    def save_state(self) -> bytes:
+        """The state that another device of this kind can load; see `has_state`. Every ring is stopped."""
+        raise NotImplementedError
+
+    def load_state(self, data: bytes) -> None:
+        """Take over the state that another one saved. PeerError, and nothing changed, for what can't be one."""
+        raise NotImplementedError

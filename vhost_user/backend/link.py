@@ -1,0 +1,137 @@
+"""The line to one front end: messages from its socket to the session, answers back, until either side has enough."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from vhost_user.backend.answer import Answer, Deferred
+from vhost_user.backend.device import Device
+from vhost_user.backend.loop import EventLoop, Timer
+from vhost_user.backend.session import Session
+from vhost_user.connection import Connection
+from vhost_user.errors import Disconnected, FieldError, TimedOut
+from vhost_user.message import ProtocolFeature
+from vhost_user.owned_fd import close_all
+
+log = logging.getLogger(__name__)
+
+MESSAGE_TIME_LIMIT = 10.0
+"""Seconds within which a message that has begun must end, and within which a new front end must send its first one."""
+
+_MESSAGES_AT_ONCE = 32
+"""After so many it is another front end's turn."""
+
+
+class Link:
+    """Serves the front end at the other end of `connection`, which is taken over; `gone` is called when it ends."""
+
+    def __init__(
+        self,
+        device: Device,
+        loop: EventLoop,
+        connection: Connection,
+        protocol_features: ProtocolFeature,
+        gone: Callable[[], None],
+    ) -> None:
+        self.session = Session(device, loop, protocol_features=protocol_features)
+        self._loop = loop
+        self._connection = connection
+        self._gone = gone
+        self._closed = False
+        self._timer: Timer | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
+        self.session.rings.on_trouble = self._check_memory
+        loop.watch(connection, self._readable)
+        log.info("%s: connected", connection.name)
+
+    def _readable(self) -> None:
+        try:
+            for _ in range(_MESSAGES_AT_ONCE):
+                received = self._connection.receive_now()
+                if received is None:
+                    break
+                self._set_timer(None)
+                request = received.header.request
+                answer = self.session.handle(received)
+                if isinstance(answer, Deferred):
+                    self._defer(request, answer)
+                    return
+                if answer is not None:
+                    self._send(request, answer)
+                self._check_memory()
+                if self._closed:
+                    return
+            self._watch_progress()
+        except Disconnected as error:
+            log.info("%s", error)
+            self.close()
+        except FieldError as error:
+            log.warning("%s: closed: %s", self._connection.name, error)
+            self.close()
+        except Exception:
+            log.exception("%s: closed, by a mistake of ours", self._connection.name)
+            self.close()
+
+    def _send(self, request: int, answer: Answer) -> None:
+        try:
+            fds = [fd.fileno() for fd in answer.fds]
+            self._connection.send(request, answer.payload, fds, reply=True, timeout=0)
+        except TimedOut as error:
+            error.limit = "reads the replies to what it asks"
+            raise
+        finally:
+            close_all(answer.fds)
+
+    def _defer(self, request: int, deferred: Deferred) -> None:
+        """Read on when the answer is known and sent."""
+        self._loop.forget(self._connection)
+
+        def resume(answer: Answer) -> None:
+            if self._closed:
+                return
+            try:
+                self._send(request, answer)
+            except FieldError as error:
+                log.info("%s", error)
+                self.close()
+                return
+            self._loop.watch(self._connection, self._readable)
+
+        deferred.when_known(resume)
+
+    def _watch_progress(self) -> None:
+        if not self._connection.within_message:
+            return
+        if self._timer is None:
+            self._set_timer(self._loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow))
+
+    def _set_timer(self, timer: Timer | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+    def _too_slow(self) -> None:
+        log.warning("%s: closed: no whole message in %g seconds", self._connection.name, MESSAGE_TIME_LIMIT)
+        self.close()
+
+    def _check_memory(self) -> None:
+        if self._closed:
+            return
+        try:
+            self.session.require_memory()
+        except FieldError as error:
+            log.warning("%s: closed: %s", self._connection.name, error)
+            self.close()
+
+    def close(self) -> None:
+        """End the session. Closing twice is allowed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._set_timer(None)
+        self._loop.forget(self._connection)
+        self._connection.close()
+        try:
+            self.session.close()
+        finally:
+            self._gone()

@@ -1,0 +1,126 @@
+"""The event loop of a back end: descriptors to wait for, calls to make soon or later, all in one thread.
+
+It is small because its needs are few: rings are woken by descriptors, front ends talk through sockets, and a few things
+have a time limit. asyncio would serve as well, and cost its import and a task for each ring.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from vhost_user.event import Event
+
+log = logging.getLogger(__name__)
+
+Callback = Callable[[], None]
+
+
+class HasFileno(Protocol):
+    """Anything that a selector can wait for."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+
+class Timer:
+    """A call to come; `cancel()` keeps it from being made."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        """Don't make the call, if it was not made yet."""
+        self.callback = None
+
+
+class EventLoop:
+    """Runs callbacks in the thread that calls `run()`. Only `call_soon` and `stop` may be called from other threads.
+
+    A callback that raises is a mistake of ours: it is logged, and the loop goes on.
+    """
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake = Event.create()
+        self._soon: deque[Callback] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._stopped = threading.Event()
+        self._selector.register(self._wake, selectors.EVENT_READ, self._wake.take)
+
+    def watch(self, file: HasFileno, callback: Callback, *, write: bool = False) -> None:
+        """Have `callback` called whenever `file` can be read, or written. OSError for what can't be waited for."""
+        self._selector.register(file, selectors.EVENT_WRITE if write else selectors.EVENT_READ, callback)
+
+    def forget(self, file: HasFileno) -> None:
+        """Wait for `file` no more. To be called before it is closed; what was never watched is fine."""
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(file)
+
+    def call_soon(self, callback: Callback) -> None:
+        """Have `callback` called once, in the loop's thread. Any thread may ask for it."""
+        self._soon.append(callback)
+        self._wake.signal()
+
+    def call_later(self, seconds: float, callback: Callback) -> Timer:
+        """Have `callback` called once, after `seconds`."""
+        timer = Timer(callback)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
+        return timer
+
+    def run_once(self, timeout: float | None = None) -> None:
+        """Wait for something to do, for `timeout` seconds at most, and do it."""
+        for key, _ in self._selector.select(self._patience(timeout)):
+            # A callback before this one may have forgotten the file, and even have opened another by its number.
+            if self._selector.get_map().get(key.fileobj) is key:
+                self._call(key.data)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, timer = heapq.heappop(self._timers)
+            if timer.callback is not None:
+                self._call(timer.callback)
+        for _ in range(len(self._soon)):
+            self._call(self._soon.popleft())
+
+    def _patience(self, timeout: float | None) -> float | None:
+        if self._soon:
+            return 0
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if self._timers:
+            left = max(0.0, self._timers[0][0] - time.monotonic())
+            return left if timeout is None else min(left, timeout)
+        return timeout
+
+    @staticmethod
+    def _call(callback: Callback) -> None:
+        try:
+            callback()
+        except Exception:
+            log.exception("a callback of the loop failed")
+
+    def run(self) -> None:
+        """Run until `stop()` is called. A loop that was stopped before runs not at all."""
+        while not self._stopped.is_set():
+            self.run_once()
+
+    def stop(self) -> None:
+        """End `run()`, now or when it is called. Any thread, and a signal handler, may ask for it."""
+        self._stopped.set()
+        self._wake.signal()
+
+    def close(self) -> None:
+        """Close what is the loop's own."""
+        self._selector.close()
+        self._wake.close()

@@ -1,0 +1,209 @@
+"""What a session does with the messages about rings, and with their kicks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from vhost_user.backend.answer import Answer, Handler
+from vhost_user.backend.device import Device
+from vhost_user.backend.loop import EventLoop, Timer
+from vhost_user.backend.negotiated import Negotiated
+from vhost_user.backend.vring import Vring
+from vhost_user.errors import PeerError
+from vhost_user.event import Event
+from vhost_user.message import FrontendRequest, VringAddr, VringFd, VringState
+from vhost_user.owned_fd import OwnedFd
+
+log = logging.getLogger(__name__)
+
+POLL_INTERVAL = 0.001
+"""Seconds between two looks at a ring that the front end gave no kick descriptor for: such a ring is to be polled."""
+
+
+class RingHandlers:
+    """The handlers of ring messages, and the rings."""
+
+    def __init__(self, device: Device, loop: EventLoop, negotiated: Negotiated) -> None:
+        self._device = device
+        self._loop = loop
+        self._negotiated = negotiated
+        self._poll_timer: Timer | None = None
+        self._closed = False
+        self.vrings = [Vring(index, negotiated, device.max_queue_size) for index in range(device.queue_count)]
+        self.on_trouble: Callable[[], None] = lambda: None
+        """Called after a device has served a ring: memory may have failed under it."""
+        self.table: Mapping[FrontendRequest, Handler] = {
+            FrontendRequest.SET_VRING_NUM: self._set_vring_num,
+            FrontendRequest.SET_VRING_ADDR: self._set_vring_addr,
+            FrontendRequest.SET_VRING_BASE: self._set_vring_base,
+            FrontendRequest.GET_VRING_BASE: self._get_vring_base,
+            FrontendRequest.SET_VRING_KICK: self._set_vring_kick,
+            FrontendRequest.SET_VRING_CALL: self._set_vring_call,
+            FrontendRequest.SET_VRING_ERR: self._set_vring_err,
+            FrontendRequest.SET_VRING_ENABLE: self._set_vring_enable,
+        }
+
+    def __getitem__(self, index: int) -> Vring:
+        if index >= len(self.vrings):
+            raise PeerError("index", index, f"the device has {len(self.vrings)} rings")
+        return self.vrings[index]
+
+    @property
+    def any_started(self) -> bool:
+        """Whether a ring runs."""
+        return any(vring.started for vring in self.vrings)
+
+    def within(self, address: int, size: int) -> Vring | None:
+        """A running ring of which a part lies in a range of guest memory."""
+        for vring in self.vrings:
+            if vring.queue is None:
+                continue
+            for area in vring.queue.layout.areas.values():
+                if area.address < address + size and address < area.address + area.size:
+                    return vring
+        return None
+
+    # Messages.
+
+    def _set_vring_num(self, payload: VringState, _: list[OwnedFd]) -> None:
+        self[payload.index].set_size(payload.num)
+
+    def _set_vring_addr(self, payload: VringAddr, _: list[OwnedFd]) -> None:
+        self[payload.index].set_address(payload)
+
+    def _set_vring_base(self, payload: VringState, _: list[OwnedFd]) -> None:
+        self[payload.index].set_base(payload.num)
+
+    def _get_vring_base(self, payload: VringState, _: list[OwnedFd]) -> Answer:
+        vring = self[payload.index]
+        return Answer(VringState(payload.index, self.stop(vring)).encode())
+
+    def _set_vring_kick(self, payload: VringFd, fds: list[OwnedFd]) -> None:
+        vring = self[payload.index]
+        kick = Event.to_wait(fds[0]) if fds else None
+        try:
+            if not vring.started:
+                vring.start()
+        except BaseException:
+            if kick is not None:
+                kick.close()
+            raise
+        self._replace_kick(vring, kick)
+        self._serve(vring)  # what was made available before needs no kick
+
+    def _replace_kick(self, vring: Vring, kick: Event | None) -> None:
+        self._forget_kick(vring)
+        vring.kick, vring.polled = kick, kick is None
+        if kick is not None:
+            self._loop.watch(kick, partial(self._kicked, vring))
+        elif self._poll_timer is None:
+            self._poll()
+
+    def _forget_kick(self, vring: Vring) -> None:
+        if vring.kick is not None:
+            self._loop.forget(vring.kick)
+            vring.kick.close()
+            vring.kick = None
+
+    def _set_vring_call(self, payload: VringFd, fds: list[OwnedFd]) -> None:
+        vring = self[payload.index]
+        call = Event.to_signal(fds[0]) if fds else None
+        if vring.call is not None:
+            vring.call.close()
+        vring.call = call
+        if call is not None and vring.started:
+            call.signal()  # what was pushed while the descriptors changed may have gone untold
+
+    def _set_vring_err(self, payload: VringFd, fds: list[OwnedFd]) -> None:
+        vring = self[payload.index]
+        err = Event.to_signal(fds[0]) if fds else None
+        if vring.err is not None:
+            vring.err.close()
+        vring.err = err
+
+    def _set_vring_enable(self, payload: VringState, _: list[OwnedFd]) -> None:
+        if payload.num not in (0, 1):
+            raise PeerError("num", payload.num, "1 to enable the ring, 0 to disable it")
+        vring = self[payload.index]
+        vring.enabled = payload.num == 1
+        self._serve(vring)
+
+    # Running.
+
+    def features_set(self) -> None:
+        """SET_FEATURES came: without protocol features each ring is enabled at once, and logging may have changed."""
+        for vring in self.vrings:
+            vring.enabled = vring.enabled or self._negotiated.starts_enabled
+            vring.update_log()
+
+    def memory_moved(self) -> None:
+        """The memory table is another one: a running ring that is not where it was can't go on."""
+        for vring in self.vrings:
+            if vring.broken is None and vring.moved():
+                vring.fail(PeerError(str(vring), "moved", "the memory table keeps the rings that run"))
+
+    def _kicked(self, vring: Vring) -> None:
+        assert vring.kick is not None
+        try:
+            vring.kick.take()
+        except EOFError:
+            log.info("%s: the kick pipe was closed", vring)
+            self._forget_kick(vring)
+        self._serve(vring)
+
+    def _poll(self) -> None:
+        self._poll_timer = None
+        polled = [vring for vring in self.vrings if vring.polled and vring.started]
+        if polled and not self._closed:
+            self._poll_timer = self._loop.call_later(POLL_INTERVAL, self._poll)
+        for vring in polled:
+            self._serve(vring)
+
+    def serve_soon(self, vring: Vring) -> None:
+        """Have the device look at `vring` again, without a kick."""
+        self._loop.call_soon(partial(self._serve, vring))
+
+    def _serve(self, vring: Vring) -> None:
+        if not vring.active or self._closed:
+            return
+        try:
+            more = self._device.on_kick(vring)
+        except PeerError as error:
+            vring.fail(error)
+            more = False
+        if more:
+            self.serve_soon(vring)
+        self.on_trouble()
+
+    def stop(self, vring: Vring) -> int:
+        """Drain and stop a ring; where it was. PeerError where its memory is gone, and it is stopped even so."""
+        self._forget_kick(vring)
+        if vring.queue is None:
+            return vring.stop()
+        try:
+            if vring.broken is None:
+                self._device.drain(vring)
+                assert vring.in_flight == 0, f"{self._device.name} kept {vring.in_flight} chains of {vring}"
+                vring.notify()
+        except PeerError as error:
+            log.info("%s: stopped without being drained: %s", vring, error)
+        self._device.stopped(vring)
+        return vring.stop()
+
+    def reset(self) -> None:
+        """RESET_DEVICE: every ring is stopped, disabled, and as it was at first."""
+        for vring in self.vrings:
+            self.stop(vring)
+            vring.enabled = self._negotiated.starts_enabled
+            vring.base = 0
+
+    def close(self) -> None:
+        """Stop everything, for good."""
+        for vring in self.vrings:
+            self.stop(vring)
+            vring.close()
+        self._closed = True
+        if self._poll_timer is not None:
+            self._poll_timer.cancel()

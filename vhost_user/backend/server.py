@@ -1,0 +1,254 @@
+"""A server of vhost-user devices: any number of sockets, one loop, one front end a device at a time.
+
+A second front end that connects waits in the socket's backlog until the first one is gone. One that connects and says
+nothing, or half a message, is closed after a while, so it can't keep the others out. Whatever a front end does ends its
+own session at most: the loop, the other devices and the next front end go on.
+
+    with Server() as server:
+        server.listen("/run/blk.sock", device)
+        server.run()                              # until server.stop(), from any thread or a signal handler
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vhost_user.backend.device import Device
+from vhost_user.backend.link import Link
+from vhost_user.backend.loop import EventLoop
+from vhost_user.backend.session import PROTOCOL_FEATURES
+from vhost_user.connection import Connection
+from vhost_user.errors import HostError, UsageError
+from vhost_user.message import ProtocolFeature
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 16
+"""Front ends that may wait for their turn; more are refused by the kernel."""
+
+RECONNECT_INTERVAL = 1.0
+"""Seconds between two tries to reach a front end that listens itself."""
+
+
+class Endpoint:
+    """Where one device is served: the way front ends come, and the one that is there."""
+
+    def __init__(self, server: Server, device: Device, name: str) -> None:
+        self.device = device
+        self.name = name
+        self.link: Link | None = None
+        self.sessions = 0
+        self._server = server
+        self._listener: socket.socket | None = None
+        self._path: str | None = None
+        self._own: tuple[int, int] | None = None
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether a front end is there."""
+        return self.link is not None
+
+    def config_changed(self) -> None:
+        """Tell the front end, if there is one, that the configuration space changed. Any thread may call it."""
+        self._server.loop.call_soon(self._config_changed)
+
+    def _config_changed(self) -> None:
+        if self.link is not None:
+            self.link.session.config_changed()
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serve the front end at the other end of `sock`, which is taken over."""
+        assert self.link is None
+        self.sessions += 1
+        connection = Connection(sock, f"{self.name} session {self.sessions}")
+        self.link = Link(self.device, self._server.loop, connection, self._server.protocol_features, self._gone)
+
+    def _gone(self) -> None:
+        self.link = None
+        if not self._closed:
+            self._next()
+
+    def _next(self) -> None:
+        """Look for the next front end."""
+        if self._listener is not None:
+            self._server.loop.watch(self._listener, self._accept)
+        elif self._path is not None:
+            self._server.loop.call_later(RECONNECT_INTERVAL, self.try_to_connect)
+
+    def listen(self, listener: socket.socket, own: tuple[int, int] | None) -> None:
+        """Accept front ends, one at a time."""
+        listener.setblocking(False)
+        self._listener, self._own = listener, own
+        self._next()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors, mostly. The front end stays in the backlog: look again a little later.
+            log.warning("%s: accept failed: %s", self.name, error)
+            self._server.loop.forget(self._listener)
+            self._server.loop.call_later(RECONNECT_INTERVAL, self._retry_accept)
+            return
+        self._server.loop.forget(self._listener)
+        self.serve(sock)
+
+    def _retry_accept(self) -> None:
+        if self.link is None and not self._closed:
+            self._next()
+
+    def connect_to(self, path: str) -> None:
+        """Go to the front end that listens at `path`, and go there again whenever it is gone."""
+        self._path = path
+        self.try_to_connect()
+
+    def try_to_connect(self) -> None:
+        """Connect, or try again later."""
+        if self._closed or self._path is None:
+            return
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            self._next()
+            return
+        self.serve(sock)
+
+    def close(self) -> None:
+        """End the session, and take no other."""
+        self._closed = True
+        if self.link is not None:
+            self.link.close()
+        if self._listener is not None:
+            self._server.loop.forget(self._listener)
+            if self._own is not None:
+                _remove_socket(str(self._listener.getsockname()), self._own)
+            self._listener.close()
+
+
+class Server:
+    """Serves devices until it is stopped. All of it is the loop's thread's, but for what says otherwise.
+
+    `protocol_features` are those offered to every front end, each still subject to what its device has.
+    """
+
+    def __init__(self, *, protocol_features: ProtocolFeature = PROTOCOL_FEATURES) -> None:
+        self.protocol_features = protocol_features
+        self.loop = EventLoop()
+        self.endpoints: list[Endpoint] = []
+
+    def listen(self, where: str | Path | socket.socket, device: Device) -> Endpoint:
+        """Serve `device` at a socket: its path, or a unix stream socket that listens already, which is taken over.
+
+        A socket file that nobody listens at any more is replaced; HostError for any other, and where binding fails.
+        """
+        if isinstance(where, socket.socket):
+            listener, own = where, None
+        else:
+            listener = _bind(str(where))
+            info = Path(where).stat()
+            own = (info.st_dev, info.st_ino)
+        endpoint = self._endpoint(device, str(listener.getsockname()))
+        endpoint.listen(listener, own)
+        return endpoint
+
+    def connect(self, path: str | Path, device: Device) -> Endpoint:
+        """Serve `device` to the front end that listens at `path`; whenever nobody does, try again each second."""
+        endpoint = self._endpoint(device, str(path))
+        endpoint.connect_to(str(path))
+        return endpoint
+
+    def serve(self, sock: socket.socket, device: Device) -> Endpoint:
+        """Serve `device` to the front end at the other end of `sock`, which is taken over, and to nobody after it."""
+        endpoint = self._endpoint(device, "socket")
+        endpoint.serve(sock)
+        return endpoint
+
+    def _endpoint(self, device: Device, name: str) -> Endpoint:
+        if any(endpoint.device is device for endpoint in self.endpoints):
+            raise UsageError("device", device.name, "one that is not served yet", "make another one for each socket")
+        endpoint = Endpoint(self, device, name)
+        self.endpoints.append(endpoint)
+        return endpoint
+
+    def run(self) -> None:
+        """Serve until `stop()` is called."""
+        self.loop.run()
+
+    def stop(self) -> None:
+        """Have `run()` return. Any thread, and a signal handler, may call it."""
+        self.loop.stop()
+
+    @contextmanager
+    def in_thread(self) -> Iterator[Server]:
+        """Run in a thread of its own for the length of a `with`."""
+        thread = threading.Thread(target=self.run, name="vhost-user-server", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+            thread.join()
+
+    def close(self) -> None:
+        """End every session, and close and remove the sockets. After `run()` has returned."""
+        for endpoint in self.endpoints:
+            endpoint.close()
+        self.loop.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _bind(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise HostError.from_os_error("socket", path, "bind", error, "name a path in a directory of yours") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens at."""
+    try:
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+            return  # bind will say that it is in use
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return
+    raise HostError("socket", path, "another server listens there", "end that one, or name another path")
+
+
+def _remove_socket(path: str, own: tuple[int, int]) -> None:
+    """Remove our socket file, unless it is another's by now."""
+    with suppress(FileNotFoundError):
+        info = Path(path).stat()
+        if (info.st_dev, info.st_ino) == own:
+            Path(path).unlink()

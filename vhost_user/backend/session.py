@@ -1,0 +1,244 @@
+"""One front end's session: what each of its messages does. No socket; the loop only to wait for kicks.
+
+A message is checked in three steps: the codec has looked at sizes, counts and descriptors; here it is seen whether what
+it needs was negotiated; and its handler looks at the state of things. Whatever refuses, nothing has changed.
+
+A refusal is told to the front end if there is a way to: a non-zero acknowledgement where it asked for one (REPLY_ACK),
+or the failure that the message's own reply has a form for. Otherwise the session ends, since the front end would take
+silence for success; and it ends where the stream itself can't be trusted.
+
+The handlers stand in three tables: this module's, the rings' (rings.py), and the ones for what is shared besides guest
+memory (structures.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from vhost_user.backend.answer import Answer, Deferred, Handler
+from vhost_user.backend.channel import BackendChannel
+from vhost_user.backend.device import Device
+from vhost_user.backend.loop import EventLoop
+from vhost_user.backend.memory import MemoryHandlers
+from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
+from vhost_user.backend.rings import RingHandlers
+from vhost_user.backend.structures import StructureHandlers
+from vhost_user.connection import Connection, Received, require_stream_socket
+from vhost_user.errors import Disconnected, FieldError, PeerError
+from vhost_user.message import (
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    U64,
+    BackendRequest,
+    Config,
+    FrontendRequest,
+    MessageSpec,
+    ProtocolFeature,
+    Reply,
+    decode_payload,
+    name_of,
+    spec_of,
+)
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.shared_memory import SharedMemory
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.DEVICE_STATE
+    | ProtocolFeature.GPA_ADDRESSES
+)
+"""What is offered, each bit working. CONFIG and DEVICE_STATE need a device that has them. No other bit is: front ends
+ack bits that they are offered, and some then rely on them."""
+
+
+class Session:
+    """Serves one front end for one device; made when it connects, closed when it goes."""
+
+    def __init__(
+        self, device: Device, loop: EventLoop, *, protocol_features: ProtocolFeature = PROTOCOL_FEATURES
+    ) -> None:
+        self.device = device
+        self._loop = loop
+        self.offered = device.features | RING_FEATURES | F_LOG_ALL | F_PROTOCOL_FEATURES
+        self.offered_protocol = _without_what_it_lacks(protocol_features, device)
+        self.negotiated = Negotiated(SharedMemory())
+        self.channel: BackendChannel | None = None
+        self.rings = RingHandlers(device, loop, self.negotiated)
+        self.memory = MemoryHandlers(device, self.negotiated, self.rings)
+        self.structures = StructureHandlers(device, loop, self.negotiated, self.rings)
+        self._handlers: Mapping[FrontendRequest, Handler] = {
+            **self.rings.table,
+            **self.memory.table,
+            **self.structures.table,
+            FrontendRequest.GET_FEATURES: lambda *_: Answer(U64(self.offered).encode()),
+            FrontendRequest.SET_FEATURES: self._set_features,
+            FrontendRequest.SET_OWNER: self._set_owner,
+            FrontendRequest.RESET_OWNER: lambda *_: None,  # the document: ignore it
+            FrontendRequest.GET_PROTOCOL_FEATURES: lambda *_: Answer(U64(int(self.offered_protocol)).encode()),
+            FrontendRequest.SET_PROTOCOL_FEATURES: self._set_protocol_features,
+            FrontendRequest.GET_QUEUE_NUM: lambda *_: Answer(U64(device.queue_count).encode()),
+            FrontendRequest.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
+            FrontendRequest.GET_CONFIG: self._get_config,
+            FrontendRequest.SET_CONFIG: self._set_config,
+            FrontendRequest.RESET_DEVICE: self._reset_device,
+            FrontendRequest.SET_STATUS: self._set_status,
+            FrontendRequest.GET_STATUS: lambda *_: Answer(U64(self.negotiated.status).encode()),
+        }
+        device.connected()
+
+    def handle(self, received: Received) -> Answer | Deferred | None:
+        """What to answer to a message, whose descriptors are taken or closed. Any error but ours ends the session."""
+        header = received.header
+        with received:
+            # Whether to acknowledge is decided by what was agreed before the message.
+            wants_ack = header.need_reply and self.negotiated.has(ProtocolFeature.REPLY_ACK)
+            name = name_of(header.request)
+            if header.reply:
+                raise PeerError("flags", f"{header.flags:#x}", f"{name} is a request, and not a reply")
+            spec: MessageSpec | None = None
+            try:
+                spec = spec_of(header.request, self.negotiated.protocol_features)
+                self._require_negotiated(spec, name)
+                payload = decode_payload(spec, received.body, len(received.fds))
+                answer = self._handlers[FrontendRequest(header.request)](payload, received.fds)
+            except FieldError as error:
+                if isinstance(error, Disconnected) or not wants_ack or (spec and spec.reply is Reply.ALWAYS):
+                    error.locate(name)
+                    raise
+                log.warning("%s refused: %s", name, error)
+                return Answer(U64(1).encode())
+        log.debug("%s: %s", name, payload)
+        if answer is None and wants_ack and spec.reply is Reply.ACK:
+            return Answer(U64(0).encode())
+        return answer
+
+    def _require_negotiated(self, spec: MessageSpec, name: str) -> None:
+        request = FrontendRequest(spec.request)
+        if request not in self._handlers:
+            raise PeerError("request", name, "one that this back end offers")
+        acked = self.offered_protocol if spec.offered_suffices else self._acked
+        if lacking := spec.needs & ~acked:
+            raise PeerError("request", name, f"{lacking!r} was negotiated")
+        features = self.offered if spec.offered_suffices else self.negotiated.features
+        if spec.needs_virtio & ~features:
+            raise PeerError("request", name, f"virtio feature bits {spec.needs_virtio:#x} were acked")
+
+    @property
+    def _acked(self) -> ProtocolFeature:
+        return self.negotiated.protocol_features
+
+    # Negotiation.
+
+    def _set_owner(self, _: object, __: list[OwnedFd]) -> None:
+        self.negotiated.owned = True
+
+    def _set_features(self, payload: U64, _: list[OwnedFd]) -> None:
+        features = payload.value
+        if unknown := features & ~self.offered:
+            raise PeerError("features", f"{features:#x}", f"only bits that were offered, not {unknown:#x}")
+        before = self.negotiated.features
+        if self.rings.any_started and (before ^ features) & ~F_LOG_ALL:
+            limit = "only logging is switched while rings run"
+            raise PeerError("features", f"{features:#x}", limit, "stop them first, by GET_VRING_BASE")
+        self.device.negotiated(features & ~(F_PROTOCOL_FEATURES | F_LOG_ALL))
+        self.negotiated.features = features
+        self.negotiated.features_set = True
+        self.rings.features_set()
+
+    def _set_protocol_features(self, payload: U64, _: list[OwnedFd]) -> None:
+        features = ProtocolFeature(payload.value)
+        if unknown := features & ~self.offered_protocol:
+            raise PeerError("protocol features", f"{payload.value:#x}", f"bits that were offered, not {unknown:#x}")
+        self.negotiated.protocol_features = features
+        self.negotiated.memory.gpa_addresses = ProtocolFeature.GPA_ADDRESSES in features
+
+    def _set_backend_req_fd(self, _: object, fds: list[OwnedFd]) -> None:
+        sock = require_stream_socket(fds[0])
+        self._close_channel()
+        self.channel = BackendChannel(Connection(sock, "back-end channel"), self._acked)
+        self._loop.watch(self.channel, self._answer)
+
+    def _answer(self) -> None:
+        assert self.channel is not None
+        try:
+            self.channel.answer()
+        except PeerError as error:
+            log.info("back-end channel: %s", error)
+            self._close_channel()
+
+    def _close_channel(self) -> None:
+        if self.channel is not None:
+            self._loop.forget(self.channel)
+            self.channel.close()
+            self.channel = None
+
+    # The device.
+
+    def _get_config(self, payload: Config, _: list[OwnedFd]) -> Answer:
+        try:
+            data = self.device.read_config(payload.offset, len(payload.data))
+        except PeerError as error:
+            log.warning("GET_CONFIG: %s", error)
+            return Answer(b"")
+        assert len(data) == len(payload.data)
+        return Answer(Config(payload.offset, payload.flags, data).encode())
+
+    def _set_config(self, payload: Config, _: list[OwnedFd]) -> None:
+        if payload.flags not in (0, 1):
+            raise PeerError("flags", payload.flags, "0, for what the driver writes, or 1, for migration")
+        self.device.write_config(payload.offset, payload.data, migration=payload.flags == 1)
+
+    def _reset_device(self, _: object, __: list[OwnedFd]) -> None:
+        self.rings.reset()
+        self.negotiated.status = 0
+        self.device.reset()
+
+    def _set_status(self, payload: U64, _: list[OwnedFd]) -> None:
+        if payload.value > 0xFF:
+            raise PeerError("status", payload.value, "at most 255, the device status field being one byte")
+        self.negotiated.status = payload.value
+        self.device.set_status(payload.value)
+
+    def config_changed(self) -> None:
+        """Tell the front end that the configuration space is not as it was, if it asked for a channel to be told by."""
+        if self.channel is None or ProtocolFeature.CONFIG not in self._acked:
+            return
+        try:
+            self.channel.send(BackendRequest.CONFIG_CHANGE_MSG)
+        except PeerError as error:
+            log.info("back-end channel: %s", error)
+            self._close_channel()
+
+    def require_memory(self) -> None:
+        """Raise PeerError where memory that the front end shares is gone, because its file was truncated."""
+        region = self.negotiated.memory.dead_region()
+        if region is not None:
+            raise PeerError("region", region, "memory as long as it is shared", "don't truncate its file")
+
+    def close(self) -> None:
+        """Stop all rings, let go of everything that is the front end's, and tell the device."""
+        self.rings.close()
+        self.structures.close()
+        self._close_channel()
+        self.device.disconnected()
+        self.negotiated.memory.close()
+
+
+def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> ProtocolFeature:
+    if not device.config:
+        features &= ~ProtocolFeature.CONFIG
+    if not device.has_state:
+        features &= ~ProtocolFeature.DEVICE_STATE
+    return features

@@ -1,0 +1,244 @@
+"""One ring of a back end: what the front end has said about it, and the queue while it runs.
+
+A ring is stopped or started, and it is disabled or enabled; the two are independent. SET_VRING_KICK starts it and
+GET_VRING_BASE stops it; a stopped ring is not touched, but remembers being enabled. A device sees a ring only while it
+is started and enabled. A started ring that is disabled is left alone: for a device in general, to process a request
+without any effect is not to process it.
+
+Starting builds a `DeviceQueue` from what was set before: size, addresses, base. The addresses are the front end's own;
+they are translated then, and looked up by guest address afterwards, so the memory table can change under the ring.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from vhost_user.backend.negotiated import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Negotiated
+from vhost_user.chain import Chain
+from vhost_user.errors import PeerError
+from vhost_user.event import Event
+from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, SplitBase, VringAddr
+from vhost_user.units import GuestAddress, UserAddress, is_power_of_two
+from vhost_user.vring import DeviceQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
+from vhost_user.vring.device import PackedState, SplitState
+
+log = logging.getLogger(__name__)
+
+
+class Vring:
+    """Ring `index`. For devices: `pop`, `push`, `notify` and `serve`, while `active`; the rest is the session's."""
+
+    def __init__(self, index: int, negotiated: Negotiated, max_size: int) -> None:
+        self.index = index
+        self.max_size = max_size
+        self.size = 0
+        self.address: VringAddr | None = None
+        self.base = 0
+        self.enabled = False
+        self.queue: DeviceQueue | None = None
+        self.kick: Event | None = None
+        self.call: Event | None = None
+        self.err: Event | None = None
+        self.polled = False
+        self.broken: PeerError | None = None
+        self.in_flight = 0
+        self._negotiated = negotiated
+
+    def __str__(self) -> str:
+        return f"ring {self.index}"
+
+    # For devices.
+
+    @property
+    def started(self) -> bool:
+        """Whether the ring may be touched at all."""
+        return self.queue is not None
+
+    @property
+    def active(self) -> bool:
+        """Whether the device is to process what is available."""
+        return self.queue is not None and self.enabled and self.broken is None
+
+    def pop(self) -> Chain | None:
+        """The next chain, or None. PeerError where the ring is broken, and of a ring that is not active."""
+        chain = self._queue().pop()
+        self.in_flight += chain is not None
+        return chain
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a chain back, the first `written` bytes of its writable part filled. Then `notify()`."""
+        self._queue().push(chain, written)
+        self.in_flight -= 1
+
+    def notify(self) -> None:
+        """Call the driver, if it asked to hear of what was pushed since the last call."""
+        if self._queue().should_notify() and self.call is not None:
+            self.call.signal()
+
+    def serve(self, handle: Callable[[Chain], int]) -> bool:
+        """Give each available chain to `handle`, which returns how many bytes it wrote, and push it.
+
+        One ringful at most, so that no driver can keep the back end to itself: True where more may wait, and then the
+        ring is to be served again without a kick. A chain that `handle` refuses with a PeerError goes back with length
+        0 and is counted.
+        """
+        queue = self._queue()
+        queue.disable_notifications()
+        for _ in range(queue.size):
+            chain = self.pop()
+            if chain is None:
+                if not queue.enable_notifications():
+                    self.notify()
+                    return False
+                queue.disable_notifications()
+                continue
+            try:
+                written = handle(chain)
+            except PeerError as error:
+                log.debug("%s: %s", self, error)
+                queue.reject(chain, error.field)
+                self.in_flight -= 1
+                continue
+            self.push(chain, written)
+        self.notify()
+        return True
+
+    def _queue(self) -> DeviceQueue:
+        if self.queue is None:
+            raise PeerError(str(self), "stopped", "started before it is used")
+        return self.queue
+
+    # For the session.
+
+    def set_size(self, size: int) -> None:
+        """SET_VRING_NUM."""
+        self._require_stopped("size", size)
+        if not 1 <= size <= self.max_size:
+            raise PeerError(f"{self} size", size, f"1 to {self.max_size} entries")
+        if not self._negotiated.packed and not is_power_of_two(size):
+            raise PeerError(f"{self} size", size, "a power of two, as the ring is a split one")
+        self.size = size
+
+    def set_address(self, address: VringAddr) -> None:
+        """SET_VRING_ADDR. While the ring runs, only whether and where its used ring is logged may change."""
+        if self.queue is not None and self.address is not None:
+            places = (address.desc, address.used, address.avail)
+            if places != (self.address.desc, self.address.used, self.address.avail):
+                raise PeerError(f"{self} addresses", address, "as they are while it runs", "stop it first")
+        elif self.size:
+            self._layout(address)
+        self.address = address
+        self.update_log()
+
+    def set_base(self, num: int) -> None:
+        """SET_VRING_BASE: where a split ring, or the two positions where a packed one, goes on."""
+        self._require_stopped("base", num)
+        if not self._negotiated.packed and num >= 1 << 16:
+            raise PeerError(f"{self} base", num, "a 16-bit index, as the ring is a split one")
+        self.base = num
+
+    def _require_stopped(self, what: str, value: object) -> None:
+        if self.queue is not None:
+            raise PeerError(f"{self} {what}", value, "set while the ring is stopped", "send GET_VRING_BASE first")
+
+    def start(self) -> None:
+        """Build the queue. PeerError, and the ring stays stopped, for what can't be one."""
+        assert self.queue is None
+        if not self.size or self.address is None:
+            missing = "SET_VRING_ADDR" if self.size else "SET_VRING_NUM"
+            raise PeerError(str(self), "started", f"after {missing}")
+        self.broken, self.in_flight = None, 0
+        self.queue = self._make_queue(self._layout(self.address))
+        self.update_log()
+
+    def _layout(self, address: VringAddr) -> SplitLayout | PackedLayout:
+        kind = PackedLayout if self._negotiated.packed else SplitLayout
+        fields = list(kind.parts)  # descriptors, the driver's area, the device's area
+        sought = dict(zip(fields, (address.desc, address.avail, address.used), strict=True))
+        places = {}
+        for field, user_address in sought.items():
+            part = kind.parts[field]
+            size = part.fixed + part.each * self.size
+            places[field] = self._negotiated.memory.to_guest(UserAddress(user_address), size)
+        layout = kind(self.size, **places)
+        layout.check(self._negotiated.memory.guest_memory)
+        return layout
+
+    def _make_queue(self, layout: SplitLayout | PackedLayout) -> DeviceQueue:
+        negotiated, memory = self._negotiated, self._negotiated.memory.guest_memory
+        inflight = negotiated.inflight.queue(self.index) if negotiated.inflight is not None else None
+        event_idx = bool(negotiated.features & VIRTIO_F_EVENT_IDX)
+        indirect = bool(negotiated.features & VIRTIO_F_INDIRECT_DESC)
+        if isinstance(layout, PackedLayout):
+            base = PackedBase.from_num(self.base)
+            return PackedQueue(
+                memory,
+                **vars(layout),
+                event_idx=event_idx,
+                indirect=indirect,
+                next_avail=base.next_avail,
+                avail_wrap=base.avail_wrap,
+                next_used=base.next_used,
+                used_wrap=base.used_wrap,
+                inflight=inflight,
+            )
+        return SplitQueue(
+            memory,
+            **vars(layout),
+            event_idx=event_idx,
+            indirect=indirect,
+            next_avail=self.base,
+            next_used=memory.load16(GuestAddress(layout.used + 2)),
+            inflight=inflight,
+        )
+
+    def update_log(self) -> None:
+        """Have the queue log, or not, as was agreed."""
+        if self.queue is None or self.address is None:
+            return
+        self.queue.log = self._negotiated.active_log
+        logged = self.address.flags & VHOST_VRING_F_LOG
+        self.queue.log_used = GuestAddress(self.address.log) if logged else None
+
+    def stop(self) -> int:
+        """Forget the queue; where it was, as GET_VRING_BASE tells and SET_VRING_BASE takes it."""
+        if self.queue is not None:
+            self.base = _base_of(self.queue.state())
+            self.queue = None
+        if self.kick is not None:
+            self.kick.close()
+            self.kick = None
+        self.broken, self.polled, self.in_flight = None, False, 0
+        return self.base
+
+    def moved(self) -> bool:
+        """Whether the front end's memory no longer has the running ring where it was."""
+        if self.queue is None or self.address is None:
+            return False
+        try:
+            return self._layout(self.address) != self.queue.layout
+        except PeerError:
+            return True
+
+    def fail(self, error: PeerError) -> None:
+        """Nothing more can be read from the ring: tell the front end, and leave it alone until it is started anew."""
+        log.warning("%s: %s", self, error)
+        self.broken = error
+        if self.err is not None:
+            self.err.signal()
+
+    def close(self) -> None:
+        """Stop, and close the descriptors."""
+        self.stop()
+        for event in (self.call, self.err):
+            if event is not None:
+                event.close()
+        self.call = self.err = None
+
+
+def _base_of(state: tuple[int, ...]) -> int:
+    if isinstance(state, PackedState):
+        return PackedBase(*state).to_num()
+    assert isinstance(state, SplitState)
+    return SplitBase(state.next_avail).to_num()

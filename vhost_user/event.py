@@ -1,0 +1,107 @@
+"""Kicks, calls and errors: the descriptors by which one side of a ring wakes the other.
+
+The protocol passes eventfds, or pipe ends where a platform has no eventfd. Both ends share one open file description,
+so O_NONBLOCK is the peer's to set and to clear: a peer that fills its eventfd and makes it blocking would hold whoever
+calls write(2) on it for ever. So nothing here depends on flags. An eventfd is signalled by the kernel itself, a pipe is
+opened anew, which makes a description that is ours alone, and reading asks not to wait call by call (RWF_NOWAIT).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Self
+
+from vhost_user import _native
+from vhost_user.errors import HostError, PeerError
+from vhost_user.owned_fd import OwnedFd
+
+_RING = (1).to_bytes(8, "little")
+"""What is written to a pipe; the value has no meaning."""
+
+
+class Event:
+    """Something to wake up with, or to be woken by. Owns its descriptor; closing twice is allowed."""
+
+    __slots__ = ("_fd", "_is_pipe")
+
+    def __init__(self, fd: OwnedFd, *, is_pipe: bool = False) -> None:
+        self._fd = fd
+        self._is_pipe = is_pipe
+
+    @classmethod
+    def create(cls) -> Self:
+        """A new eventfd. HostError where the process or the host has no descriptor left."""
+        try:
+            return cls(OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)))
+        except OSError as error:
+            raise HostError.from_os_error(
+                "eventfd", "new", "eventfd", error, "raise the limit on open files"
+            ) from error
+
+    @classmethod
+    def to_signal(cls, fd: OwnedFd) -> Self:
+        """An eventfd or the writing end of a pipe that a peer sent, to be signalled. Takes `fd` over, also on failure.
+
+        Raises PeerError for any other kind of file.
+        """
+        with fd:
+            if stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
+                try:
+                    own = OwnedFd(os.open(f"/proc/self/fd/{fd.fileno()}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                except OSError as error:
+                    raise PeerError("event fd", "a pipe without a reader", "a pipe that is open") from error
+                return cls(own, is_pipe=True)
+            _require_event(fd)
+            return cls(OwnedFd(fd.take()))
+
+    @classmethod
+    def to_wait(cls, fd: OwnedFd) -> Self:
+        """An eventfd or the reading end of a pipe that a peer sent, to be waited for. As `to_signal` otherwise."""
+        with fd:
+            is_pipe = stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode)
+            if not is_pipe:
+                _require_event(fd)
+            return cls(OwnedFd(fd.take()), is_pipe=is_pipe)
+
+    def fileno(self) -> int:
+        """The descriptor, for a selector or for a peer; it stays ours."""
+        return self._fd.fileno()
+
+    def signal(self) -> None:
+        """Wake the other side. Never waits: what is full needs no further ring, and who is gone hears none."""
+        try:
+            if self._is_pipe:
+                os.write(self._fd.fileno(), _RING)
+            else:
+                _native.event_signal(self._fd.fileno())
+        except (BlockingIOError, BrokenPipeError):
+            pass
+
+    def take(self) -> bool:
+        """Take the rings that have come; False if there were none. Never waits. Raises EOFError at a pipe's end."""
+        try:
+            return _native.event_take(self._fd.fileno())
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise EOFError("the pipe's other end is closed") from None
+            raise
+
+    def close(self) -> None:
+        """Close the descriptor; the peer's stays as it is."""
+        self._fd.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _require_event(fd: OwnedFd) -> None:
+    """The kernel gives anonymous inodes no type; /proc tells what they are."""
+    target = str(Path(f"/proc/self/fd/{fd.fileno()}").readlink())
+    if target != "anon_inode:[eventfd]":
+        raise PeerError("event fd", target, "an eventfd or an end of a pipe")

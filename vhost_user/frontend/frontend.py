@@ -1,0 +1,346 @@
+"""The front end: what a VMM does with a vhost-user daemon.
+
+    with Frontend.connect("/run/blk.sock", features=VIRTIO_F_VERSION_1) as frontend:
+        frontend.regions.share([SharedRegion(GuestAddress(0), ByteCount(size), memfd)])
+        vring = frontend.vring(0)
+        vring.start(SplitLayout.place(128, GuestAddress(0)))
+        ...
+
+Making one negotiates; sharing memory, starting and stopping rings are the caller's to do in the order that suits. What
+was set up is remembered, and set up again on another connection by `reconnect()`, for daemons that die.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from collections.abc import Mapping
+from typing import Self
+
+from vhost_user.connection import Connection, connect
+from vhost_user.errors import Disconnected, HostError, PeerError, Refused
+from vhost_user.frontend.channel import ChannelHandler, FrontendChannel
+from vhost_user.frontend.regions import SharedRegions
+from vhost_user.frontend.requests import Requests
+from vhost_user.frontend.vring import FrontendVring
+from vhost_user.message import (
+    CONFIG_LIVE_MIGRATION,
+    CONFIG_WRITABLE,
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    LOG_PAGE,
+    U64,
+    BackendRequest,
+    Config,
+    FrontendRequest,
+    Inflight,
+    Log,
+    Opaque,
+    ProtocolFeature,
+)
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, align_up
+
+PROTOCOL_FEATURES = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+    | ProtocolFeature.DEVICE_STATE
+    | ProtocolFeature.PAGEFAULT
+)
+"""What is acked where it is offered: what this front end makes use of. A back end may rely on any bit that is acked."""
+
+
+class Frontend:
+    """One daemon, and all that was agreed with it. Any thread may call it; one request is made at a time.
+
+    `features` are the virtio features to ack where they are offered, and `required` those without which there is no
+    point in going on: PeerError then. `timeout` in seconds is for each request. `handlers` grant what the back end asks
+    on its channel. Raises what `Requests.ask` does; the connection is taken over, and closed then.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        features: int,
+        required: int = 0,
+        protocol_features: ProtocolFeature = PROTOCOL_FEATURES,
+        timeout: float = 5.0,
+        handlers: Mapping[BackendRequest, ChannelHandler] | None = None,
+    ) -> None:
+        self.requests = Requests(connection, timeout)
+        self.regions = SharedRegions(self.requests)
+        self.vrings: dict[int, FrontendVring] = {}
+        self.channel: FrontendChannel | None = None
+        self.offered = self.features = 0
+        self.queue_count: int | None = None
+        self._wanted = features
+        self._required = required
+        self._protocol_wanted = protocol_features
+        self._handlers = handlers or {}
+        self._inflight: tuple[OwnedFd, Inflight] | None = None
+        self._log: tuple[OwnedFd, ByteCount] | None = None
+        try:
+            self._negotiate()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def connect(
+        cls,
+        path: str,
+        *,
+        features: int,
+        required: int = 0,
+        protocol_features: ProtocolFeature = PROTOCOL_FEATURES,
+        timeout: float = 5.0,
+        handlers: Mapping[BackendRequest, ChannelHandler] | None = None,
+    ) -> Self:
+        """Connect to the daemon that listens at `path`. HostError where none does."""
+        return cls(
+            connect(path, timeout=timeout),
+            features=features,
+            required=required,
+            protocol_features=protocol_features,
+            timeout=timeout,
+            handlers=handlers,
+        )
+
+    def _negotiate(self) -> None:
+        ask, tell = self.requests.ask, self.requests.tell
+        self.offered = ask(FrontendRequest.GET_FEATURES, U64).value
+        if lacking := self._required & ~self.offered:
+            raise PeerError("features", f"{self.offered:#x}", f"bits {lacking:#x} are offered", "use another daemon")
+        self.features = self.offered & self._wanted & ~F_LOG_ALL
+        if self.offered & F_PROTOCOL_FEATURES:
+            self.features |= F_PROTOCOL_FEATURES
+            offered = ProtocolFeature(ask(FrontendRequest.GET_PROTOCOL_FEATURES, U64).value)
+            acked = offered & self._protocol_wanted
+            tell(FrontendRequest.SET_PROTOCOL_FEATURES, U64(int(acked)))
+            self.requests.acked = acked
+        if self.has(ProtocolFeature.MQ):
+            self.queue_count = ask(FrontendRequest.GET_QUEUE_NUM, U64).value
+        if self.has(ProtocolFeature.BACKEND_REQ):
+            self._open_channel()
+        self.regions.learn_slots()
+        tell(FrontendRequest.SET_OWNER)
+        tell(FrontendRequest.SET_FEATURES, U64(self.features))
+
+    def has(self, feature: ProtocolFeature) -> bool:
+        """Whether a protocol feature was negotiated."""
+        return feature in self.requests.acked
+
+    def _require(self, feature: ProtocolFeature) -> None:
+        if not self.has(feature):
+            raise Refused(f"{feature.name}", "not negotiated", "the back end has to offer it", "use another daemon")
+
+    @property
+    def connected(self) -> bool:
+        """Whether nothing has ended the connection, as far as is known."""
+        return self.requests.connected
+
+    def vring(self, index: int) -> FrontendVring:
+        """Ring `index`, made when it is asked for. PeerError for one that the back end says it doesn't have."""
+        if index not in self.vrings:
+            if self.queue_count is not None and index >= self.queue_count:
+                raise PeerError("ring", index, f"the back end has {self.queue_count}")
+            by_message = lambda: bool(self.features & F_PROTOCOL_FEATURES)  # noqa: E731
+            self.vrings[index] = FrontendVring(index, self.requests, self.regions, enable=by_message)
+        return self.vrings[index]
+
+    # The back end's channel.
+
+    def _open_channel(self) -> None:
+        channel = FrontendChannel(self.requests.acked, self._handlers)
+        self.channel = channel
+        self.requests.channel_fd, self.requests.serve_channel = channel.fileno(), self.serve_channel
+        self.requests.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[channel.theirs.fileno()])
+        channel.theirs.close()
+
+    def serve_channel(self) -> None:
+        """Take what the back end asks on its channel; to be called when `channel` can be read."""
+        with self.requests.lock:
+            if self.channel is None:
+                return
+            try:
+                self.channel.serve()
+            except PeerError as error:
+                self._close_channel()
+                if not isinstance(error, Disconnected):
+                    raise
+
+    def _close_channel(self) -> None:
+        self.requests.channel_fd, self.requests.serve_channel = -1, lambda: None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+    # The device.
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the device's configuration space. Refused where they are not all in it."""
+        self._require(ProtocolFeature.CONFIG)
+        question = Config(offset, CONFIG_WRITABLE, bytes(size))
+        data = self.requests.ask(FrontendRequest.GET_CONFIG, Config, question).data
+        if len(data) != size:
+            raise PeerError("GET_CONFIG", f"{len(data)} bytes", f"the {size} bytes that were asked for")
+        return data
+
+    def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
+        """Write to the configuration space: what the driver may write, or with `migration` anything."""
+        self._require(ProtocolFeature.CONFIG)
+        flags = CONFIG_LIVE_MIGRATION if migration else CONFIG_WRITABLE
+        self.requests.tell(FrontendRequest.SET_CONFIG, Config(offset, flags, data))
+
+    @property
+    def status(self) -> int:
+        """The virtio device status. Setting it to 0 resets the device."""
+        self._require(ProtocolFeature.STATUS)
+        return self.requests.ask(FrontendRequest.GET_STATUS, U64).value
+
+    @status.setter
+    def status(self, status: int) -> None:
+        self._require(ProtocolFeature.STATUS)
+        self.requests.tell(FrontendRequest.SET_STATUS, U64(status))
+
+    def reset_device(self) -> None:
+        """RESET_DEVICE: the device is as before the driver came, and every ring stopped and disabled."""
+        self._require(ProtocolFeature.RESET_DEVICE)
+        self.requests.tell(FrontendRequest.RESET_DEVICE)
+        for vring in self.vrings.values():
+            vring.started = vring.enabled = False
+
+    # Inflight.
+
+    def track_inflight(self, num_queues: int, queue_size: int) -> None:
+        """Have the back end note which requests it has, in memory that outlives it. Before rings are started."""
+        self._require(ProtocolFeature.INFLIGHT_SHMFD)
+        question = Inflight(ByteCount(0), HostOffset(0), num_queues, queue_size)
+        area, fds = self.requests.ask_for_fds(FrontendRequest.GET_INFLIGHT_FD, Inflight, question)
+        if not fds:
+            raise Refused("GET_INFLIGHT_FD", "no descriptor", "the area's memory comes with the reply")
+        self._drop_inflight()
+        self._inflight = fds[0], Inflight(area.mmap_size, area.mmap_offset, num_queues, queue_size)
+        self._send_inflight()
+
+    def _send_inflight(self) -> None:
+        if self._inflight is not None:
+            fd, area = self._inflight
+            self.requests.tell(FrontendRequest.SET_INFLIGHT_FD, area, [fd.fileno()])
+
+    def _drop_inflight(self) -> None:
+        if self._inflight is not None:
+            self._inflight[0].close()
+            self._inflight = None
+
+    # The dirty log.
+
+    def start_logging(self, highest_address: GuestAddress) -> None:
+        """Have the back end log each page that it writes to, up to guest address `highest_address` inclusive."""
+        self._require(ProtocolFeature.LOG_SHMFD)
+        if not self.offered & F_LOG_ALL:
+            raise Refused("LOG_ALL", "not offered", "the back end has to offer it")
+        pages = highest_address // LOG_PAGE + 1
+        size = ByteCount(align_up(align_up(pages, 8) // 8, mmap.PAGESIZE))
+        fd = OwnedFd(os.memfd_create("vhost-user:log", os.MFD_CLOEXEC))
+        try:
+            os.ftruncate(fd.fileno(), size)
+        except OSError as error:
+            fd.close()
+            raise HostError.from_os_error("log", size, "ftruncate", error) from error
+        self._drop_log()
+        self._log = fd, size
+        self._send_log()
+
+    def _send_log(self) -> None:
+        if self._log is None:
+            return
+        fd, size = self._log
+        self.requests.ask(FrontendRequest.SET_LOG_BASE, Opaque, Log(size, HostOffset(0)), [fd.fileno()])
+        self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features | F_LOG_ALL))
+
+    def stop_logging(self) -> None:
+        """Have the back end log no more."""
+        self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features))
+        self._drop_log()
+
+    def _drop_log(self) -> None:
+        if self._log is not None:
+            self._log[0].close()
+            self._log = None
+
+    def dirty_pages(self) -> set[int]:
+        """The numbers of the pages of 4096 bytes that were logged since logging began."""
+        assert self._log is not None
+        fd, size = self._log
+        bits = int.from_bytes(os.pread(fd.fileno(), size, 0), "little")
+        pages = set()
+        while bits:
+            low = bits & -bits
+            pages.add(low.bit_length() - 1)
+            bits ^= low
+        return pages
+
+    # Another connection.
+
+    def reconnect(self, connection: Connection) -> None:
+        """Set up a daemon that came back exactly as the one before it: features, memory, inflight, log, rings.
+
+        Each ring that was started goes on where the old daemon had left it in guest memory, so what that one had not
+        used is available again; with `track_inflight` the new one knows which of these were being worked on. PeerError
+        where it does not offer all that was in use.
+        """
+        with self.requests.lock:
+            features, acked = self.features, self.requests.acked
+            shared = self.regions.forget()
+            self._close_channel()
+            self.requests.renew(connection)
+            try:
+                self._negotiate()
+                if (features, acked) != (self.features, self.requests.acked):
+                    limit = f"the features {features:#x} and {acked!r} that are in use"
+                    raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
+                self._send_inflight()
+                self.regions.share(shared)
+                self._send_log()
+                for vring in self.vrings.values():
+                    vring.resume()
+            except BaseException:
+                self.requests.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connection, and what is ours. The memory that was shared is the caller's."""
+        self.requests.close()
+        self._close_channel()
+        for vring in self.vrings.values():
+            vring.close()
+        self.vrings.clear()
+        self._drop_inflight()
+        self._drop_log()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def accept(listener: socket.socket, *, timeout: float) -> Connection:
+    """The connection of a daemon that comes to us, within `timeout` seconds. HostError where none comes."""
+    listener.settimeout(timeout)
+    try:
+        sock, _ = listener.accept()
+    except OSError as error:
+        raise HostError("socket", str(listener.getsockname()), f"a daemon connects within {timeout:g} s") from error
+    return Connection(sock, "daemon")

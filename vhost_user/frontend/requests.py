@@ -1,0 +1,163 @@
+"""Requests to a back end and what it answers, one at a time.
+
+A request that has no reply of its own is acknowledged wherever REPLY_ACK was negotiated, so that a refusal is known
+where it happens. What a back end sends on its own channel is looked at while its answer is waited for: some wait for
+theirs before they give ours.
+
+A wrong answer, or none in time, leaves the stream in a state that nothing can be concluded from. The connection is then
+closed, as the document has it, and stays closed.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from vhost_user.connection import Connection, Received
+from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
+from vhost_user.message import (
+    U64,
+    Empty,
+    FrontendRequest,
+    MessageSpec,
+    Payload,
+    ProtocolFeature,
+    Reply,
+    decode_reply,
+    name_of,
+    spec_of,
+)
+from vhost_user.owned_fd import OwnedFd
+
+Answer = TypeVar("Answer", bound=Payload)
+
+
+class Requests:
+    """The front end's side of the main socket. `timeout` in seconds is for each request. Any thread may ask."""
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.acked = ProtocolFeature.NONE
+        self.postcopy = False
+        self.timeout = timeout
+        self.lock = threading.RLock()
+        self.channel_fd = -1
+        """The back end's own channel, or -1; `serve_channel` is called when it can be read."""
+        self.serve_channel: Callable[[], None] = lambda: None
+        self._connection: Connection | None = connection
+        self._name = connection.name
+
+    @property
+    def connected(self) -> bool:
+        """Whether nothing has ended the connection, as far as is known."""
+        return self._connection is not None
+
+    def tell(self, request: FrontendRequest, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
+        """Send a message that has no reply of its own, and wait for its acknowledgement if there can be one.
+
+        Raises Refused where the back end acknowledges a failure, Disconnected, TimedOut and PeerError as `ask` does.
+        """
+        with self.lock:
+            spec = spec_of(request, self.acked, postcopy=self.postcopy)
+            assert spec.reply is Reply.ACK
+            acked = ProtocolFeature.REPLY_ACK in self.acked
+            answer = self._exchange(spec, payload, fds, need_reply=acked, answered=acked)
+            if answer is not None:
+                code, _ = answer
+                assert isinstance(code, U64)
+                if code.value:
+                    raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
+
+    def ask(
+        self, request: FrontendRequest, kind: type[Answer], payload: Payload | None = None, fds: Sequence[int] = ()
+    ) -> Answer:
+        """Send a message that has a reply of its own, of `kind`, which brings no descriptor.
+
+        Raises Disconnected where the back end is gone, TimedOut where it doesn't answer, PeerError for a wrong answer;
+        the connection is closed then.
+        """
+        answer, received = self.ask_for_fds(request, kind, payload, fds)
+        for fd in received:
+            fd.close()
+        return answer
+
+    def ask_for_fds(
+        self, request: FrontendRequest, kind: type[Answer], payload: Payload | None = None, fds: Sequence[int] = ()
+    ) -> tuple[Answer, list[OwnedFd]]:
+        """As `ask`, for a reply that may bring descriptors, which are the caller's."""
+        with self.lock:
+            spec = spec_of(request, self.acked, postcopy=self.postcopy)
+            assert spec.reply is Reply.ALWAYS
+            answer = self._exchange(spec, payload, fds, need_reply=False, answered=True)
+            assert answer is not None
+            body, received = answer
+            if not isinstance(body, kind):
+                for fd in received:
+                    fd.close()
+                raise Refused(name_of(request), f"{payload or ''}", "was answered by a failure")
+            return body, received
+
+    def confirm(self) -> None:
+        """Make a round trip: everything sent before has been taken in, and the back end has not closed because of it.
+
+        An acknowledgement alone does not prove that: there are back ends that acknowledge with 0 and then close.
+        """
+        self.ask(FrontendRequest.GET_FEATURES, U64)
+
+    def _exchange(
+        self, spec: MessageSpec, payload: Payload | None, fds: Sequence[int], *, need_reply: bool, answered: bool
+    ) -> tuple[Payload, list[OwnedFd]] | None:
+        connection = self._connection
+        if connection is None:
+            raise Disconnected(self._name, "before", "was closed")
+        try:
+            body = (payload or Empty()).encode()
+            connection.send(spec.request, body, fds, need_reply=need_reply, timeout=self.timeout)
+            if not answered:
+                return None
+            with self._receive(connection) as received:
+                header = received.header
+                if not header.reply or header.request != spec.request:
+                    raise PeerError("reply", name_of(header.request), f"the reply to {spec.name}")
+                answer = decode_reply(spec, received.body, len(received.fds))
+                taken = [OwnedFd(fd.take()) for fd in received.fds]
+                return answer, taken
+        except FieldError:
+            self.close()
+            raise
+
+    def _receive(self, connection: Connection) -> Received:
+        deadline = time.monotonic() + self.timeout
+        while True:
+            received = connection.receive_now()
+            if received is not None:
+                return received
+            poll = select.poll()
+            poll.register(connection, select.POLLIN)
+            if self.channel_fd >= 0:
+                poll.register(self.channel_fd, select.POLLIN)
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
+            if self.channel_fd in dict(ready):
+                self.serve_channel()
+
+    def renew(self, connection: Connection) -> None:
+        """Go on with another connection, on which nothing is negotiated yet."""
+        with self.lock:
+            self.close()
+            self._connection, self._name = connection, connection.name
+            self.acked, self.postcopy = ProtocolFeature.NONE, False
+
+    def fileno(self) -> int:
+        """The socket, for a selector, to be told when the back end goes; -1 when it is closed."""
+        connection = self._connection
+        return -1 if connection is None else connection.fileno()
+
+    def close(self) -> None:
+        """Close the connection; closing twice is allowed."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

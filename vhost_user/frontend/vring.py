@@ -1,0 +1,120 @@
+"""One ring of a front end: what it tells the back end about it, and the descriptors that kick and call.
+
+The front end doesn't touch the ring; a driver does, in the guest, or one of `vhost_user.vring` in this process.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+
+from vhost_user.errors import Refused, UsageError
+from vhost_user.event import Event
+from vhost_user.frontend.regions import SharedRegions
+from vhost_user.frontend.requests import Requests
+from vhost_user.message import VHOST_VRING_F_LOG, FrontendRequest, VringAddr, VringFd, VringState
+from vhost_user.units import GuestAddress
+from vhost_user.vring import PackedLayout, SplitLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class FrontendVring:
+    """Ring `index`. `kick` wakes the back end; `call` and `err` are rung by it."""
+
+    def __init__(self, index: int, requests: Requests, regions: SharedRegions, *, enable: Callable[[], bool]) -> None:
+        self.index = index
+        self.started = False
+        self.enabled = False
+        self.base = 0
+        self.layout: SplitLayout | PackedLayout | None = None
+        self.log_address: GuestAddress | None = None
+        self._requests = requests
+        self._regions = regions
+        self._enable = enable
+        self.kick, self.call, self.err = Event.create(), Event.create(), Event.create()
+
+    def start(self, layout: SplitLayout | PackedLayout, base: int = 0, *, enabled: bool = True) -> None:
+        """Have the back end serve the ring at `layout` from `base` on: 0 for a new one, else what `stop()` returned.
+
+        For a new packed ring that is slot 0 with both wrap counters at 1: `PackedBase(0, True, 0, True).to_num()`.
+        Raises UsageError where the ring lies in no shared region, Refused where the back end doesn't take it.
+        """
+        if self.started:
+            raise UsageError("ring", self.index, "is not started", "stop it first")
+        self.layout, self.base = layout, base
+        state = VringState(self.index, layout.size)
+        self._requests.tell(FrontendRequest.SET_VRING_NUM, state)
+        self._requests.tell(FrontendRequest.SET_VRING_BASE, VringState(self.index, base))
+        self._send_address()
+        # Anew at each start: there are back ends that close them when a ring is stopped.
+        ring = VringFd(self.index)
+        self._requests.tell(FrontendRequest.SET_VRING_CALL, ring, [self.call.fileno()])
+        self._requests.tell(FrontendRequest.SET_VRING_ERR, ring, [self.err.fileno()])
+        self._requests.tell(FrontendRequest.SET_VRING_KICK, ring, [self.kick.fileno()])
+        self.started = True
+        if enabled:
+            self.enable()
+        # Back ends of the old rule start a ring at its first kick.
+        self.kick.signal()
+
+    def _send_address(self) -> None:
+        assert self.layout is not None
+        users = [self._regions.to_user(area.address, area.size) for area in self.layout.areas.values()]
+        desc, avail, used = users
+        logged = self.log_address is not None
+        flags, log = (VHOST_VRING_F_LOG, self.log_address) if logged else (0, None)
+        address = VringAddr(self.index, flags, desc, used, avail, log or GuestAddress(0))
+        self._requests.tell(FrontendRequest.SET_VRING_ADDR, address)
+
+    def enable(self, enabled: bool = True) -> None:
+        """Have the back end process the ring, or leave it alone. Without protocol features a ring is always enabled."""
+        if self._enable():
+            self._requests.tell(FrontendRequest.SET_VRING_ENABLE, VringState(self.index, int(enabled)))
+        self.enabled = enabled
+
+    def stop(self) -> int:
+        """Have the back end complete what it has of the ring, and stop; returns where it goes on, for `start()`."""
+        answer = self._requests.ask(FrontendRequest.GET_VRING_BASE, VringState, VringState(self.index, 0))
+        if answer.index != self.index:
+            raise Refused("GET_VRING_BASE", answer.index, f"answered for ring {self.index}")
+        self.started = False
+        self.base = answer.num
+        return answer.num
+
+    def resume(self) -> None:
+        """Start the ring again with a back end that knows nothing of it; how far the last one had come is in the ring.
+
+        That is the used ring's index. A packed ring has no such word, and goes on at `base`: set it to the driver's own
+        position first, unless inflight areas tell it.
+        """
+        if not self.started:
+            return
+        assert self.layout is not None
+        if isinstance(self.layout, SplitLayout):
+            self.base = int.from_bytes(self._regions.read(GuestAddress(self.layout.used + 2), 2), "little")
+        self.started = False
+        self.start(self.layout, self.base, enabled=self.enabled)
+
+    def set_log(self, address: GuestAddress | None) -> None:
+        """Have writes to the used ring logged as if it were at guest `address`, or not; while it runs, too."""
+        self.log_address = address
+        if self.layout is not None and self.started:
+            self._send_address()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for a call, `timeout` seconds at most; whether there was one."""
+        poll = select.poll()
+        poll.register(self.call, select.POLLIN)
+        return bool(poll.poll(timeout * 1000)) and self.call.take()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the back end signalled an error of this ring since the last look."""
+        return self.err.take()
+
+    def close(self) -> None:
+        """Close the descriptors. The back end has its own."""
+        for event in (self.kick, self.call, self.err):
+            event.close()
