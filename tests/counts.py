@@ -60,3 +60,6 @@ NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
 
 # Times that threads fault at once in guarded memory whose file was truncated, on pages of each size.
 GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)
+
+# Payloads of random bytes, and of valid ones with a few bytes changed, for random messages of vhost-user.
+PAYLOAD_BODIES = count(quick=1_000, ci=5_000, soak=50_000)

@@ -122,7 +122,8 @@ class MemoryTable(Payload):
         slot = cls.region_type.max_size()
         end = cls.head.size + count * slot
         if len(data) not in {end, cls.max_size()}:
-            raise wrong_size(cls, data, f"of {count} regions {end}, or {cls.max_size()} with all slots,")
+            limit = f"{count} regions have {end} bytes, or {cls.max_size()} with all slots"
+            raise PeerError("size", len(data), limit)
         return cls(tuple(cls.region_type.decode(data[at : at + slot]) for at in range(cls.head.size, end, slot)))
 
 

@@ -1,0 +1,1 @@
+"""The wire format of vhost-user: bytes, bounds, tables."""
