@@ -18,14 +18,20 @@ place of all its memory, for good. The range leaves the registry when the addres
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
+import stat
 
 from vhost_user import _native
-from vhost_user.errors import HostError, UsageError
+from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.units import ByteCount, HostAddress, HostOffset, align_up, format_size, is_power_of_two
 
 MAP_NORESERVE = 0x4000
 """mmap(2); the `mmap` module has it from Python 3.12 on."""
+
+_HOST_IS_SHORT = {errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.ENFILE, errno.EINTR}
+"""What mmap(2) and the registry say where the host is at its end; all else is about the file."""
 
 PAGE_SIZE = mmap.PAGESIZE
 PMD_SIZE = 2 << 20
@@ -131,6 +137,11 @@ class Mapping:
             return whole[start : start + size]
 
     @property
+    def lifeline(self) -> object:
+        """What the views of this mapping hold: the memory stays mapped as long as it lives, unless it was closed."""
+        return self._owner
+
+    @property
     def dead(self) -> bool:
         """Whether an access to this guarded mapping met memory that the host can't provide. Not once it is closed."""
         slot = self._owner.guard_slot
@@ -150,3 +161,30 @@ class Mapping:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
+    """Map the `size` bytes from `offset` on of a file that a peer sent: shared, guarded, and the whole pages around.
+
+    Returns the mapping, and where the part begins in it. The descriptor stays the caller's, and may be closed at once.
+    Raises PeerError for a size of 0, for a part that is not within the file, and for what can't be mapped, read and
+    written; HostError where the host has no room for it.
+    """
+    if size <= 0:
+        raise PeerError("size", size, "1 byte or more")
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        raise PeerError("fd", fd, "a file: a memfd, or one on a tmpfs, hugetlbfs or disk")
+    if not 0 <= offset <= offset + size <= about.st_size:
+        limit = f"within the file's {about.st_size:#x} bytes"
+        raise PeerError("mmap_offset", f"{offset:#x}+{size:#x}", limit, "send the file after it has its size")
+    page_size = page_size_of(fd)
+    skip = offset % page_size
+    whole = ByteCount(align_up(skip + size, page_size))
+    try:
+        flags = mmap.MAP_SHARED | MAP_NORESERVE
+        return Mapping(whole, flags, fd, HostOffset(offset - skip), guarded=True), HostOffset(skip)
+    except HostError as error:
+        if error.errno in _HOST_IS_SHORT:
+            raise
+        raise PeerError("fd", fd, f"a file that can be mapped to be read and written ({error.limit})") from error

@@ -1,0 +1,212 @@
+"""The memory of a front end, as its back end has it: regions mapped from the descriptors that came along.
+
+Everything about a region was chosen by the front end: its two addresses, its size, the file and the place in it. All of
+it is checked before anything is mapped, and mapped before anything is changed; so a table is replaced at once, as a
+whole, or not at all. A descriptor that is handed in is consumed, whatever comes of it: a mapping needs none, and 509 of
+them would be half of the usual limit.
+
+The front end knows its memory by user addresses, the guest by guest addresses. Rings are told to the back end by user
+address, once, and translated to guest addresses then; all else that a ring holds are guest addresses already. Under
+GPA_ADDRESSES the two are the same (M14).
+
+Memory that goes away while it is used. A copy or a ring call that is under way holds the table that it began with, and
+a device may hold views for as long as it likes. Both keep the mapping under them: a region that is removed can't be
+touched by its address any more, and is unmapped now, or by the last of those to let go. The front end can't make that
+grow without bound: nothing is added while as many mappings linger as there may be regions.
+
+Memory that the front end takes away by truncating its file: mappings are guarded (see mapping.py), so that costs a
+region, and not the process. After each event a server asks for the `dead_region()`, and closes the connection.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from weakref import WeakSet
+
+from vhost_user import _native
+from vhost_user.errors import HostError, PeerError, UsageError
+from vhost_user.mapping import Mapping, map_part
+from vhost_user.memory import GuestMemory, Region
+from vhost_user.message import MemoryRegion
+from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.units import U64_MAX, GuestAddress, HostAddress, UserAddress
+
+MAX_REGIONS = 509
+"""As many as libvhost-user and rust-vmm's back ends take: KVM's 512 memory slots, less the three that it kept to itself
+on x86-64 when front ends came to rely on the number."""
+
+
+class SharedMemory:
+    """The regions that one front end shares, `max_regions` of them at most.
+
+    `guest_memory` is the same object as long as this one lives: rings keep it while tables change. Any thread may call
+    anything at any time. A region that is refused, with PeerError where it is the front end's fault and HostError where
+    it is the host's, leaves everything as it was, but for the descriptors, which are closed.
+    """
+
+    def __init__(self, max_regions: int = MAX_REGIONS, *, gpa_addresses: bool = False) -> None:
+        self.guest_memory = GuestMemory()
+        self.max_regions = max_regions
+        self.gpa_addresses = gpa_addresses
+        """Whether GPA_ADDRESSES was negotiated: user addresses of regions and rings are guest addresses."""
+        self._lock = threading.Lock()
+        self._lingering: WeakSet[object] = WeakSet()
+        self._faults_looked_at = _native.guard_faults()
+
+    def replace(self, regions_with_fds: Sequence[tuple[MemoryRegion, OwnedFd]]) -> None:
+        """Let these be all regions, in a single step (SET_MEM_TABLE)."""
+        try:
+            with self._lock, ExitStack() as undo:
+                self._check([region for region, _ in regions_with_fds], [])
+                mapped = [self._map(region, fd, undo) for region, fd in regions_with_fds]
+                self._install(mapped)
+                undo.pop_all()
+        finally:
+            close_all(fd for _, fd in regions_with_fds)
+
+    def add(self, region: MemoryRegion, fd: OwnedFd) -> None:
+        """Let there be one more region (ADD_MEM_REG)."""
+        with fd, self._lock, ExitStack() as undo:
+            present = self.guest_memory.regions
+            self._check([region], present)
+            self._install([*present, self._map(region, fd, undo)])
+            undo.pop_all()
+
+    def remove(self, region: MemoryRegion) -> None:
+        """Let there be one region less (REM_MEM_REG): the one with these addresses and this size (M10)."""
+        with self._lock:
+            found = self._find(region)
+            self._install([other for other in self.guest_memory.regions if other is not found])
+
+    def clear(self) -> None:
+        """Let there be no region."""
+        with self._lock:
+            self._install([])
+
+    def close(self) -> None:
+        """Unmap everything, now or when the last view lets go; closing twice is allowed."""
+        self.clear()
+
+    def __enter__(self) -> SharedMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lingering(self) -> int:
+        """How many mappings of removed regions there are still: somebody holds views of them."""
+        return len(self._lingering)
+
+    def dead_region(self) -> Region | None:
+        """A region whose memory an access found missing, if there is one. Costs next to nothing as long as not."""
+        faults = _native.guard_faults()
+        if faults == self._faults_looked_at:
+            return None
+        dead = next((region for region in self.guest_memory.regions if region.mapping.dead), None)
+        if dead is None:  # a mapping of somebody else's
+            self._faults_looked_at = faults
+        return dead
+
+    def host_address(self, region: MemoryRegion) -> HostAddress:
+        """Where a region begins in this process, as postcopy tells it to the front end (P3).
+
+        Raises PeerError where there is no such region.
+        """
+        found = self._find(region)
+        return HostAddress(found.mapping.address + found.offset)
+
+    def to_guest(self, user_address: UserAddress, size: int) -> GuestAddress:
+        """The guest address of `size` bytes at the front end's `user_address`.
+
+        Raises PeerError unless they lie in one region, or in regions that adjoin in user and in guest addresses;
+        UsageError for a size below 1.
+        """
+        if size < 1:
+            raise UsageError("size", size, "a range that is translated has 1 byte or more")
+        spans = sorted(self._user_span(region) for region in self.guest_memory.regions)
+        at = bisect_right([start for start, _, _ in spans], user_address) - 1
+        if at >= 0:
+            start, end, guest = spans[at]
+            for next_start, next_end, next_guest in spans[at + 1 :]:
+                if user_address + size <= end or (next_start, next_guest) != (end, guest + end - start):
+                    break
+                end = next_end
+            if user_address + size <= end:
+                return GuestAddress(guest + user_address - start)
+        limit = "lies in one region of the memory table, or in such as adjoin in both address spaces"
+        raise PeerError("user address", _range(user_address, size), limit)
+
+    def _user_span(self, region: Region) -> tuple[int, int, int]:
+        """User address, the end of it, and guest address."""
+        user: int | None = region.guest_address if self.gpa_addresses else region.user_address
+        assert user is not None
+        return user, user + region.size, region.guest_address
+
+    def _check(self, new: Sequence[MemoryRegion], present: Sequence[Region]) -> None:
+        count = len(new) + len(present)
+        if count > self.max_regions:
+            raise PeerError("regions", count, f"at most {self.max_regions} at a time", "remove others first")
+        if len(self._lingering) > self.max_regions:
+            limit = f"views hold at most {self.max_regions} mappings of regions that were removed"
+            raise HostError("regions", len(self._lingering), limit, "let go of the views that the device holds")
+        for region in new:
+            self._check_one(region)
+        together: list[MemoryRegion | Region] = [*new, *present]
+        for field in ("guest_address", "user_address"):  # M1, M2
+            spans = sorted((getattr(region, field), region.size) for region in together)
+            for (start, size), (above, above_size) in pairwise(spans):
+                if start + size > above:
+                    limit = f"overlaps the region at {_range(start, size)}"
+                    raise PeerError(field, _range(above, above_size), limit, "remove that one first")
+
+    def _check_one(self, region: MemoryRegion) -> None:
+        if region.size <= 0:
+            raise PeerError("size", region.size, "a region holds at least one byte")
+        for field, start in (
+            ("guest_address", region.guest_address),
+            ("user_address", region.user_address),
+            ("mmap_offset", region.mmap_offset),
+        ):
+            if not 0 <= start <= U64_MAX - (region.size - 1):
+                raise PeerError(field, _range(start, region.size), "a region ends at 2**64 or before")
+        if self.gpa_addresses and int(region.user_address) != int(region.guest_address):
+            limit = f"the guest address, {region.guest_address:#x}, under GPA_ADDRESSES"
+            raise PeerError("user_address", f"{region.user_address:#x}", limit)
+
+    @staticmethod
+    def _map(region: MemoryRegion, fd: OwnedFd, undo: ExitStack) -> Region:
+        with fd:
+            mapping, offset = map_part(fd.fileno(), region.mmap_offset, region.size)
+        undo.callback(mapping.close)
+        return Region(region.guest_address, region.size, mapping, offset, region.user_address)
+
+    def _find(self, wanted: MemoryRegion) -> Region:
+        key = (wanted.guest_address, wanted.user_address, wanted.size)
+        for region in self.guest_memory.regions:
+            if (region.guest_address, region.user_address, region.size) == key:
+                return region
+        value = f"{_range(wanted.guest_address, wanted.size)} at user address {wanted.user_address:#x}"
+        raise PeerError("region", value, "a region of the memory table")
+
+    def _install(self, regions: Sequence[Region]) -> None:
+        before = self.guest_memory.regions
+        self.guest_memory.replace(regions)
+        stay = {id(region) for region in regions}
+        for region in before:
+            if id(region) not in stay:
+                self._unmap(region.mapping)
+
+    def _unmap(self, mapping: Mapping) -> None:
+        try:
+            mapping.close()
+        except BufferError:
+            self._lingering.add(mapping.lifeline)
+
+
+def _range(start: int, size: int) -> str:
+    return f"{start:#x}+{size:#x}"
