@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, settings
 from tests import counts, host
 from tests.leaks import Holdings
 from tests.skips import ledger_for_this_run
+from vhost_user.event import Event
 
 pytest_plugins = ["pytester"]
 
@@ -55,6 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[GUARD] = host.SettingsGuard()
     # It keeps a pipe open for good once a process is spawned: opened now, that is no test's leak.
     resource_tracker.ensure_running()
+    # So does the C core at its first signal.
+    with Event.create() as event:
+        event.signal()
     config.pluginmanager.register(ledger_for_this_run(), "skip-ledger")
     _interrupt_on_termination()
 

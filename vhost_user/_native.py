@@ -170,6 +170,16 @@ def fence() -> None:
     lib.vu_fence()
 
 
+def event_signal(fd: int) -> None:
+    """Adds 1 to an eventfd, and never waits, whatever its flags; OSError with EINVAL where `fd` is none."""
+    _checked(lib.vu_event_signal(fd))
+
+
+def event_take(fd: int) -> bool:
+    """Takes what an eventfd or a pipe holds, and never waits; whether there was something. EPIPE at a pipe's end."""
+    return bool(_checked(lib.vu_event_take(fd)))
+
+
 def _names(enum: str, prefix: str) -> list[str]:
     elements = ffi.typeof(enum).elements
     return [elements[number].removeprefix(prefix).lower() for number in sorted(elements)]
@@ -188,6 +198,12 @@ assert CHAIN.size == ffi.offsetof("struct vu_chain", "segments") and SEGMENT.siz
 
 RING_BROKEN: int = lib.VU_RING_BROKEN
 RING_UNMAPPED: int = lib.VU_RING_UNMAPPED
+RING_MALFORMED: int = lib.VU_RING_MALFORMED
+
+DESCRIPTOR = struct.Struct("=QIHH")
+"""`struct vu_descriptor`: address, length; then flags and next (split), or buffer id and flags (packed)."""
+
+assert DESCRIPTOR.size == ffi.sizeof("struct vu_descriptor")
 
 
 class Ring:
@@ -197,7 +213,7 @@ class Ring:
     address, size and alignment; a position a slot and its wrap counter.
     """
 
-    __slots__ = ("_chain", "_chain_bytes", "_queue")
+    __slots__ = ("_chain", "_chain_bytes", "_descriptors", "_queue")
 
     def __init__(
         self,
@@ -216,15 +232,43 @@ class Ring:
         self._queue = ffi.new("struct vu_queue *", fields)
         self._chain = ffi.new("struct vu_chain *", {"segments": size})
         self._chain_bytes = ffi.cast("char *", self._chain)
+        self._descriptors = ffi.NULL
+
+    def keep_descriptors(self) -> None:
+        """From now on let `take` keep a packed chain's descriptors of the ring."""
+        self._descriptors = ffi.new("struct vu_descriptor[]", self._queue.size)
 
     def pop(self, table: MemoryTable) -> int:
         """The number of segments of the next good chain, which `chain()` then copies; or 0."""
         result: int = lib.vu_queue_pop(self._queue, table.pointer, self._chain)
         return result
 
+    def take(self, table: MemoryTable) -> int:
+        """The number of segments of the next chain; 0; or RING_MALFORMED for one that the caller has to give back."""
+        result: int = lib.vu_queue_take(self._queue, table.pointer, self._chain, self._descriptors)
+        return result
+
+    def reload(self, table: MemoryTable, head: int) -> int:
+        """What `take` said of a split queue's chain with this head, which is in flight."""
+        result: int = lib.vu_queue_reload(self._queue, table.pointer, self._chain, head)
+        return result
+
+    def rebuild(self, table: MemoryTable, descriptors: bytes) -> int:
+        """What `take` said of a packed queue's chain of these descriptors, 1 to the queue's size, in flight."""
+        ring, count = ffi.from_buffer("struct vu_descriptor[]", descriptors), len(descriptors) // DESCRIPTOR.size
+        result: int = lib.vu_queue_rebuild(self._queue, table.pointer, self._chain, ring, count)
+        return result
+
     def chain(self, segments: int) -> bytes:
-        """The `struct vu_chain` that `pop` left."""
+        """The `struct vu_chain` that the last pop, take, reload or rebuild left."""
         data: bytes = ffi.unpack(self._chain_bytes, CHAIN.size + SEGMENT.size * segments)
+        return data
+
+    def descriptors(self, slots: int) -> bytes:
+        """The descriptors of the ring, `slots` of them, that the last `take` kept."""
+        if not self._descriptors:
+            return b""
+        data: bytes = ffi.unpack(ffi.cast("char *", self._descriptors), DESCRIPTOR.size * slots)
         return data
 
     def push(self, table: MemoryTable, chain_id: int, slots: int, written: int) -> int:
@@ -275,3 +319,8 @@ def chain_write(table: MemoryTable, chain: bytes, offset: int, data: bytes | byt
     source = data if type(data) is bytes else ffi.from_buffer(data)
     if result := lib.vu_chain_write(table.pointer, chain, offset, source, len(source)):
         raise _error(result)
+
+
+def log_mark(log: int, first: int, count: int) -> None:
+    """Sets the bits of `count` pages from page `first` on in the dirty log at `log`; OSError where it has no memory."""
+    _checked(lib.vu_log_mark(log, first, count))

@@ -24,12 +24,10 @@ from typing import Self
 from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
 from vhost_user.message.header import HEADER, Header
 from vhost_user.message.message import encode_message
+from vhost_user.message.numbers import MAX_FDS
 from vhost_user.owned_fd import OwnedFd, close_all
 
-FDS_AT_MOST = 8
-"""The most that any message of the protocol carries: a memory table of eight regions; the channel's own limit too."""
-
-_ANCILLARY_ROOM = socket.CMSG_SPACE(FDS_AT_MOST * array.array("i").itemsize)
+_ANCILLARY_ROOM = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
 class Received:
@@ -178,7 +176,7 @@ class Connection:
             fds = _owned(ancillary)
             if flags & socket.MSG_CTRUNC:
                 close_all(fds)
-                limit = f"at most {FDS_AT_MOST} with a message, and as many as this process may still open"
+                limit = f"at most {MAX_FDS} with a message, and as many as this process may still open"
                 raise PeerError("descriptors", f"more than {len(fds)}", limit)
             if not data:
                 close_all(fds)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vhost_user.backend.answer import Answer, Deferred
 from vhost_user.backend.device import Device
-from vhost_user.backend.loop import EventLoop, Timer
+from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.backend.session import Session
 from vhost_user.connection import Connection
 from vhost_user.errors import Disconnected, FieldError, TimedOut
@@ -39,7 +39,7 @@ class Link:
         self._connection = connection
         self._gone = gone
         self._closed = False
-        self._timer: Timer | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
+        self._timer: Call | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
         self.session.rings.on_trouble = self._check_memory
         loop.watch(connection, self._readable)
         log.info("%s: connected", connection.name)
@@ -105,7 +105,7 @@ class Link:
         if self._timer is None:
             self._set_timer(self._loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow))
 
-    def _set_timer(self, timer: Timer | None) -> None:
+    def _set_timer(self, timer: Call | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = timer

@@ -21,8 +21,6 @@ from vhost_user.event import Event
 
 log = logging.getLogger(__name__)
 
-Callback = Callable[[], None]
-
 
 class HasFileno(Protocol):
     """Anything that a selector can wait for."""
@@ -31,13 +29,13 @@ class HasFileno(Protocol):
         """The descriptor."""
 
 
-class Timer:
+class Call:
     """A call to come; `cancel()` keeps it from being made."""
 
     __slots__ = ("callback",)
 
-    def __init__(self, callback: Callback) -> None:
-        self.callback: Callback | None = callback
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self.callback: Callable[[], object] | None = callback
 
     def cancel(self) -> None:
         """Don't make the call, if it was not made yet."""
@@ -53,45 +51,42 @@ class EventLoop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._wake = Event.create()
-        self._soon: deque[Callback] = deque()
-        self._timers: list[tuple[float, int, Timer]] = []
+        self._soon: deque[Callable[[], object]] = deque()
+        self._timers: list[tuple[float, int, Call]] = []
         self._order = itertools.count()
         self._stopped = threading.Event()
-        self._selector.register(self._wake, selectors.EVENT_READ, self._wake.take)
+        self.watch(self._wake, self._wake.take)
 
-    def watch(self, file: HasFileno, callback: Callback, *, write: bool = False) -> None:
+    def watch(self, file: HasFileno, callback: Callable[[], object], *, write: bool = False) -> None:
         """Have `callback` called whenever `file` can be read, or written. OSError for what can't be waited for."""
-        self._selector.register(file, selectors.EVENT_WRITE if write else selectors.EVENT_READ, callback)
+        self._selector.register(file, selectors.EVENT_WRITE if write else selectors.EVENT_READ, Call(callback))
 
     def forget(self, file: HasFileno) -> None:
         """Wait for `file` no more. To be called before it is closed; what was never watched is fine."""
         with suppress(KeyError, ValueError):
-            self._selector.unregister(file)
+            self._selector.unregister(file).data.cancel()
 
-    def call_soon(self, callback: Callback) -> None:
+    def call_soon(self, callback: Callable[[], object]) -> None:
         """Have `callback` called once, in the loop's thread. Any thread may ask for it."""
         self._soon.append(callback)
         self._wake.signal()
 
-    def call_later(self, seconds: float, callback: Callback) -> Timer:
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Call:
         """Have `callback` called once, after `seconds`."""
-        timer = Timer(callback)
+        timer = Call(callback)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer
 
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for something to do, for `timeout` seconds at most, and do it."""
         for key, _ in self._selector.select(self._patience(timeout)):
-            # A callback before this one may have forgotten the file, and even have opened another by its number.
-            if self._selector.get_map().get(key.fileobj) is key:
-                self._call(key.data)
+            self._call(key.data)  # unless a callback before it had the file forgotten
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, _, timer = heapq.heappop(self._timers)
-            if timer.callback is not None:
-                self._call(timer.callback)
+            self._call(timer)
         for _ in range(len(self._soon)):
-            self._call(self._soon.popleft())
+            self._call(Call(self._soon.popleft()))
 
     def _patience(self, timeout: float | None) -> float | None:
         if self._soon:
@@ -104,9 +99,10 @@ class EventLoop:
         return timeout
 
     @staticmethod
-    def _call(callback: Callback) -> None:
+    def _call(call: Call) -> None:
         try:
-            callback()
+            if call.callback is not None:
+                call.callback()
         except Exception:
             log.exception("a callback of the loop failed")
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from vhost_user.backend.answer import Answer, Handler
 from vhost_user.backend.device import Device
-from vhost_user.backend.loop import EventLoop, Timer
+from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.backend.negotiated import Negotiated
 from vhost_user.backend.vring import Vring
 from vhost_user.errors import PeerError
@@ -29,7 +29,7 @@ class RingHandlers:
         self._device = device
         self._loop = loop
         self._negotiated = negotiated
-        self._poll_timer: Timer | None = None
+        self._poll_timer: Call | None = None
         self._closed = False
         self.vrings = [Vring(index, negotiated, device.max_queue_size) for index in range(device.queue_count)]
         self.on_trouble: Callable[[], None] = lambda: None

@@ -153,6 +153,7 @@ class Server:
 
         A socket file that nobody listens at any more is replaced; HostError for any other, and where binding fails.
         """
+        self._require_new(device)
         if isinstance(where, socket.socket):
             listener, own = where, None
         else:
@@ -175,9 +176,12 @@ class Server:
         endpoint.serve(sock)
         return endpoint
 
-    def _endpoint(self, device: Device, name: str) -> Endpoint:
+    def _require_new(self, device: Device) -> None:
         if any(endpoint.device is device for endpoint in self.endpoints):
             raise UsageError("device", device.name, "one that is not served yet", "make another one for each socket")
+
+    def _endpoint(self, device: Device, name: str) -> Endpoint:
+        self._require_new(device)
         endpoint = Endpoint(self, device, name)
         self.endpoints.append(endpoint)
         return endpoint

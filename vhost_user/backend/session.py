@@ -158,9 +158,9 @@ class Session:
         self.rings.features_set()
 
     def _set_protocol_features(self, payload: U64, _: list[OwnedFd]) -> None:
-        features = ProtocolFeature(payload.value)
-        if unknown := features & ~self.offered_protocol:
+        if unknown := payload.value & ~int(self.offered_protocol):
             raise PeerError("protocol features", f"{payload.value:#x}", f"bits that were offered, not {unknown:#x}")
+        features = ProtocolFeature(payload.value)
         self.negotiated.protocol_features = features
         self.negotiated.memory.gpa_addresses = ProtocolFeature.GPA_ADDRESSES in features
 

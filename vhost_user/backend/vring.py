@@ -18,6 +18,7 @@ from vhost_user.backend.negotiated import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.event import Event
+from vhost_user.inflight import PackedInflight, SplitInflight
 from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, SplitBase, VringAddr
 from vhost_user.units import GuestAddress, UserAddress, is_power_of_two
 from vhost_user.vring import DeviceQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
@@ -171,6 +172,7 @@ class Vring:
         event_idx = bool(negotiated.features & VIRTIO_F_EVENT_IDX)
         indirect = bool(negotiated.features & VIRTIO_F_INDIRECT_DESC)
         if isinstance(layout, PackedLayout):
+            assert not isinstance(inflight, SplitInflight)
             base = PackedBase.from_num(self.base)
             return PackedQueue(
                 memory,
@@ -183,6 +185,7 @@ class Vring:
                 used_wrap=base.used_wrap,
                 inflight=inflight,
             )
+        assert not isinstance(inflight, PackedInflight)
         return SplitQueue(
             memory,
             **vars(layout),

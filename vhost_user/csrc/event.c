@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
-#include <stdatomic.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -12,12 +12,13 @@
 
 #include "event_api.h"
 
-/* One context for each thread: what is submitted is done when io_submit returns, so one place in its queue is enough. */
-static _Thread_local aio_context_t context;
-static _Thread_local int zero = -1;
-static _Thread_local pid_t owner;
+/* One for the process, made at the first signal and kept. The lock is held for two system calls that don't wait. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static aio_context_t context;
+static int zero = -1;
+static pid_t owner;
 
-/* A forked child has a copy of the number, but neither the context nor a right to the parent's. */
+/* A forked child has a copy of the number, but the context is the parent's. */
 static int make_context(void)
 {
 	if (context && owner == getpid())
@@ -31,7 +32,7 @@ static int make_context(void)
 	return 0;
 }
 
-int vu_event_signal(int fd)
+static int signal_eventfd(int fd)
 {
 	char byte;
 	struct iocb read_zero = {
@@ -53,6 +54,16 @@ int vu_event_signal(int fd)
 	while (syscall(SYS_io_getevents, context, 1, 1, &done, NULL) < 0 && errno == EINTR)
 		continue;
 	return 0;
+}
+
+int vu_event_signal(int fd)
+{
+	int result;
+
+	pthread_mutex_lock(&lock);
+	result = signal_eventfd(fd);
+	pthread_mutex_unlock(&lock);
+	return result;
 }
 
 int vu_event_take(int fd)

@@ -74,7 +74,8 @@ class FrontendChannel:
         spec = spec_of(number, self._acked, backend_channel=True)
         payload = decode_payload(spec, body, len(fds))
         request = BackendRequest(number)
-        if lacking := spec.needs & ~self._acked:
+        needs = spec.needs | spec.needs_for_fds if fds else spec.needs
+        if lacking := needs & ~self._acked:
             raise PeerError(name_of(number, backend_channel=True), "sent", f"{lacking!r} was negotiated")
         if request is BackendRequest.CONFIG_CHANGE_MSG:
             self.config_changes += 1

@@ -112,8 +112,8 @@ class Requests:
         connection = self._connection
         if connection is None:
             raise Disconnected(self._name, "before", "was closed")
+        body = (payload or Empty()).encode()
         try:
-            body = (payload or Empty()).encode()
             connection.send(spec.request, body, fds, need_reply=need_reply, timeout=self.timeout)
             if not answered:
                 return None
