@@ -1,7 +1,8 @@
 """What a device is to the back end that serves it: a few methods, called by one thread.
 
 A device that completes each request at once needs `on_kick`, and mostly one line in it: `vring.serve(self.handle)`. One
-that keeps chains and pushes them later, from the loop's thread, has to complete them all when `drain` is called.
+that keeps chains, by a handler that returns None, and pushes them later, from the loop's thread, has to complete them
+all when `drain` is called.
 """
 
 from __future__ import annotations

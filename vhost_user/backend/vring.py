@@ -77,8 +77,10 @@ class Vring:
         if self._queue().should_notify() and self.call is not None:
             self.call.signal()
 
-    def serve(self, handle: Callable[[Chain], int]) -> bool:
+    def serve(self, handle: Callable[[Chain], int | None]) -> bool:
         """Give each available chain to `handle`, which returns how many bytes it wrote, and push it.
+
+        Where `handle` returns None it keeps the chain, for the device to `push` later, and then to `notify`.
 
         One ringful at most, so that no driver can keep the back end to itself: True where more may wait, and then the
         ring is to be served again without a kick. A chain that `handle` refuses with a PeerError goes back with length
@@ -101,7 +103,8 @@ class Vring:
                 queue.reject(chain, error.field)
                 self.in_flight -= 1
                 continue
-            self.push(chain, written)
+            if written is not None:
+                self.push(chain, written)
         self.notify()
         return True
 
