@@ -52,7 +52,7 @@ class Event:
                 try:
                     own = OwnedFd(os.open(f"/proc/self/fd/{fd.fileno()}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
                 except OSError as error:
-                    raise PeerError("event fd", "a pipe without a reader", "a pipe that is open") from error
+                    raise HostError.from_os_error("event fd", "pipe", "open", error) from error
                 return cls(own, is_pipe=True)
             _require_event(fd)
             return cls(OwnedFd(fd.take()))

@@ -1,0 +1,114 @@
+"""Events: eventfds and pipes of a peer who may change their flags and fill them, and what else a peer may send."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from vhost_user.errors import HostError, PeerError
+from vhost_user.event import Event
+from vhost_user.owned_fd import OwnedFd
+
+
+def peers_eventfd() -> tuple[OwnedFd, OwnedFd]:
+    """One to give away and one to keep, of the same description."""
+    fd = OwnedFd(os.eventfd(0, 0))
+    return fd, fd.duplicate()
+
+
+def test_a_ring_is_heard_once() -> None:
+    with Event.create() as event:
+        assert not event.take()
+        event.signal()
+        event.signal()
+        assert event.take()
+        assert not event.take()
+
+
+@pytest.mark.parametrize("value", [0, 1, 2**64 - 2])
+def test_signalling_a_blocking_eventfd_never_waits(value: int) -> None:
+    given, kept = peers_eventfd()
+    with kept, Event.to_signal(given) as event:
+        os.eventfd_write(kept.fileno(), value)
+        event.signal()
+        event.signal()
+        assert os.eventfd_read(kept.fileno()) in {value + 2, 2**64 - 1}
+
+
+def test_taking_from_a_blocking_eventfd_never_waits() -> None:
+    given, kept = peers_eventfd()
+    with kept, Event.to_wait(given) as event:
+        assert not event.take()
+        os.eventfd_write(kept.fileno(), 7)
+        assert event.take()
+        assert not event.take()
+
+
+def test_a_full_blocking_pipe_never_waits() -> None:
+    reader, writer = (OwnedFd(fd) for fd in os.pipe())
+    kept = writer.duplicate()
+    with reader, kept, Event.to_signal(writer) as event:
+        for _ in range(10_000):  # 8 bytes each: more than a pipe holds
+            event.signal()
+        assert os.get_blocking(kept.fileno())
+        assert os.read(reader.fileno(), 8)
+        event.signal()
+
+
+def test_a_pipe_without_a_reader_hears_nothing() -> None:
+    reader, writer = (OwnedFd(fd) for fd in os.pipe())
+    with Event.to_signal(writer) as event:
+        reader.close()
+        event.signal()
+
+
+def test_no_descriptor_left_is_the_hosts_refusal() -> None:
+    reader, writer = (OwnedFd(fd) for fd in os.pipe())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (writer.fileno() + 1, before[1]))
+        with pytest.raises(HostError, match="EMFILE"):
+            Event.to_signal(writer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    reader.close()
+    assert writer.closed
+
+
+def test_taking_from_a_blocking_pipe_never_waits_and_ends() -> None:
+    reader, writer = (OwnedFd(fd) for fd in os.pipe())
+    with Event.to_wait(reader) as event:
+        assert not event.take()
+        os.write(writer.fileno(), b"12345678" * 3)
+        assert event.take()
+        assert not event.take()
+        writer.close()
+        with pytest.raises(EOFError):
+            event.take()
+
+
+@pytest.mark.parametrize("make", [Event.to_signal, Event.to_wait])
+@pytest.mark.parametrize("kind", ["/dev/zero", "/dev/null", "/proc/self/maps", "/", "socket"])
+def test_any_other_file_is_refused_and_closed(make: Callable[[OwnedFd], Event], kind: str) -> None:
+    fd = OwnedFd(socket.socket(socket.AF_UNIX).detach() if kind == "socket" else os.open(kind, os.O_RDONLY))
+    with pytest.raises(PeerError, match="an eventfd or"):
+        make(fd)
+    assert fd.closed
+
+
+def test_signals_in_a_forked_child() -> None:
+    with Event.create() as event:
+        event.signal()
+        assert event.take()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                event.signal()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert event.take()
