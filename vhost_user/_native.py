@@ -324,3 +324,24 @@ def chain_write(table: MemoryTable, chain: bytes, offset: int, data: bytes | byt
 def log_mark(log: int, first: int, count: int) -> None:
     """Sets the bits of `count` pages from page `first` on in the dirty log at `log`; OSError where it has no memory."""
     _checked(lib.vu_log_mark(log, first, count))
+
+
+def log_take(log: int, words: int) -> bytes:
+    """All bits of the dirty log at `log`, which are clear then, as `words` words of 64 bits; OSError as `log_mark`."""
+    taken = ffi.new("uint64_t[]", words)
+    _checked(lib.vu_log_take(log, words, taken))
+    return bytes(ffi.buffer(taken))
+
+
+def fault_take(uffd: int) -> int | None:
+    """The address of the next page fault that a userfaultfd tells of, without waiting. OSError for what is none."""
+    address = ffi.new("uint64_t *")
+    return int(address[0]) if _checked(lib.vu_fault_take(uffd, address)) else None
+
+
+def fault_fill(uffd: int, address: int, page: bytes) -> bool:
+    """Have `page` at `address` of a userfaultfd's process, unless one is there already, and wake who waits for it.
+
+    Whether it was put there. OSError with ENOENT or ESRCH where mapping or process are gone.
+    """
+    return bool(_checked(lib.vu_fault_fill(uffd, address, page, len(page))))

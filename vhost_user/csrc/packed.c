@@ -51,7 +51,7 @@ static bool is_available(uint16_t flags, bool wrap)
 
 static char *slot_at(const struct areas *areas, uint32_t slot)
 {
-	return areas->desc + slot * sizeof(struct descriptor);
+	return areas->desc + slot * sizeof(struct vu_descriptor);
 }
 
 static bool available(const struct vu_queue *queue, const struct areas *areas)
@@ -60,12 +60,12 @@ static bool available(const struct vu_queue *queue, const struct areas *areas)
 }
 
 static enum vu_malformed walk_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
-				       struct vu_chain *chain, const struct descriptor *table, bool more)
+				       struct vu_chain *chain, const struct vu_descriptor *table, bool more)
 {
 	enum vu_malformed fault = check_indirect(queue, memory, table, more || chain->slots > 1);
 
-	for (uint32_t at = 0; !fault && at < table->length; at += sizeof(struct descriptor)) {
-		struct descriptor entry;
+	for (uint32_t at = 0; !fault && at < table->length; at += sizeof(struct vu_descriptor)) {
+		struct vu_descriptor entry;
 
 		chain->visited++;
 		/* In an indirect table of a packed ring WRITE is the only flag that is not reserved. */
@@ -75,14 +75,38 @@ static enum vu_malformed walk_indirect(const struct vu_queue *queue, const struc
 	return fault;
 }
 
+/* Adds what one descriptor of the ring refers to. `flags` are its own; `more` says that another one follows. */
+static enum vu_malformed add(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+			     const struct vu_descriptor *descriptor, uint16_t flags, bool more)
+{
+	if (flags & VIRTQ_DESC_F_INDIRECT)
+		return walk_indirect(queue, memory, chain, descriptor, more);
+	return add_segment(queue, memory, chain, descriptor, flags & VIRTQ_DESC_F_WRITE);
+}
+
+enum vu_malformed rebuild_packed(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+				 const struct vu_descriptor *ring, uint32_t count)
+{
+	enum vu_malformed fault = VU_MALFORMED_NONE;
+
+	*chain = (struct vu_chain){ .id = ring[count - 1].tail[0], .visited = count };
+	while (!fault && chain->slots < count) {
+		const struct vu_descriptor *descriptor = &ring[chain->slots++];
+
+		fault = add(queue, memory, chain, descriptor, descriptor->tail[1], chain->slots < count);
+	}
+	chain->slots = count;
+	return fault;
+}
+
 static int take(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas,
-		struct vu_chain *chain, enum vu_malformed *fault)
+		struct vu_chain *chain, struct vu_descriptor *ring, enum vu_malformed *fault)
 {
 	uint32_t in_flight = distance(queue, position(queue, queue->next_used, queue->used_wrap),
 				      position(queue, queue->next_avail, queue->avail_wrap));
 	uint16_t slot = queue->next_avail, flags = load16(slot_at(areas, slot) + DESC_FLAGS);
 	uint8_t wrap = queue->avail_wrap;
-	struct descriptor descriptor;
+	struct vu_descriptor descriptor;
 
 	if (!is_available(flags, wrap))
 		return 0;
@@ -97,12 +121,14 @@ static int take(struct vu_queue *queue, const struct vu_memory *memory, const st
 			flags = descriptor.tail[1];
 		if (!is_available(flags, wrap))
 			return break_ring(queue, VU_BROKEN_LIST_FLAGS, flags);
+		if (ring) {
+			ring[chain->slots] = descriptor;
+			ring[chain->slots].tail[1] = flags;
+		}
 		chain->slots++;
 		chain->visited++;
-		if (!*fault && flags & VIRTQ_DESC_F_INDIRECT)
-			*fault = walk_indirect(queue, memory, chain, &descriptor, flags & VIRTQ_DESC_F_NEXT);
-		else if (!*fault)
-			*fault = add_segment(queue, memory, chain, &descriptor, flags & VIRTQ_DESC_F_WRITE);
+		if (!*fault)
+			*fault = add(queue, memory, chain, &descriptor, flags, flags & VIRTQ_DESC_F_NEXT);
 		advance(queue, &slot, &wrap, 1);
 	} while (flags & VIRTQ_DESC_F_NEXT);
 	chain->id = descriptor.tail[0];

@@ -34,7 +34,7 @@ static int find_areas(const struct vu_queue *queue, const struct vu_memory *memo
 	return areas->desc && areas->driver && areas->device ? 0 : VU_RING_UNMAPPED;
 }
 
-void read_descriptor(const struct vu_memory *memory, uint64_t address, struct descriptor *descriptor)
+void read_descriptor(const struct vu_memory *memory, uint64_t address, struct vu_descriptor *descriptor)
 {
 	read_memory(memory, address, descriptor, sizeof(*descriptor));
 	/* Nothing below may be compiled to read guest memory a second time. */
@@ -46,7 +46,7 @@ void read_descriptor(const struct vu_memory *memory, uint64_t address, struct de
 }
 
 enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
-			      const struct descriptor *descriptor, bool writable)
+			      const struct vu_descriptor *descriptor, bool writable)
 {
 	uint32_t count = chain->readables + chain->writables;
 
@@ -72,7 +72,7 @@ enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memo
 }
 
 enum vu_malformed check_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
-				 const struct descriptor *descriptor, bool chained)
+				 const struct vu_descriptor *descriptor, bool chained)
 {
 	if (!queue->indirect)
 		return VU_MALFORMED_INDIRECT_NOT_NEGOTIATED;
@@ -100,7 +100,7 @@ static int pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu
 	/* Chains without indirect tables share `size` descriptors: only an ill-willed driver makes one pop read more. */
 	for (uint32_t visited = 0; !result && visited < 2 * queue->size; visited += chain->visited) {
 		enum vu_malformed fault = VU_MALFORMED_NONE;
-		int taken = format_of(queue)->take(queue, memory, &areas, chain, &fault);
+		int taken = format_of(queue)->take(queue, memory, &areas, chain, NULL, &fault);
 
 		if (taken <= 0)
 			return taken;
@@ -110,6 +110,44 @@ static int pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu
 		give_back(queue, &areas, chain->id, chain->slots, 0);
 	}
 	return result;
+}
+
+/* What a single step answers. */
+static int told(struct vu_queue *queue, const struct vu_chain *chain, enum vu_malformed fault)
+{
+	if (!fault)
+		return chain->readables + chain->writables;
+	queue->malformed[fault]++;
+	return VU_RING_MALFORMED;
+}
+
+static int take(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+		struct vu_descriptor *ring)
+{
+	enum vu_malformed fault = VU_MALFORMED_NONE;
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	if (!result)
+		result = format_of(queue)->take(queue, memory, &areas, chain, ring, &fault);
+	return result > 0 ? told(queue, chain, fault) : result;
+}
+
+static int reload(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain, uint32_t head)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	return result ? result : told(queue, chain, reload_split(queue, memory, chain, head));
+}
+
+static int rebuild(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+		   const struct vu_descriptor *ring, uint32_t count)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	return result ? result : told(queue, chain, rebuild_packed(queue, memory, chain, ring, count));
 }
 
 static int push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots, uint64_t written)
@@ -169,6 +207,23 @@ static int no_memory(struct vu_queue *queue)
 int vu_queue_pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
 {
 	return GUARDED(int, pop(queue, memory, chain), no_memory(queue));
+}
+
+int vu_queue_take(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+		  struct vu_descriptor *ring)
+{
+	return GUARDED(int, take(queue, memory, chain, ring), no_memory(queue));
+}
+
+int vu_queue_reload(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain, uint32_t head)
+{
+	return GUARDED(int, reload(queue, memory, chain, head), no_memory(queue));
+}
+
+int vu_queue_rebuild(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+		     const struct vu_descriptor *ring, uint32_t count)
+{
+	return GUARDED(int, rebuild(queue, memory, chain, ring, count), no_memory(queue));
 }
 
 int vu_queue_push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots,

@@ -10,13 +10,6 @@
 #define VIRTQ_DESC_F_WRITE 2
 #define VIRTQ_DESC_F_INDIRECT 4
 
-/* A descriptor as it lies in guest memory. The tail is flags and next (split), or buffer id and flags (packed). */
-struct descriptor {
-	uint64_t address;
-	uint32_t length;
-	uint16_t tail[2];
-};
-
 /* Where the areas lie in this process, for the length of one call. */
 struct areas {
 	char *desc, *driver, *device;
@@ -26,10 +19,10 @@ struct areas {
 struct format {
 	/*
 	 * Reads the next available chain and moves past it. Returns 1 with its fault in `*fault` (the chain's id and
-	 * slots are right even so), 0 if there is none, or VU_RING_BROKEN.
+	 * slots are right even so), 0 if there is none, or VU_RING_BROKEN. `ring` is that of vu_queue_take.
 	 */
 	int (*take)(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas,
-		    struct vu_chain *chain, enum vu_malformed *fault);
+		    struct vu_chain *chain, struct vu_descriptor *ring, enum vu_malformed *fault);
 	/* Shows a used chain to the driver and moves past it. */
 	void (*give)(struct vu_queue *queue, const struct areas *areas, uint32_t id, uint32_t slots, uint32_t written);
 	/* Whether the driver wants to hear of the last `pending` slots. */
@@ -40,16 +33,22 @@ struct format {
 
 extern const struct format vu_split_format, vu_packed_format;
 
+/* Make a chain of what is known of it, and say what is wrong with it; see vu_queue_reload and vu_queue_rebuild. */
+enum vu_malformed reload_split(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+			       uint32_t head);
+enum vu_malformed rebuild_packed(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+				 const struct vu_descriptor *ring, uint32_t count);
+
 /* Copies one descriptor, so that what is checked is what is used. It lies in memory: the caller looked. */
-void read_descriptor(const struct vu_memory *memory, uint64_t address, struct descriptor *descriptor);
+void read_descriptor(const struct vu_memory *memory, uint64_t address, struct vu_descriptor *descriptor);
 
 /* Adds a buffer to the chain, or says what is wrong with it. */
 enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
-			      const struct descriptor *descriptor, bool writable);
+			      const struct vu_descriptor *descriptor, bool writable);
 
 /* What is wrong, if anything, with a descriptor that refers to an indirect table. */
 enum vu_malformed check_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
-				 const struct descriptor *descriptor, bool chained);
+				 const struct vu_descriptor *descriptor, bool chained);
 
 /* Marks the ring broken until it is made anew. */
 int break_ring(struct vu_queue *queue, enum vu_broken why, uint32_t value);

@@ -30,10 +30,11 @@ enum vu_broken {
 	VU_BROKEN_NO_MEMORY,
 };
 
-/* What a call returns instead of its result: the queue's `broken` says why, or an area is not in the table. */
+/* What a call returns instead of its result: the queue's `broken` says why; an area is not in the table; see take. */
 enum vu_failure {
 	VU_RING_BROKEN = -1,
 	VU_RING_UNMAPPED = -2,
+	VU_RING_MALFORMED = -3,
 };
 
 /* One of the ring's three parts. */
@@ -57,6 +58,13 @@ struct vu_queue {
 	uint64_t malformed[VU_MALFORMED_KINDS];
 };
 
+/* A descriptor, in host byte order. The tail is flags and next (split), or buffer id and flags (packed). */
+struct vu_descriptor {
+	uint64_t address;
+	uint32_t length;
+	uint16_t tail[2];
+};
+
 /* A contiguous guest range. */
 struct vu_segment {
 	uint64_t address, length;
@@ -78,6 +86,22 @@ struct vu_chain {
  * driver can hold the caller here.
  */
 int vu_queue_pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain);
+
+/*
+ * The same in single steps, for who has to note each chain: takes the next one, good or not. A malformed one is counted
+ * and answered by VU_RING_MALFORMED; its id and slots are right, and the caller gives it back. Unless `ring` is NULL, a
+ * packed queue copies the chain's ring descriptors there; it has room for `size`.
+ */
+int vu_queue_take(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+		  struct vu_descriptor *ring);
+
+/*
+ * Takes again what was taken before this queue was made, and counts as in flight: of a split queue the chain with this
+ * head, of a packed one the chain of these `count` (1 to `size`) ring descriptors. They answer as `take` does.
+ */
+int vu_queue_reload(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain, uint32_t head);
+int vu_queue_rebuild(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+		     const struct vu_descriptor *ring, uint32_t count);
 
 /* Gives a chain back, `written` bytes of its writable part filled from the front. */
 int vu_queue_push(struct vu_queue *queue, const struct vu_memory *memory, uint32_t id, uint32_t slots,

@@ -39,7 +39,7 @@ static enum vu_malformed walk(const struct vu_queue *queue, const struct vu_memo
 	bool indirect = false;
 
 	while (left--) {
-		struct descriptor descriptor;
+		struct vu_descriptor descriptor;
 		enum vu_malformed fault;
 		uint16_t flags;
 
@@ -70,13 +70,20 @@ static enum vu_malformed walk(const struct vu_queue *queue, const struct vu_memo
 	return VU_MALFORMED_LOOP;
 }
 
+enum vu_malformed reload_split(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+			       uint32_t head)
+{
+	*chain = (struct vu_chain){ .id = head, .slots = 1 };
+	return walk(queue, memory, chain);
+}
+
 static bool available(const struct vu_queue *queue, const struct areas *areas)
 {
 	return load16(areas->driver + AVAIL_IDX) != queue->next_avail;
 }
 
 static int take(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas,
-		struct vu_chain *chain, enum vu_malformed *fault)
+		struct vu_chain *chain, struct vu_descriptor *ring, enum vu_malformed *fault)
 {
 	uint16_t idx = load16(areas->driver + AVAIL_IDX);
 	uint16_t waiting = idx - queue->next_avail;
@@ -92,8 +99,8 @@ static int take(struct vu_queue *queue, const struct vu_memory *memory, const st
 	if (head >= queue->size)
 		return break_ring(queue, VU_BROKEN_HEAD, head);
 	queue->next_avail++;
-	*chain = (struct vu_chain){ .id = head, .slots = 1 };
-	*fault = walk(queue, memory, chain);
+	*fault = reload_split(queue, memory, chain, head);
+	(void)ring;
 	return 1;
 }
 
