@@ -16,6 +16,7 @@ from vhost_user.memory import Bytes, GuestMemory, as_bytes
 from vhost_user.units import ByteCount, GuestAddress
 
 if TYPE_CHECKING:
+    from vhost_user.dirty_log import DirtyLog
     from vhost_user.vring.device import DeviceQueue
 
 
@@ -26,13 +27,30 @@ class Chain:
     `id` is the head's index (split ring) or the buffer's id (packed ring).
     """
 
-    __slots__ = ("_memory", "_raw", "_readables", "id", "owner", "readable", "slots", "writable")
+    __slots__ = (
+        "_memory",
+        "_raw",
+        "_readables",
+        "_viewed",
+        "entry",
+        "id",
+        "owner",
+        "readable",
+        "slots",
+        "visited",
+        "writable",
+    )
+
+    entry: int
+    """Where the queue's inflight area keeps it, if it has one."""
 
     def __init__(self, owner: DeviceQueue, memory: GuestMemory, raw: bytes) -> None:
         self.owner: DeviceQueue | None = owner
         self._memory = memory
         self._raw = raw
-        self.id, self.slots, _, self._readables, _, self.readable, self.writable = _native.CHAIN.unpack_from(raw)
+        self._viewed = False
+        header = _native.CHAIN.unpack_from(raw)
+        self.id, self.slots, self.visited, self._readables, _, self.readable, self.writable = header
 
     def __repr__(self) -> str:
         return f"<Chain {self.id}: {self.readable} bytes to read, {self.writable} to write>"
@@ -76,6 +94,9 @@ class Chain:
             _native.chain_write(self._memory.table, self._raw, offset, data)
         except OSError:
             raise self._gone() from None
+        finally:
+            if self.owner.log is not None:
+                self._mark(self.owner.log, offset, len(data))
 
     def readable_views(self) -> list[memoryview]:
         """The readable part itself, one view for each piece and region; see `GuestMemory.views`."""
@@ -83,7 +104,19 @@ class Chain:
 
     def writable_views(self) -> list[memoryview]:
         """The writable part itself, one view for each piece and region; see `GuestMemory.views`."""
+        self._viewed = True
         return self._views(self.writable_ranges)
+
+    def mark_views(self, log: DirtyLog) -> None:
+        """For the queue: mark all of the writable part if there were views of it, as what they wrote isn't known."""
+        if self._viewed:
+            self._mark(log, 0, self.writable)
+
+    def _mark(self, log: DirtyLog, offset: int, size: int) -> None:
+        for address, length in self.writable_ranges:
+            if here := min(length - offset, size) if offset < length else 0:
+                log.mark(address + offset, here)
+            offset, size = max(offset - length, 0), size - here
 
     def _ranges(self) -> list[tuple[GuestAddress, ByteCount]]:
         return list(_native.SEGMENT.iter_unpack(self._raw[_native.CHAIN.size :]))

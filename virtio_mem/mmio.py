@@ -224,13 +224,29 @@ class MmioTransport:
             return self.queue
         features = Feature(self.driver_features)
         desc, driver, device = (GuestAddress(self._areas[area]) for area in ("desc", "driver", "device"))
-        options = {"event_idx": Feature.EVENT_IDX in features, "indirect": Feature.INDIRECT_DESC in features}
+        event_idx, indirect = Feature.EVENT_IDX in features, Feature.INDIRECT_DESC in features
         queue: DeviceQueue
         try:
             if Feature.RING_PACKED in features:
-                queue = PackedQueue(self._memory, self._queue_size, desc=desc, driver=driver, device=device, **options)
+                queue = PackedQueue(
+                    self._memory,
+                    self._queue_size,
+                    desc=desc,
+                    driver=driver,
+                    device=device,
+                    event_idx=event_idx,
+                    indirect=indirect,
+                )
             else:
-                queue = SplitQueue(self._memory, self._queue_size, desc=desc, avail=driver, used=device, **options)
+                queue = SplitQueue(
+                    self._memory,
+                    self._queue_size,
+                    desc=desc,
+                    avail=driver,
+                    used=device,
+                    event_idx=event_idx,
+                    indirect=indirect,
+                )
         except PeerError:
             return None
         return GuestRequestQueue(self.service, queue)

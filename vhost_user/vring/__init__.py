@@ -27,15 +27,17 @@ A device that sleeps between notifications runs this loop whenever it wakes up:
         if not queue.enable_notifications():
             break
 
-The parts: `DeviceQueue` with `SplitQueue` and `PackedQueue` (device.py), `DriverQueue` with `SplitDriver` and
-`PackedDriver` (driver.py and its neighbours), `SplitLayout` and `PackedLayout` (layout.py).
+The parts: `DeviceQueue` with `SplitQueue` and `PackedQueue` (device.py and its neighbours), `DriverQueue` with
+`SplitDriver` and `PackedDriver` (driver.py and its neighbours), `SplitLayout` and `PackedLayout` (layout.py).
 """
 
-from vhost_user.vring.device import DeviceQueue, PackedQueue, PackedState, SplitQueue, SplitState
+from vhost_user.vring.device import DeviceQueue, PackedState, SplitState
 from vhost_user.vring.driver import DriverQueue
 from vhost_user.vring.errors import QueueFull, RingBroken
 from vhost_user.vring.layout import MAX_QUEUE_SIZE, PackedLayout, SplitLayout
+from vhost_user.vring.packed_device import PackedQueue
 from vhost_user.vring.packed_driver import PackedDriver
+from vhost_user.vring.split_device import SplitQueue
 from vhost_user.vring.split_driver import SplitDriver
 
 __all__ = [

@@ -1,10 +1,15 @@
-"""The device's side of a ring, split or packed: a thin face of the C core; the package's docstring has the theory."""
+"""The device's side of a ring, split or packed: a thin face of the C core; the package's docstring has the theory.
+
+Two things can be asked of a queue beyond that, both for a vhost-user back end: to mark in a dirty log what it writes
+(dirty_log.py), and to note in an inflight area what it holds (inflight/). Then chains are taken and given back one at a
+time, malformed ones too, so that `_give` is the one place where the used ring is written.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhost_user import _native
 from vhost_user.chain import Chain
@@ -12,7 +17,11 @@ from vhost_user.errors import PeerError, UsageError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
 from vhost_user.vring.errors import RingBroken
-from vhost_user.vring.layout import Layout, PackedLayout, SplitLayout
+from vhost_user.vring.layout import Layout
+
+if TYPE_CHECKING:
+    from vhost_user.dirty_log import DirtyLog
+    from vhost_user.inflight import InflightArea
 
 _BROKEN = {
     "head": ("available ring's entry", "the index of a descriptor of the table"),
@@ -44,6 +53,10 @@ class DeviceQueue(ABC):
 
     Every call may raise RingBroken, and then every later one does; and PeerError while a part of the ring is in no
     region of memory, which changes nothing.
+
+    `log` is where writes to guest memory are marked, None while they are not. `log_used` is where the log has the used
+    ring (a packed ring's descriptors), None where the ring's own writes are not marked: the guest address that came
+    with VHOST_VRING_F_LOG. Both may be set at any time by whoever may call the queue.
     """
 
     def __init__(
@@ -56,8 +69,12 @@ class DeviceQueue(ABC):
         indirect: bool,
         avail: tuple[int, bool],
         used: tuple[int, bool],
+        inflight: InflightArea | None,
     ) -> None:
         layout.check(memory)
+        self.log: DirtyLog | None = None
+        self.log_used: GuestAddress | None = None
+        self.inflight = inflight
         self.layout = layout
         self.size = layout.size
         self._memory = memory
@@ -78,6 +95,8 @@ class DeviceQueue(ABC):
         None also comes after a ringful of malformed ones, so that no driver can hold the caller in here; wait for a
         notification only when `enable_notifications()` said that nothing is available.
         """
+        if self.log is not None or self.inflight is not None:
+            return self._pop_alone()
         segments = self._ring.pop(self._memory.table)
         if segments < 0:
             raise self._failure(segments)
@@ -92,10 +111,56 @@ class DeviceQueue(ABC):
             raise UsageError("chain", chain.id, "was popped from this queue, and is pushed once")
         if not 0 <= written <= chain.writable:
             raise UsageError("written", written, f"0 to the {chain.writable} bytes of the writable part")
-        result = self._ring.push(self._memory.table, chain.id, chain.slots, written)
+        if self.log is not None or self.inflight is not None:
+            if self.log is not None:
+                chain.mark_views(self.log)
+            result = self._give(self._memory.table, chain, written)
+        else:
+            result = self._ring.push(self._memory.table, chain.id, chain.slots, written)
         if result:
             raise self._failure(result)
         chain.owner = None
+
+    def _pop_alone(self) -> Chain | None:
+        """As `pop()`, where each chain has to be noted or what goes back has to be marked."""
+        ring, area, table = self._ring, self.inflight, self._memory.table
+        visited = 0
+        # As far as the C core would go.
+        while visited < 2 * self.size:
+            retake = area.retakes[0] if area is not None and area.retakes else None
+            result = ring.take(table) if area is None or retake is None else area.reload(ring, table, retake)
+            if result == 0:
+                return None
+            if result in {_native.RING_BROKEN, _native.RING_UNMAPPED}:
+                raise self._failure(result)
+            chain = Chain(self, self._memory, ring.chain(max(result, 0)))
+            if area is not None and retake is not None:
+                chain.entry = area.retakes.popleft().entry
+            elif area is not None:
+                chain.entry = area.taken(ring, chain.id, chain.slots)
+            if result > 0:
+                return chain
+            if result := self._give(table, chain, 0):
+                raise self._failure(result)
+            visited += chain.visited
+        return None
+
+    def _give(self, table: _native.MemoryTable, chain: Chain, written: int) -> int:
+        """Push a chain, note that it is gone, and mark what was written to the ring; what the C core says of it."""
+        area, log = self.inflight, self.log
+        (_, (position, _)) = self._ring.positions()
+        if area is not None:
+            area.giving(chain.entry)
+        result = self._ring.push(table, chain.id, chain.slots, written)
+        # A ring that broke in here may show the chain or not: the area is left for a new queue to find out.
+        if area is not None and result != _native.RING_BROKEN:
+            if result == 0:
+                area.given(chain.entry)
+            else:
+                area.kept()
+        if log is not None and self.log_used is not None and result != _native.RING_UNMAPPED:
+            self._mark_used(log, self.log_used, position)
+        return result
 
     def reject(self, chain: Chain, reason: str) -> None:
         """Give back with length 0 a chain that its device can't make sense of, and count it in `malformed`."""
@@ -109,10 +174,15 @@ class DeviceQueue(ABC):
     def disable_notifications(self) -> None:
         """Advise the driver that notifications are not needed. Some may come all the same."""
         self._checked(self._ring.disable_notifications(self._memory.table))
+        if self.log is not None and self.log_used is not None:
+            self._mark_advice(self.log, self.log_used, enable=False)
 
     def enable_notifications(self) -> bool:
         """Ask for a notification of the next chain. True if one is available already: then none may come for it."""
-        return self._checked(self._ring.enable_notifications(self._memory.table))
+        available = self._checked(self._ring.enable_notifications(self._memory.table))
+        if self.log is not None and self.log_used is not None:
+            self._mark_advice(self.log, self.log_used, enable=True)
+        return available or (self.inflight is not None and bool(self.inflight.retakes))
 
     @property
     def malformed(self) -> Counter[str]:
@@ -140,6 +210,14 @@ class DeviceQueue(ABC):
         return self.broken
 
     @abstractmethod
+    def _mark_used(self, log: DirtyLog, base: GuestAddress, position: int) -> None:
+        """Mark what showed a used chain to the driver at `position`, in the used ring that the log has at `base`."""
+
+    @abstractmethod
+    def _mark_advice(self, log: DirtyLog, base: GuestAddress, *, enable: bool) -> None:
+        """Mark what told the driver whether to notify."""
+
+    @abstractmethod
     def state(self) -> tuple[int, ...]:
         """Where the queue is, as plain data: arguments for the queue that takes its place.
 
@@ -148,85 +226,7 @@ class DeviceQueue(ABC):
         """
 
 
-class SplitQueue(DeviceQueue):
-    """The device's side of a split virtqueue at `desc`, `avail` and `used`.
-
-    `event_idx` and `indirect`: whether VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated. `next_avail` and
-    `next_used` are those of a queue before, see `state()`. Raises PeerError for what can't be a queue.
-    """
-
-    def __init__(
-        self,
-        memory: GuestMemory,
-        size: int,
-        *,
-        desc: GuestAddress,
-        avail: GuestAddress,
-        used: GuestAddress,
-        event_idx: bool = False,
-        indirect: bool = False,
-        next_avail: int = 0,
-        next_used: int = 0,
-    ) -> None:
-        layout = SplitLayout(size, desc, avail, used)
-        for field, value in (("next_avail", next_avail), ("next_used", next_used)):
-            if not 0 <= value < 2**16:
-                raise PeerError(field, value, "a 16-bit index")
-        _check_in_flight((next_avail - next_used) % 2**16, size)
-        super().__init__(
-            memory,
-            layout,
-            packed=False,
-            event_idx=event_idx,
-            indirect=indirect,
-            avail=(next_avail, False),
-            used=(next_used, False),
-        )
-
-    def state(self) -> SplitState:  # noqa: D102
-        (next_avail, _), (next_used, _) = self._ring.positions()
-        return SplitState(next_avail, next_used)
-
-
-class PackedQueue(DeviceQueue):
-    """The device's side of a packed virtqueue at `desc`, `driver` and `device`; arguments as for `SplitQueue`."""
-
-    def __init__(
-        self,
-        memory: GuestMemory,
-        size: int,
-        *,
-        desc: GuestAddress,
-        driver: GuestAddress,
-        device: GuestAddress,
-        event_idx: bool = False,
-        indirect: bool = False,
-        next_avail: int = 0,
-        avail_wrap: bool = True,
-        next_used: int = 0,
-        used_wrap: bool = True,
-    ) -> None:
-        layout = PackedLayout(size, desc, driver, device)
-        for field, value in (("next_avail", next_avail), ("next_used", next_used)):
-            if not 0 <= value < size:
-                raise PeerError(field, value, f"a slot of the ring, 0 to {size - 1}")
-        laps_apart = 0 if avail_wrap == used_wrap else size
-        _check_in_flight((next_avail - next_used + laps_apart) % (2 * size), size)
-        super().__init__(
-            memory,
-            layout,
-            packed=True,
-            event_idx=event_idx,
-            indirect=indirect,
-            avail=(next_avail, avail_wrap),
-            used=(next_used, used_wrap),
-        )
-
-    def state(self) -> PackedState:  # noqa: D102
-        (next_avail, avail_wrap), (next_used, used_wrap) = self._ring.positions()
-        return PackedState(next_avail, avail_wrap, next_used, used_wrap)
-
-
-def _check_in_flight(in_flight: int, size: int) -> None:
+def check_in_flight(in_flight: int, size: int) -> None:
+    """Raise PeerError where a device would have more of the ring than there is."""
     if in_flight > size:
         raise PeerError("next_avail", f"{in_flight} ahead of next_used", f"at most the {size} entries of the queue")

@@ -1,0 +1,117 @@
+"""A split queue's area: which heads are in flight, and which of them the last used entries gave back.
+
+To take a chain with head i:
+
+    1. the queue moves next_avail                in its own memory: a new process finds the chain in the ring again
+    2. desc[i].counter = the global counter      means nothing before step 3
+    3. desc[i].inflight = 1                      from here on a new process takes it again, and not from the ring
+
+To give it back:
+
+    4. desc[i].next = last_batch_head            nobody follows it before step 5
+    5. last_batch_head = i                       nobody looks at it while used_idx is the used ring's idx
+    6. the used element, then the ring's idx     the driver has the chain; used_idx is behind by one, so a new process
+                                                 clears what is in the list of one that begins at last_batch_head: i
+    7. desc[i].inflight = 0                      as a new process would have it
+    8. used_idx = the used ring's idx            all is as before step 1
+
+Each chain goes back alone, a batch of one, malformed ones too. A process that is stopped before step 6 has perhaps done
+what the chain asks for, and the next one does it again; the driver hears of it once. next_avail is not in the area: the
+chains that were taken are those that were used, as the ring's idx counts them, and those that are in flight.
+
+Areas that another back end left may have batches of more than one. A batch is at most what the ring has entries, so the
+walk has an end.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from vhost_user import _native
+from vhost_user.inflight.area import InflightArea, Retake, Shape, check_queue_size, corrupt
+
+# The head's other words, as indices of 16 bits.
+_LAST_BATCH_HEAD, _USED_IDX = 6, 7
+
+_ENTRY = struct.Struct("=B5xHQ")  # inflight, next, counter
+
+
+class SplitInflight(InflightArea):
+    """The area of a split queue. An entry is the index of a chain's head."""
+
+    shape = Shape(16, _ENTRY.size)
+
+    # What the area says too, as long as nobody else writes it.
+    _used_idx: int
+    _last_batch_head: int
+
+    def take_over(self, size: int, used_idx: int) -> int | None:
+        """For a ring of `size` whose idx says `used_idx`: its next_avail, or None where the area is a new one.
+
+        Raises PeerError for an area that can't be this ring's; then nothing changed.
+        """
+        check_queue_size(size, self.entries)
+        copy = self._copy()
+        if copy is None:
+            self._initialise(used_idx)
+            return None
+        head = copy[: self.shape.head].cast("H")
+        entries = list(_ENTRY.iter_unpack(copy[16 : 16 + _ENTRY.size * self.entries]))
+        batch = _batch(entries, head[_LAST_BATCH_HEAD], (used_idx - head[_USED_IDX]) % 2**16, size)
+        found = [(entry[2], Retake(at)) for at, entry in enumerate(entries) if entry[0] and at not in batch]
+        for at, (inflight, _, _) in enumerate(entries):
+            if inflight > (at < size):
+                raise corrupt(f"desc[{at}].inflight", inflight, f"0, or 1 for one of the ring's {size} descriptors")
+        for at in batch:
+            self._u8[self._at(at)] = 0
+        self._u16[_USED_IDX] = used_idx
+        self._used_idx, self._last_batch_head = used_idx, head[_LAST_BATCH_HEAD]
+        self._retake(found)
+        return (used_idx + len(found)) % 2**16
+
+    def reload(self, ring: _native.Ring, table: _native.MemoryTable, retake: Retake) -> int:  # noqa: D102
+        return ring.reload(table, retake.entry)
+
+    def taken(self, ring: _native.Ring, chain_id: int, slots: int) -> int:  # noqa: ARG002, D102
+        at = self._at(chain_id)
+        self._u64[at // 8 + 1] = self._count()
+        self._u8[at] = 1
+        return chain_id
+
+    def giving(self, entry: int) -> None:  # noqa: D102
+        self._u16[self._at(entry) // 2 + 3] = self._last_batch_head
+        self._u16[_LAST_BATCH_HEAD] = entry
+
+    def given(self, entry: int) -> None:  # noqa: D102
+        self._last_batch_head = entry
+        self._used_idx = (self._used_idx + 1) % 2**16
+        self._u8[self._at(entry)] = 0
+        self._u16[_USED_IDX] = self._used_idx
+
+    def kept(self) -> None:  # noqa: D102
+        self._u16[_LAST_BATCH_HEAD] = self._last_batch_head
+
+    def _at(self, entry: int) -> int:
+        """Where an entry's bytes begin."""
+        return self.shape.head + _ENTRY.size * entry
+
+    def _initialise(self, used_idx: int) -> None:
+        self._clear()
+        self._u16[_USED_IDX] = used_idx
+        self._publish()
+        self._used_idx, self._last_batch_head = used_idx, 0
+        self._retake([])
+
+
+def _batch(entries: list[tuple[int, int, int]], head: int, length: int, size: int) -> set[int]:
+    """The heads in the list that begins at `head`. A descriptor is used once in a batch, so no two are the same."""
+    if length > size:
+        limit = f"at most the ring's {size} descriptors behind its idx"
+        raise corrupt("used_idx", f"{length} behind", limit)
+    found: set[int] = set()
+    while len(found) < length:
+        if head >= size or head in found:
+            raise corrupt("last batch", head, f"{length} descriptors of the ring's {size}, each once")
+        found.add(head)
+        head = entries[head][1]
+    return found
