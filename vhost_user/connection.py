@@ -19,6 +19,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Self
 
 from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
@@ -191,6 +192,18 @@ class Connection:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed its end. What it sent before may not be read yet."""
+        poll = select.poll()
+        poll.register(self._sock, 0)
+        return bool(poll.poll(0))
+
+    def end(self) -> None:
+        """Send nothing more, for good: the peer sees the end, and that it saw it is seen by `hung_up`."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket and what an unfinished message brought; closing twice is allowed."""

@@ -94,6 +94,8 @@ class Frontend:
         except BaseException:
             self.close()
             raise
+        # Kept apart, since an attempt to reconnect that fails half way leaves others behind.
+        self._in_use = self.features, self.requests.acked
 
     @classmethod
     def connect(
@@ -301,17 +303,16 @@ class Frontend:
         where it does not offer all that was in use.
         """
         with self.requests.lock:
-            features, acked = self.features, self.requests.acked
-            shared = self.regions.forget()
             self._close_channel()
             self.requests.renew(connection)
             try:
                 self._negotiate()
+                features, acked = self._in_use
                 if (features, acked) != (self.features, self.requests.acked):
                     limit = f"the features {features:#x} and {acked!r} that are in use"
                     raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
                 self._send_inflight()
-                self.regions.share(shared)
+                self.regions.share_again()
                 self._send_log()
                 for vring in self.vrings.values():
                     vring.resume()

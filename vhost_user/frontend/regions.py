@@ -3,16 +3,24 @@
 Two ways to tell. With CONFIGURE_MEM_SLOTS each region comes and goes by a message of its own; without, the whole table
 is sent anew, which holds eight regions at most. Either way a region counts as shared when the back end said so, and as
 gone when it said so *and* proved by another round trip that it is still there, or is not there any more at all.
+
+Several regions come or go together, or none of them does. What can't be put back as it was, because the back end
+refuses that too, costs the connection: nobody would know what it has.
+
+While no back end is there the list says what the next one is to get: `keep` and `drop` change it then, and
+`Frontend.reconnect()` shares it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
-from vhost_user.errors import Disconnected, HostError, UsageError
+from vhost_user.errors import Disconnected, FieldError, HostError, UsageError
 from vhost_user.frontend.requests import Requests
 from vhost_user.message import (
     MAX_REGIONS,
@@ -42,10 +50,14 @@ class SharedRegion:
     user_address: UserAddress | None = None
 
     @property
+    def user(self) -> UserAddress:
+        """The user address, given or not."""
+        return UserAddress(self.guest_address) if self.user_address is None else self.user_address
+
+    @property
     def wire(self) -> MemoryRegion:
         """As messages have it."""
-        user = UserAddress(self.guest_address) if self.user_address is None else self.user_address
-        return MemoryRegion(self.guest_address, self.size, user, self.offset)
+        return MemoryRegion(self.guest_address, self.size, self.user, self.offset)
 
     @property
     def end(self) -> int:
@@ -56,19 +68,59 @@ class SharedRegion:
         return f"{self.guest_address:#x}-{self.end - 1:#x}"
 
 
+class _Spans:
+    """Regions in the order of one of their addresses, in which no two overlap. A search costs O(log n)."""
+
+    def __init__(self, start_of: Callable[[SharedRegion], int]) -> None:
+        self.start_of = start_of
+        self._starts: list[int] = []
+        self._regions: dict[int, SharedRegion] = {}
+
+    def __iter__(self) -> Iterator[SharedRegion]:
+        return map(self._regions.__getitem__, self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __contains__(self, region: SharedRegion) -> bool:
+        return self._regions.get(self.start_of(region)) == region
+
+    def add(self, region: SharedRegion) -> None:
+        start = self.start_of(region)
+        insort(self._starts, start)
+        self._regions[start] = region
+
+    def remove(self, region: SharedRegion) -> None:
+        start = self.start_of(region)
+        del self._starts[bisect_left(self._starts, start)]
+        del self._regions[start]
+
+    def overlapping(self, start: int, size: int) -> SharedRegion | None:
+        """The last of those that have a byte in common with a range."""
+        at = bisect_left(self._starts, start + size) - 1
+        if at < 0:
+            return None
+        region = self._regions[self._starts[at]]
+        return region if self._starts[at] + region.size > start else None
+
+
 class SharedRegions:
     """What one back end has. `slots` is how many regions it can have at one time."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._shared: tuple[SharedRegion, ...] = ()
+        self._by_guest = _Spans(lambda region: region.guest_address)
+        self._by_user = _Spans(lambda region: region.user)
         self.slots = MAX_REGIONS
 
     def __iter__(self) -> Iterator[SharedRegion]:
-        return iter(self._shared)
+        return iter(tuple(self._by_guest))
 
     def __len__(self) -> int:
-        return len(self._shared)
+        return len(self._by_guest)
+
+    def __contains__(self, region: SharedRegion) -> bool:
+        return region in self._by_guest
 
     def learn_slots(self) -> None:
         """Ask the back end how many regions it takes, where it says."""
@@ -81,100 +133,145 @@ class SharedRegions:
         """Whether regions come and go one by one, rather than by whole tables."""
         return ProtocolFeature.CONFIGURE_MEM_SLOTS in self._requests.acked
 
-    def share(self, regions: Iterable[SharedRegion]) -> None:
-        """Share `regions` beyond those that are shared already.
+    # With a back end.
 
-        Raises UsageError where they overlap, HostError where the back end has not so many slots, Refused where it
-        takes one of them not; then those that were shared before are shared, and no other.
+    def share(self, regions: Iterable[SharedRegion]) -> None:
+        """Share `regions` beyond those that are shared already: all of them, or none.
+
+        Raises UsageError where they overlap, HostError where the back end has not so many slots, and what `tell` does,
+        such as Refused where it takes one of them not; then those that were shared before are shared, and no other.
         """
-        new = tuple(regions)
-        self._check(new)
-        if not self.by_region:
-            self._send_table((*self._shared, *new))
-            return
-        added: list[SharedRegion] = []
-        try:
-            for region in new:
-                self.add(region)
-                added.append(region)
-        except Exception:
-            for region in reversed(added):
-                if self._requests.connected:
-                    self.remove(region)
-            raise
+        with self._requests.lock:
+            new = tuple(regions)
+            self._check(new)
+            if new:
+                self._tell(new, (), (*self, *new))
+                self.keep(new)
+
+    def unshare(self, regions: Iterable[SharedRegion]) -> None:
+        """Share `regions` no more: when this returns the back end has none of them, or all that it had if it raises.
+
+        Raises UsageError for a region that is not shared, Refused, TimedOut or PeerError where the back end may have
+        some still, and Disconnected where it is gone, and with it all that it had: the list is the shorter one then.
+        """
+        with self._requests.lock:
+            old = dict.fromkeys(regions)
+            for region in old:
+                if region not in self:
+                    raise UsageError("region", region, "a region that is shared")
+            try:
+                if old:
+                    self._tell((), tuple(old), tuple(region for region in self if region not in old))
+            except Disconnected:
+                self.drop(old)
+                raise
+            self.drop(old)
 
     def add(self, region: SharedRegion) -> None:
         """Share one region more; errors as in `share`."""
-        with self._requests.lock:
-            self._check((region,))
-            if self.by_region:
-                payload = SingleMemoryRegion(region.wire)
-                self._requests.tell(FrontendRequest.ADD_MEM_REG, payload, [region.fd])
-                self._shared += (region,)
-                self._confirm()
-            else:
-                self._send_table((*self._shared, region))
+        self.share((region,))
 
     def remove(self, region: SharedRegion) -> None:
-        """Share one region less: when this returns the back end has it no more, or is gone.
+        """Share one region less; errors as in `unshare`."""
+        self.unshare((region,))
 
-        Raises UsageError for a region that is not shared, and Refused, TimedOut or PeerError where the back end may
-        have it still.
-        """
+    def share_again(self) -> None:
+        """Share all that is listed with a back end that has nothing yet. Raises as `share`; the list stays as it is."""
         with self._requests.lock:
-            if region not in self._shared:
-                raise UsageError("region", region, "a region that is shared")
-            left = tuple(other for other in self._shared if other != region)
-            try:
-                if self.by_region:
-                    self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire))
-                    self._confirm()
-                else:
-                    self._send_table(left)
-            except Disconnected:
-                self._shared = left  # whoever is gone maps nothing
-                raise
-            self._shared = left
+            self._check_count(len(self))
+            if regions := tuple(self):
+                self._tell(regions, (), regions)
 
-    def _confirm(self) -> None:
-        """An acknowledgement with 0 that is followed by the end of the connection was none."""
-        self._requests.confirm()
+    def _tell(
+        self, new: tuple[SharedRegion, ...], old: tuple[SharedRegion, ...], table: tuple[SharedRegion, ...]
+    ) -> None:
+        """Tell the back end what comes and what goes, `table` being all that it has then. If it raises, it has what it
+        had, or is gone, or was given up."""
+        if not self.by_region:
+            payload = MemoryTable(tuple(region.wire for region in table))
+            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
+            self._requests.confirm()
+            return
+        undo: list[Callable[[], None]] = []
+        try:
+            for region in old:
+                self._tell_removed(region)
+                undo.append(partial(self._tell_added, region))
+            for region in new:
+                self._tell_added(region)
+                undo.append(partial(self._tell_removed, region))
+            # An acknowledgement with 0 that is followed by the end of the connection was none.
+            self._requests.confirm()
+        except BaseException:
+            self._undo(undo)
+            raise
 
-    def _send_table(self, regions: tuple[SharedRegion, ...]) -> None:
-        table = MemoryTable(tuple(region.wire for region in regions))
-        self._requests.tell(FrontendRequest.SET_MEM_TABLE, table, [region.fd for region in regions])
-        self._confirm()
-        self._shared = regions
+    def _undo(self, undo: list[Callable[[], None]]) -> None:
+        if not undo or not self._requests.connected:
+            return
+        try:
+            for step in reversed(undo):
+                step()
+            self._requests.confirm()
+        except FieldError:
+            self._requests.give_up()
+
+    def _tell_added(self, region: SharedRegion) -> None:
+        self._requests.tell(FrontendRequest.ADD_MEM_REG, SingleMemoryRegion(region.wire), [region.fd])
+
+    def _tell_removed(self, region: SharedRegion) -> None:
+        self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire))
+
+    # Without one.
+
+    def keep(self, regions: Iterable[SharedRegion]) -> None:
+        """List `regions`, which overlap no other, telling nobody: for a back end that is gone."""
+        with self._requests.lock:
+            for region in regions:
+                self._by_guest.add(region)
+                self._by_user.add(region)
+
+    def drop(self, regions: Iterable[SharedRegion]) -> None:
+        """List `regions` no more, telling nobody."""
+        with self._requests.lock:
+            for region in regions:
+                self._by_guest.remove(region)
+                self._by_user.remove(region)
+
+    # Questions.
 
     def _check(self, new: tuple[SharedRegion, ...]) -> None:
-        regions = (*self._shared, *new)
-        if len(regions) > self.slots:
+        self._check_count(len(self) + len(new))
+        for field, spans in (("guest_address", self._by_guest), ("user_address", self._by_user)):
+            start_of = spans.start_of
+            for below, above in pairwise(sorted(new, key=start_of)):
+                if start_of(below) + below.size > start_of(above):
+                    self._refuse_overlap(field, start_of(above), below)
+            for region in new:
+                if other := spans.overlapping(start_of(region), region.size):
+                    self._refuse_overlap(field, start_of(region), other)
+
+    def _check_count(self, count: int) -> None:
+        if count > self.slots:
             remedy = "share fewer and larger regions"
-            raise HostError("regions", len(regions), f"the back end takes {self.slots} at most", remedy)
-        for below, above in pairwise(sorted(regions, key=lambda region: region.guest_address)):
-            if below.end > above.guest_address:
-                raise UsageError("guest_address", above, f"overlaps the region {below}", "remove that one first")
-        by_user = sorted((region.wire for region in regions), key=lambda wire: wire.user_address)
-        for lower, upper in pairwise(by_user):
-            if lower.user_address + lower.size > upper.user_address:
-                raise UsageError(
-                    "user_address", f"{upper.user_address:#x}", "overlaps another region's", "choose another"
-                )
+            raise HostError("regions", count, f"the back end takes {self.slots} at most", remedy)
+
+    @staticmethod
+    def _refuse_overlap(field: str, start: int, other: SharedRegion) -> None:
+        raise UsageError(field, f"{start:#x}", f"overlaps the region {other}", "remove that one, or choose another")
+
+    def _region_of(self, address: int, size: int) -> SharedRegion:
+        region = self._by_guest.overlapping(address, size)
+        if region is None or address < region.guest_address or address + size > region.end:
+            raise UsageError("guest address", f"{address:#x}+{size:#x}", "lies in one shared region", "share it first")
+        return region
 
     def to_user(self, address: int, size: int) -> UserAddress:
         """The user address of guest memory that lies in one shared region. UsageError where it doesn't."""
-        for region in self._shared:
-            if region.guest_address <= address and address + size <= region.end:
-                return UserAddress(region.wire.user_address + address - region.guest_address)
-        raise UsageError("guest address", f"{address:#x}+{size:#x}", "lies in one shared region", "share it first")
+        region = self._region_of(address, size)
+        return UserAddress(region.user + address - region.guest_address)
 
     def read(self, address: GuestAddress, size: int) -> bytes:
         """`size` bytes of guest memory that lies in one shared region, from its file. UsageError where it doesn't."""
-        self.to_user(address, size)
-        region = next(each for each in self._shared if each.guest_address <= address < each.end)
+        region = self._region_of(address, size)
         return os.pread(region.fd, size, region.offset + address - region.guest_address)
-
-    def forget(self) -> tuple[SharedRegion, ...]:
-        """Take note that the back end has nothing any more; what it had."""
-        shared, self._shared = self._shared, ()
-        return shared

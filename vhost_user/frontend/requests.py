@@ -4,8 +4,9 @@ A request that has no reply of its own is acknowledged wherever REPLY_ACK was ne
 where it happens. What a back end sends on its own channel is looked at while its answer is waited for: some wait for
 theirs before they give ours.
 
-A wrong answer, or none in time, leaves the stream in a state that nothing can be concluded from. The connection is then
-closed, as the document has it, and stays closed.
+A wrong answer, or none in time, leaves the stream in a state that nothing can be concluded from. The back end is then
+given up: the connection is ended, as the document has it, and stays so. But a back end that is stuck doesn't see that,
+and has what it was given until it closes its own end. So that end is watched: `lingering` says whether it is open.
 """
 
 from __future__ import annotations
@@ -47,12 +48,28 @@ class Requests:
         """The back end's own channel, or -1; `serve_channel` is called when it can be read."""
         self.serve_channel: Callable[[], None] = lambda: None
         self._connection: Connection | None = connection
+        self._given_up: Connection | None = None
         self._name = connection.name
 
     @property
     def connected(self) -> bool:
         """Whether nothing has ended the connection, as far as is known."""
         return self._connection is not None
+
+    @property
+    def lingering(self) -> bool:
+        """Whether a back end that was given up has its end open still, and may use all that it was given."""
+        with self.lock:
+            if self._given_up is not None and self._given_up.hung_up:
+                self._given_up.close()
+                self._given_up = None
+            return self._given_up is not None
+
+    def notice_end(self) -> None:
+        """Close the connection if the back end closed its end; nothing is sent or awaited."""
+        with self.lock:
+            if self._connection is not None and self._connection.hung_up:
+                self.close()
 
     def tell(self, request: FrontendRequest, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
         """Send a message that has no reply of its own, and wait for its acknowledgement if there can be one.
@@ -124,8 +141,11 @@ class Requests:
                 answer = decode_reply(spec, received.body, len(received.fds))
                 taken = [OwnedFd(fd.take()) for fd in received.fds]
                 return answer, taken
-        except FieldError:
+        except Disconnected:
             self.close()
+            raise
+        except FieldError:
+            self.give_up()
             raise
 
     def _receive(self, connection: Connection) -> Received:
@@ -156,8 +176,18 @@ class Requests:
         connection = self._connection
         return -1 if connection is None else connection.fileno()
 
+    def give_up(self) -> None:
+        """End the connection, since nobody knows any more what the back end makes of it."""
+        with self.lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.end()
+                self._given_up = connection
+
     def close(self) -> None:
         """Close the connection; closing twice is allowed."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        connections = self._connection, self._given_up
+        self._connection = self._given_up = None
+        for connection in connections:
+            if connection is not None:
+                connection.close()
