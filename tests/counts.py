@@ -63,3 +63,13 @@ GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)
 
 # Payloads of random bytes, and of valid ones with a few bytes changed, for random messages of vhost-user.
 PAYLOAD_BODIES = count(quick=1_000, ci=5_000, soak=50_000)
+
+# Requests through a ring in memory whose file another process truncates all the time, for each ring format and on pages
+# of each size.
+REQUESTS_UNDER_TRUNCATION = count(quick=2_000, ci=20_000, soak=100_000)
+
+# Tables of shared memory that replace each other while a ring and copies run in them.
+TABLES_UNDER_LOAD = count(quick=300, ci=3_000, soak=30_000)
+
+# Reads and writes that libblkio does on our block device, by qemu-io.
+QEMU_IO_COMMANDS = count(quick=200, ci=2_000, soak=20_000)
