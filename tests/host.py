@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import hashlib
 import mmap
 import os
 import platform
@@ -30,6 +31,9 @@ KSM = KERNEL_MM / "ksm"
 THP = KERNEL_MM / "transparent_hugepage"
 SHMEM_THP = THP / "shmem_enabled"
 COMPACT_MEMORY = Path("/proc/sys/vm/compact_memory")
+
+PEERS_SCRIPT = Path(__file__).resolve().parents[1] / "scripts/peers"
+PEERS_TREE = PEERS_SCRIPT.parents[1] / ".cache/peers/root"
 
 WATCHED = (
     "/sys/kernel/mm/hugepages/*/nr_hugepages",
@@ -237,10 +241,19 @@ def _no_userfaultfd() -> str | None:
     return None
 
 
+def _no_peers() -> str | None:
+    made_by = PEERS_TREE / "made-by"
+    if not made_by.exists():
+        return "run scripts/peers"
+    print_of_script = hashlib.sha256(PEERS_SCRIPT.read_bytes()).hexdigest()
+    return None if made_by.read_text().strip() == print_of_script else "run scripts/peers: it has changed since"
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "needs_hugetlb": lambda: unwritable(HUGEPAGES / "hugepages-2048kB/nr_hugepages"),
     "needs_ksm": lambda: unwritable(KSM / "run"),
     "needs_mbind": _no_mbind,
+    "needs_peers": _no_peers,
     "needs_thp": lambda: unwritable(SHMEM_THP),
     "needs_userfaultfd": _no_userfaultfd,
 }

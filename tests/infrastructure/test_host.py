@@ -5,12 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from tests import host
 from tests.host import HugePagePool, Ksm
+from tests.skips import ROOT_CAN_ARRANGE
 from vhost_user.units import MIB
 
 # <linux/mman.h>
@@ -117,7 +119,21 @@ def test_shmem_thp_mode(shmem_thp: Callable[[str], None]) -> None:
         assert host.setting(host.SHMEM_THP) == mode
 
 
-@pytest.mark.parametrize("need", host.PROBES)
+def test_peers_of_another_script_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, tree = tmp_path / "script", tmp_path / "root"
+    monkeypatch.setattr(host, "PEERS_SCRIPT", script)
+    monkeypatch.setattr(host, "PEERS_TREE", tree)
+    probe = host.PROBES["needs_peers"]
+    script.write_text("one")
+    assert probe() == "run scripts/peers"
+    tree.mkdir()
+    (tree / "made-by").write_text(f"{sha256(b'one').hexdigest()}\n")
+    assert probe() is None
+    script.write_text("another")
+    assert probe() == "run scripts/peers: it has changed since"
+
+
+@pytest.mark.parametrize("need", sorted(ROOT_CAN_ARRANGE))
 def test_root_has_all_that_tests_need(need: str) -> None:
     """On a kernel that lacks one, this says which, before a hundred tests do."""
     if os.geteuid() == 0:

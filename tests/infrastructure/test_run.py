@@ -93,6 +93,21 @@ def test_missing_feature_is_skipped_with_its_reason(run: Run) -> None:
     assert (result.ret != pytest.ExitCode.OK) == (os.geteuid() == 0)
 
 
+@pytest.mark.parametrize("ci", ["true", "false"])
+def test_peers_may_be_missing_but_not_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch, ci: str) -> None:
+    monkeypatch.setenv("CI", ci)
+    result = run("""
+        import pytest
+        from tests import host
+        host.PROBES["needs_peers"] = lambda: "run scripts/peers"
+        @pytest.mark.needs_peers
+        def test_daemon(): assert 0, "reached"
+        def test_passed(): pass
+    """)
+    result.stdout.fnmatch_lines(["skipped: 1", "  1 x needs_peers: run scripts/peers"])
+    assert (result.ret != pytest.ExitCode.OK) == (ci == "true")
+
+
 @pytest.mark.parametrize(
     ("body", "leak"),
     [

@@ -10,16 +10,20 @@ from tests.skips import Expected, Judge, Skip, load_expected
 
 ANYWHERE = Expected(why="rare hardware", reason="*1G*", allowed_in_ci=True)
 NOT_IN_CI = Expected(why="only root may", test="tests/zones/*")
-LIST = [ANYWHERE, NOT_IN_CI]
+AS_ROOT = Expected(why="a large download", reason="needs_peers: *", allowed_as_root=True)
+LIST = [ANYWHERE, NOT_IN_CI, AS_ROOT]
 
 PLAIN = {"ci": False, "root": False}
 CI = {"ci": True, "root": False}
 ROOT = {"ci": False, "root": True}
+ROOT_IN_CI = {"ci": True, "root": True}
 
 RARE = Skip("tests/a.py::test_b", "no 1G pages")
 ZONE = Skip("tests/zones/test_a.py::test_b", "may not")
 UNKNOWN = Skip("tests/a.py::test_b", "felt like it")
 KSM = Skip("tests/zones/test_a.py::test_b", "no 1G pages", frozenset({"needs_ksm"}))
+PEERS = Skip("tests/peers/test_a.py::test_b", "needs_peers: run scripts/peers", frozenset({"needs_peers"}))
+IN_A_FIXTURE = Skip("tests/peers/test_a.py::test_b", "needs_peers: run scripts/peers")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,12 @@ KSM = Skip("tests/zones/test_a.py::test_b", "no 1G pages", frozenset({"needs_ksm
         (KSM, PLAIN, None),
         (KSM, CI, None),
         (KSM, ROOT, "root may not skip what needs_ksm"),
+        (PEERS, PLAIN, None),
+        (PEERS, ROOT, None),
+        (PEERS, CI, "CI may not skip what needs_peers"),
+        (PEERS, ROOT_IN_CI, "CI may not skip what needs_peers"),
+        (IN_A_FIXTURE, ROOT, None),
+        (IN_A_FIXTURE, ROOT_IN_CI, "expected, but not in CI: a large download"),
     ],
 )
 def test_judgement(skip: Skip, where: dict[str, bool], objection: str | None) -> None:
@@ -59,6 +69,7 @@ def test_the_committed_list_loads_and_says_why() -> None:
         ("the host could not gather 2 huge pages of 1G: it found 1", True),
         ("the host could not gather 2 huge pages of 2M: it found 1", False),
         ("needs_ksm: /sys/kernel/mm/ksm/run can't be written", False),
+        ("needs_peers: run scripts/peers", False),
     ],
 )
 def test_what_the_committed_list_lets_pass_in_ci(reason: str, in_ci: bool) -> None:
