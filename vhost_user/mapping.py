@@ -30,8 +30,8 @@ from vhost_user.units import ByteCount, HostAddress, HostOffset, align_up, forma
 MAP_NORESERVE = 0x4000
 """mmap(2); the `mmap` module has it from Python 3.12 on."""
 
-_HOST_IS_SHORT = {errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.ENFILE, errno.EINTR}
-"""What mmap(2) and the registry say where the host is at its end; all else is about the file."""
+_HOST_IS_SHORT = {0, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.ENFILE}
+"""What the host says where it is at its end, 0 without a system call; all else that mmap(2) says is about the file."""
 
 PAGE_SIZE = mmap.PAGESIZE
 PMD_SIZE = 2 << 20

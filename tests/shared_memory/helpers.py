@@ -6,13 +6,14 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.leaks import mapped_files, open_files
 from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping
+from vhost_user.message import MemoryRegion
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.units import MIB, ByteCount, HostOffset
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset, UserAddress
 
 HUGE = 2 * MIB
 HUGE_PAGES = 8
@@ -33,6 +34,28 @@ class Pages:
         return fd
 
 
+USER = 0x7F0000000000
+"""What the regions of these tests have more in user addresses than in guest addresses, where nothing else is said."""
+
+
+def region(guest: int, size: int, offset: int = 0, *, user: int | None = None) -> MemoryRegion:
+    user = USER + guest if user is None else user
+    return MemoryRegion(GuestAddress(guest), ByteCount(size), UserAddress(user), HostOffset(offset))
+
+
+class Held:
+    """What this process holds open and mapped at the moment of making."""
+
+    def __init__(self) -> None:
+        self._files, self._mapped, self._mappings = open_files(), mapped_files(), mappings()
+
+    def check(self, tries: int) -> None:
+        """It is the same after this many tries of something: the allocator may have made one mapping or two."""
+        assert open_files() == self._files
+        assert mapped_files() == self._mapped
+        assert mappings() < self._mappings + tries / 2
+
+
 def guarded(fd: OwnedFd, size: int, offset: int = 0) -> Mapping:
     flags = mmap.MAP_SHARED | MAP_NORESERVE
     return Mapping(ByteCount(size), flags, fd.fileno(), HostOffset(offset), guarded=True)
@@ -48,7 +71,5 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     done = [sys.executable, "-c", program]
     return subprocess.run(done, capture_output=True, text=True, check=False, timeout=60)
 
-
-NewFile = Callable[[int], OwnedFd]
 
 SMALL = Pages(PAGE_SIZE)
