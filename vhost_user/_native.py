@@ -342,6 +342,7 @@ def fault_take(uffd: int) -> int | None:
 def fault_fill(uffd: int, address: int, page: bytes) -> bool:
     """Have `page` at `address` of a userfaultfd's process, unless one is there already, and wake who waits for it.
 
-    Whether it was put there. OSError with ENOENT or ESRCH where mapping or process are gone.
+    Whether it was put there. OSError with EAGAIN while that process changes its mappings, ENOENT or ESRCH where its
+    mapping or itself is gone.
     """
     return bool(_checked(lib.vu_fault_fill(uffd, address, page, len(page))))
