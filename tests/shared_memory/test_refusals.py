@@ -15,7 +15,7 @@ import pytest
 from tests.shared_memory.helpers import SMALL, USER, Held, Pages, region
 from vhost_user import _native
 from vhost_user.errors import FieldError, HostError, PeerError, UsageError
-from vhost_user.mapping import PAGE_SIZE
+from vhost_user.mapping import PAGE_SIZE, map_part
 from vhost_user.message import MemoryRegion
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.shared_memory import SharedMemory
@@ -135,6 +135,12 @@ def test_a_descriptor_that_can_not_be_mapped(
     field = "mmap_offset" if request.node.callspec.id == "memory" else "fd"
     bad = region(SIZE, PAGE_SIZE)
     check_refusal(shared, lambda: [(bad, OwnedFd(open_it(tmp_path / "file")))], PeerError, field)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_part_of_nothing(size: int) -> None:
+    with SMALL.file(1) as fd, pytest.raises(PeerError, match=f"size={size}: 1 byte or more"):
+        map_part(fd.fileno(), 0, size)
 
 
 def test_more_than_the_address_space(shared: SharedMemory) -> None:
