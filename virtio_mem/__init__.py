@@ -1,7 +1,8 @@
 """A virtio-mem device and the guest memory around it.
 
 `MemoryManager` makes a machine's memory from a `VmMemoryConfig`; `MmioTransport` puts a zone's device in front of a
-guest. `VirtioMemDevice` is the device alone, without memory, clock or socket.
+guest; `MemoryManager.share()` shares memory with vhost-user daemons. `VirtioMemDevice` is the device alone, without
+memory, clock or socket.
 """
 
 from vhost_user.errors import FieldError, HostError, PeerError, UsageError
@@ -12,6 +13,7 @@ from virtio_mem.manager import MemoryManager
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
 from virtio_mem.service import DeviceService, MemoryListener, Section
+from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
 from virtio_mem.zone import Zone, ZoneSpec
 
 __all__ = [
@@ -24,8 +26,10 @@ __all__ = [
     "FieldError",
     "Geometry",
     "HostError",
+    "HotplugSharing",
     "MemoryListener",
     "MemoryManager",
+    "MemoryShare",
     "MmioTransport",
     "PeerError",
     "Request",
@@ -39,4 +43,5 @@ __all__ = [
     "VmMemoryConfig",
     "Zone",
     "ZoneSpec",
+    "require_shareable",
 ]

@@ -32,7 +32,8 @@ from virtio_mem.config import VmMemoryConfig
 from virtio_mem.guest.memory_driver import MEMORY_BLOCK_SIZE, Outcome
 from virtio_mem.guest.process import pattern
 from virtio_mem.machine import Machine
-from virtio_mem.manager import ManagedZone, MemoryManager, SharedPart
+from virtio_mem.managed_zone import ManagedZone, SharedPart
+from virtio_mem.manager import MemoryManager
 from virtio_mem.picture import Cell, draw, human_size
 
 HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")

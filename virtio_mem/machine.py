@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import GuestAddress
 from virtio_mem.doorbell import Doorbell
-from virtio_mem.manager import ManagedZone, MemoryManager
+from virtio_mem.managed_zone import ManagedZone
+from virtio_mem.manager import MemoryManager
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_bus import MAX_FDS, MmioBus
 from virtio_mem.mmio_registers import REGISTER_SPACE

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from vhost_user.errors import FieldError, UsageError
+from vhost_user.frontend import Frontend
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.memory import GuestMemory, Region
-from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
+from vhost_user.units import ByteCount, format_size
 from virtio_mem.config import HotplugMethod, VmMemoryConfig, ZonePlan
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry, UsableRegion, default_block_size
 from virtio_mem.hostmem.memory import HostMemory
-from virtio_mem.layout import Layout, Placement, ZoneSize, lay_out
+from virtio_mem.layout import Layout, ZoneSize, lay_out
+from virtio_mem.managed_zone import ManagedZone, SharedPart
 from virtio_mem.service import DeviceService
+from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
+from virtio_mem.sharing.check import require_known
 from virtio_mem.zone import Zone
 
 log = logging.getLogger(__name__)
@@ -31,39 +35,12 @@ _OPTION_OF = {"region_size": "hotplug_size", "requested_size": "hotplugged_size"
 """A device's sizes, by the option that sets them."""
 
 
-@dataclass(frozen=True)
-class ManagedZone:
-    """A zone with all that the manager made for it; `service` is None where it can't be resized by virtio-mem."""
-
-    plan: ZonePlan
-    zone: Zone
-    boot: tuple[Placement, ...]
-    hotplug: Placement | None
-    service: DeviceService | None
-
-    @property
-    def size(self) -> ByteCount:
-        """Bytes that the guest has of this zone: boot memory and what is plugged."""
-        return ByteCount(self.plan.spec.size + (self.service.device.plugged_size if self.service else 0))
-
-
-@dataclass(frozen=True)
-class SharedPart:
-    """Guest memory that another process can map: `size` bytes at `offset` of `fd` are at guest address `addr`."""
-
-    zone: str
-    addr: GuestAddress
-    size: ByteCount
-    fd: int
-    offset: HostOffset
-    hotplug: bool
-
-
 class MemoryManager:
     """All the memory of one machine. Close it, or use it as a context manager.
 
-    `block_size` in bytes overrides each device's default; `usable_region` is the policy of all devices. Raises
-    ConfigError or UsageError for options that can't be met, HostError where this host can't; then nothing is left open.
+    `block_size` in bytes overrides each device's default; `usable_region` is the policy of all devices. With
+    `shareable` a zone that no daemon could be given is refused. Raises ConfigError or UsageError for options that can't
+    be met, HostError where this host can't; then nothing is left open.
     """
 
     def __init__(
@@ -72,8 +49,13 @@ class MemoryManager:
         *,
         block_size: int | None = None,
         usable_region: UsableRegion = UsableRegion.REQUESTED_PLUS_SLACK,
+        shareable: bool = False,
     ) -> None:
+        if shareable:
+            require_shareable(config)
         self.config = config
+        self._shares: list[MemoryShare] = []
+        self._numbers = count(1)
         for warning in config.warnings:
             log.warning("%s", warning)
         with ExitStack() as undo:
@@ -159,27 +141,56 @@ class MemoryManager:
 
     def shared_parts(self) -> list[SharedPart]:
         """What other processes can map, by ascending guest address. Private zones have none."""
-        parts = [part for zone in self.zones.values() for part in _shared_parts(zone)]
+        parts = [part for zone in self.zones.values() for part in zone.shared_parts()]
         return sorted(parts, key=lambda part: part.addr)
+
+    # Daemons.
+
+    def share(
+        self,
+        frontend: Frontend,
+        *,
+        zones: Collection[str] | None = None,
+        hotplug: HotplugSharing = HotplugSharing.PLUGGED,
+        name: str = "",
+    ) -> MemoryShare:
+        """Share the zones of these names, or all, with the daemon at `frontend`, until the share is closed.
+
+        `name` is what the daemon is called in errors and in `info()`. A daemon that was gone has what is plugged again
+        after `frontend.reconnect()`. Raises as `MemoryShare` does, and UsageError for a zone that doesn't exist.
+        """
+        require_known(zones, self.zones)
+        chosen = [zone for zone_id, zone in self.zones.items() if zones is None or zone_id in zones]
+        share = MemoryShare(frontend, chosen, hotplug=hotplug, name=name or f"{next(self._numbers)}")
+        self._shares = [*self.shares, share]
+        return share
+
+    @property
+    def shares(self) -> list[MemoryShare]:
+        """The daemons that have memory, or are to get it when they come back."""
+        return [share for share in self._shares if not share.closed]
 
     # Information.
 
     def info(self) -> dict[str, Any]:
-        """All that there is to know, as plain data: options, zones, where they lie, devices, bytes held by the host."""
+        """All that there is to know, as plain data: options, zones, devices, bytes held by the host, daemons."""
         return {
             "options": str(self.config),
             "warnings": list(self.config.warnings),
             "size": sum(zone.size for zone in self.zones.values()),
             "zones": {zone_id: _zone_info(zone) for zone_id, zone in self.zones.items()},
             "numa_distances": self.config.distance_matrix(),
+            "daemons": [share.info() for share in self.shares],
         }
 
     def close(self) -> None:
-        """Unmap and close everything.
+        """Take everything back from daemons, then unmap and close it.
 
         Raises BufferError while a view of guest memory lives: what it shows stays, all else is closed, and closing can
         be repeated.
         """
+        for share in self.shares:
+            share.close()
         self.guest_memory.replace(())
         refusal = None
         for zone in self.zones.values():
@@ -267,26 +278,8 @@ def _regions(zones: Iterable[ManagedZone]) -> list[Region]:
     return [
         Region(placement.addr, placement.size, memory.mapping, placement.offset)
         for zone in zones
-        for placement, memory in _parts(zone)
+        for placement, memory in zone.parts()
     ]
-
-
-def _parts(zone: ManagedZone) -> Iterator[tuple[Placement, HostMemory]]:
-    """Where each piece of the zone lies, and the host memory that it is a piece of."""
-    for placement in zone.boot:
-        assert zone.zone.boot is not None
-        yield placement, zone.zone.boot
-    if zone.service is not None:
-        assert zone.hotplug is not None and zone.zone.hotplug is not None
-        yield zone.hotplug, zone.zone.hotplug
-
-
-def _shared_parts(zone: ManagedZone) -> Iterator[SharedPart]:
-    for placement, memory in _parts(zone):
-        fd = memory.shareable_fd
-        if fd is not None:
-            offset, hotplug = HostOffset(memory.file_offset + placement.offset), placement is zone.hotplug
-            yield SharedPart(zone.plan.spec.id, placement.addr, placement.size, fd, offset, hotplug)
 
 
 def _zone_info(zone: ManagedZone) -> dict[str, Any]:

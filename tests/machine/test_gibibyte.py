@@ -13,7 +13,8 @@ from tests.host import HugePagePool
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.config import VmMemoryConfig
-from virtio_mem.manager import ManagedZone, MemoryManager
+from virtio_mem.managed_zone import ManagedZone
+from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import Request, RequestType, ResponseType
 
 ST_BLOCKS_UNIT = 512
