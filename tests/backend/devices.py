@@ -6,6 +6,7 @@ import struct
 from collections import deque
 
 from vhost_user.backend import Device, Vring
+from vhost_user.backend.device import DEVICE_SPECIFIC
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.shared_memory import SharedMemory
@@ -17,7 +18,7 @@ class Echo(Device):
     name = "echo"
     queue_count = 2
     max_queue_size = 256
-    has_state = True
+    protocol_features = DEVICE_SPECIFIC
 
     def __init__(self) -> None:
         self.space = bytearray(b"READONLYwritable")
@@ -68,6 +69,14 @@ class Echo(Device):
         self.log.append("reset")
         self.space[8:] = b"writable"
 
+    def send_rarp(self, address: bytes) -> None:
+        self.log.append(f"rarp {address.hex()}")
+
+    def set_mtu(self, mtu: int) -> None:
+        if mtu > 9000:
+            raise PeerError("mtu", mtu, "at most 9000")
+        self.log.append(f"mtu {mtu}")
+
     def save_state(self) -> bytes:
         return struct.pack("<Q", self.served) + self.space
 
@@ -100,6 +109,15 @@ class Keeper(Echo):
 
     def drain(self, vring: Vring) -> None:
         self.release(vring, len(self.kept))
+
+
+class Forgetful(Keeper):
+    """Forgets what it has when it may: the inflight areas know it."""
+
+    name = "forgetful"
+
+    def suspend(self, vring: Vring) -> None:
+        self.kept.clear()
 
 
 class NoConfig(Device):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+from dataclasses import replace
 
 import pytest
 
-from tests.backend.devices import Echo, Keeper, NoConfig
+from tests.backend.devices import Echo, Forgetful, Keeper, NoConfig
 from tests.backend.rig import EVERYTHING, RING_PACKED, SIZE, SPLIT, Ram, pair, start_ring
+from vhost_user.backend import PROTOCOL_FEATURES
 from vhost_user.errors import PeerError, Refused, UsageError
 from vhost_user.frontend import Frontend
 from vhost_user.message import (
     F_LOG_ALL,
     U64,
     FrontendRequest,
+    MacAddress,
     PackedBase,
     ProtocolFeature,
     SingleMemoryRegion,
@@ -30,6 +34,7 @@ def confirm_often(frontend: Frontend) -> None:
         frontend.requests.confirm()
 
 
+ALL = PROTOCOL_FEATURES & ~ProtocolFeature.GPA_ADDRESSES
 FORMATS = pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])
 
 
@@ -137,8 +142,8 @@ def test_a_broken_ring_signals_its_error_and_lives_again_when_started_anew() -> 
         both.ram.memory.store16(GuestAddress(broken.layout.areas["avail"].address + 2), 9999)
         broken.vring.kick.signal()
         both.frontend.requests.confirm()
+        assert select.select([broken.vring.err], [], [], 5)[0]
         good.echo(b"the other one lives")
-        assert broken.vring.failed
         both.ram.memory.store16(GuestAddress(broken.layout.areas["avail"].address + 2), 0)
         broken.vring.stop()
         start_ring(both.frontend, both.ram).echo(b"made anew")
@@ -352,3 +357,57 @@ def test_logging_is_offered_and_switched_while_rings_run() -> None:
         both.frontend.stop_logging()
         ring.echo(b"after")
         assert both.frontend.offered & F_LOG_ALL
+
+
+# What only some devices have.
+
+
+def test_rarp_and_mtu_reach_the_device() -> None:
+    device = Echo()
+    with pair(device, protocol_features=ALL) as both:
+        both.frontend.requests.tell(FrontendRequest.SEND_RARP, MacAddress(b"\2\0\0\0\0\1"))
+        both.frontend.requests.tell(FrontendRequest.NET_SET_MTU, U64(1500))
+        with pytest.raises(Refused):
+            both.frontend.requests.tell(FrontendRequest.NET_SET_MTU, U64(9001))
+        assert device.log[-2:] == ["rarp 020000000001", "mtu 1500"]
+
+
+@FORMATS
+@pytest.mark.parametrize("suspend", [True, False])
+def test_what_is_in_flight_may_be_left_for_later(features: int, suspend: bool) -> None:
+    device = Forgetful()
+    wanted = ALL
+    if not suspend:
+        wanted &= ~ProtocolFeature.GET_VRING_BASE_INFLIGHT
+    with pair(device, features=features, protocol_features=wanted) as both:
+        both.frontend.track_inflight(2, 16)
+        ring = start_ring(both.frontend, both.ram)
+        for each in range(3):
+            ring.send(b"request %d" % each)
+        ring.vring.kick.signal()
+        while len(device.kept) < 3:
+            both.frontend.requests.confirm()
+        base = ring.vring.stop()
+        assert (ring.driver.get_used() is None) == suspend
+        assert device.served == (0 if suspend else 3)
+        if suspend:
+            ring.vring.start(ring.layout, base)
+            while len(device.kept) < 3:
+                both.frontend.requests.confirm()
+            ring.vring.stop()
+
+
+def test_suspending_needs_a_record_of_what_is_in_flight() -> None:
+    with pair() as both:
+        bits = U64(int(ProtocolFeature.GET_VRING_BASE_INFLIGHT))
+        with pytest.raises(Refused):
+            both.frontend.requests.tell(FrontendRequest.SET_PROTOCOL_FEATURES, bits)
+
+
+def test_with_gpa_addresses_the_front_end_has_no_addresses_of_its_own() -> None:
+    with pair(protocol_features=PROTOCOL_FEATURES, share=False) as both:
+        assert both.frontend.has(ProtocolFeature.GPA_ADDRESSES)
+        with pytest.raises(Refused):
+            both.frontend.regions.add(both.ram.region)
+        both.frontend.regions.add(replace(both.ram.region, user_address=None))
+        start_ring(both.frontend, both.ram).echo(b"by guest address")

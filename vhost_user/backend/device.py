@@ -10,25 +10,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhost_user.errors import PeerError
+from vhost_user.message import ProtocolFeature
 
 if TYPE_CHECKING:
     from vhost_user.backend.vring import Vring
     from vhost_user.shared_memory import SharedMemory
 
 
+DEVICE_SPECIFIC = (
+    ProtocolFeature.DEVICE_STATE | ProtocolFeature.GET_VRING_BASE_INFLIGHT | ProtocolFeature.RARP | ProtocolFeature.MTU
+)
+"""What the back end can do for a device that has `save_state` and `load_state`, `suspend`, `send_rarp`, `set_mtu`."""
+
+
 class Device:
     """A device with no queue's worth of behaviour: override what it has. Each method may raise PeerError.
 
     `features` are the device's own virtio feature bits; those of rings and of vhost-user itself are the back end's.
-    `config` is its configuration space as bytes. `state_size_limit` is the most bytes of state that a front end may
-    load. `name` is for logs.
+    `protocol_features` are those of DEVICE_SPECIFIC that it has the methods for. `config` is its configuration space as
+    bytes. `state_size_limit` is the most bytes of state that a front end may load. `name` is for logs.
     """
 
     name = "device"
     queue_count = 1
     max_queue_size = 1024
     features = 0
-    has_state = False
+    protocol_features = ProtocolFeature.NONE
     state_size_limit = 1 << 20
 
     @property
@@ -71,6 +78,11 @@ class Device:
     def drain(self, vring: Vring) -> None:
         """`vring` is about to stop: complete and push each chain that the device has of it."""
 
+    def suspend(self, vring: Vring) -> None:
+        """As `drain`, where GET_VRING_BASE_INFLIGHT was negotiated and the requests in flight are on record in memory
+        that outlives us: chains may be forgotten instead, and come again when the ring is started."""
+        self.drain(vring)
+
     def stopped(self, vring: Vring) -> None:
         """`vring` has stopped: forget what belongs to it."""
 
@@ -84,9 +96,17 @@ class Device:
         """RESET_DEVICE: be as before the driver came. Every ring was stopped."""
 
     def save_state(self) -> bytes:
-        """The state that another device of this kind can load; see `has_state`. Every ring is stopped."""
+        """The state that another device of this kind can load; DEVICE_STATE. Every ring is stopped."""
         raise NotImplementedError
 
     def load_state(self, data: bytes) -> None:
         """Take over the state that another one saved. PeerError, and nothing changed, for what can't be one."""
+        raise NotImplementedError
+
+    def send_rarp(self, address: bytes) -> None:
+        """SEND_RARP: tell the network that the guest with the MAC `address`, six bytes, is here now."""
+        raise NotImplementedError
+
+    def set_mtu(self, mtu: int) -> None:
+        """NET_SET_MTU: the most bytes of a frame's payload. PeerError for what the device can't do."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ from vhost_user.backend.negotiated import Negotiated
 from vhost_user.backend.vring import Vring
 from vhost_user.errors import PeerError
 from vhost_user.event import Event
-from vhost_user.message import FrontendRequest, VringAddr, VringFd, VringState
+from vhost_user.message import FrontendRequest, ProtocolFeature, VringAddr, VringFd, VringState
 from vhost_user.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
@@ -184,13 +184,20 @@ class RingHandlers:
             return vring.stop()
         try:
             if vring.broken is None:
-                self._device.drain(vring)
-                assert vring.in_flight == 0, f"{self._device.name} kept {vring.in_flight} chains of {vring}"
+                self._complete(vring)
                 vring.notify()
         except PeerError as error:
             log.info("%s: stopped without being drained: %s", vring, error)
         self._device.stopped(vring)
         return vring.stop()
+
+    def _complete(self, vring: Vring) -> None:
+        negotiated = self._negotiated
+        if negotiated.inflight is not None and negotiated.has(ProtocolFeature.GET_VRING_BASE_INFLIGHT):
+            self._device.suspend(vring)
+        else:
+            self._device.drain(vring)
+            assert vring.in_flight == 0, f"{self._device.name} kept {vring.in_flight} chains of {vring}"
 
     def reset(self) -> None:
         """RESET_DEVICE: every ring is stopped, disabled, and as it was at first."""

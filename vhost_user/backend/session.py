@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from vhost_user.backend.answer import Answer, Deferred, Handler
 from vhost_user.backend.channel import BackendChannel
-from vhost_user.backend.device import Device
+from vhost_user.backend.device import DEVICE_SPECIFIC, Device
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.memory import MemoryHandlers
 from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
@@ -56,11 +56,11 @@ PROTOCOL_FEATURES = (
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
-    | ProtocolFeature.DEVICE_STATE
     | ProtocolFeature.GPA_ADDRESSES
+    | DEVICE_SPECIFIC
 )
-"""What is offered, each bit working. CONFIG and DEVICE_STATE need a device that has them. No other bit is: front ends
-ack bits that they are offered, and some then rely on them."""
+"""What may be offered, each bit working; CONFIG and DEVICE_SPECIFIC only for a device that has them. No other bit is:
+front ends ack bits that they are offered, and some then rely on them."""
 
 
 class Session:
@@ -94,6 +94,8 @@ class Session:
             FrontendRequest.SET_CONFIG: self._set_config,
             FrontendRequest.RESET_DEVICE: self._reset_device,
             FrontendRequest.SET_STATUS: self._set_status,
+            FrontendRequest.SEND_RARP: lambda payload, _: device.send_rarp(payload.address),
+            FrontendRequest.NET_SET_MTU: lambda payload, _: device.set_mtu(payload.value),
             FrontendRequest.GET_STATUS: lambda *_: Answer(U64(self.negotiated.status).encode()),
         }
         device.connected()
@@ -161,6 +163,8 @@ class Session:
         if unknown := payload.value & ~int(self.offered_protocol):
             raise PeerError("protocol features", f"{payload.value:#x}", f"bits that were offered, not {unknown:#x}")
         features = ProtocolFeature(payload.value)
+        if ProtocolFeature.GET_VRING_BASE_INFLIGHT in features and ProtocolFeature.INFLIGHT_SHMFD not in features:
+            raise PeerError("protocol features", repr(features), "INFLIGHT_SHMFD too, for GET_VRING_BASE_INFLIGHT")
         self.negotiated.protocol_features = features
         self.negotiated.memory.gpa_addresses = ProtocolFeature.GPA_ADDRESSES in features
 
@@ -239,6 +243,4 @@ class Session:
 def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> ProtocolFeature:
     if not device.config:
         features &= ~ProtocolFeature.CONFIG
-    if not device.has_state:
-        features &= ~ProtocolFeature.DEVICE_STATE
-    return features
+    return features & ~(DEVICE_SPECIFIC & ~device.protocol_features)
