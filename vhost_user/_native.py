@@ -170,6 +170,21 @@ def fence() -> None:
     lib.vu_fence()
 
 
+def userfault_open() -> int:
+    """A userfaultfd for this process's own faults."""
+    return _checked(lib.vu_userfault_open())
+
+
+def userfault_register(uffd: int, address: int, size: int) -> None:
+    """Have faults on pages that are missing from a range wait for an answer through `uffd`."""
+    _checked(lib.vu_userfault_register(uffd, address, size))
+
+
+def userfault_unregister(uffd: int, address: int, size: int) -> None:
+    """Have faults in a range be the kernel's again, and wake who waits for one."""
+    _checked(lib.vu_userfault_unregister(uffd, address, size))
+
+
 def event_signal(fd: int) -> None:
     """Adds 1 to an eventfd, and never waits, whatever its flags; OSError with EINVAL where `fd` is none."""
     _checked(lib.vu_event_signal(fd))

@@ -9,6 +9,7 @@ from vhost_user.backend import Device, Vring
 from vhost_user.backend.device import DEVICE_SPECIFIC
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
+from vhost_user.message import ProtocolFeature
 from vhost_user.shared_memory import SharedMemory
 
 
@@ -18,7 +19,7 @@ class Echo(Device):
     name = "echo"
     queue_count = 2
     max_queue_size = 256
-    protocol_features = DEVICE_SPECIFIC
+    protocol_features = DEVICE_SPECIFIC & ~ProtocolFeature.PAGEFAULT
 
     def __init__(self) -> None:
         self.space = bytearray(b"READONLYwritable")
@@ -118,6 +119,13 @@ class Forgetful(Keeper):
 
     def suspend(self, vring: Vring) -> None:
         self.kept.clear()
+
+
+class Faulting(Echo):
+    """May be held up by page faults."""
+
+    name = "faulting"
+    protocol_features = ProtocolFeature.PAGEFAULT
 
 
 class NoConfig(Device):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vhost_user.backend.answer import Answer, Handler
 from vhost_user.backend.device import Device
 from vhost_user.backend.negotiated import Negotiated
+from vhost_user.backend.postcopy import PostcopyHandlers, told
 from vhost_user.errors import PeerError
 from vhost_user.message import U64, FrontendRequest, MemoryRegion, MemoryTable, SingleMemoryRegion
 from vhost_user.owned_fd import OwnedFd
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 class MemoryHandlers:
     """The handlers of memory messages."""
 
-    def __init__(self, device: Device, negotiated: Negotiated, rings: RingHandlers) -> None:
+    def __init__(self, device: Device, negotiated: Negotiated, rings: RingHandlers, postcopy: PostcopyHandlers) -> None:
         self._device = device
+        self._negotiated = negotiated
+        self._postcopy = postcopy
         self._memory = negotiated.memory
         self._rings = rings
         self.table: Mapping[FrontendRequest, Handler] = {
@@ -30,10 +33,28 @@ class MemoryHandlers:
             FrontendRequest.REM_MEM_REG: self._rem_mem_reg,
         }
 
-    def _set_mem_table(self, payload: MemoryTable, fds: list[OwnedFd]) -> None:
+    def _set_mem_table(self, payload: MemoryTable, fds: list[OwnedFd]) -> Answer | None:
+        if self._negotiated.postcopy:
+            return self._set_postcopy_table(payload, fds)
+        self._replace(payload, fds)
+        return None
+
+    def _replace(self, payload: MemoryTable, fds: list[OwnedFd]) -> None:
         self._memory.replace(list(zip(payload.regions, fds, strict=True)))
         self._rings.memory_moved()
         self._device.memory_changed(self._memory)
+
+    def _set_postcopy_table(self, payload: MemoryTable, fds: list[OwnedFd]) -> Answer | None:
+        """A table whose pages are yet to come; or, without regions, the acknowledgement of the one before."""
+        if self._postcopy.unacknowledged and not payload.regions:
+            self._postcopy.unacknowledged = False
+            return None
+        if self._rings.any_started:
+            raise PeerError("memory table", "replaced", "every ring is stopped while memory is to come")
+        self._replace(payload, fds)
+        regions = self._memory.guest_memory.regions
+        self._postcopy.watch(regions)
+        return Answer(told(payload, regions).encode())
 
     def _get_max_mem_slots(self, *_: object) -> Answer:
         return Answer(U64(self._memory.max_regions).encode())

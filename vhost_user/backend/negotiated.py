@@ -34,6 +34,7 @@ class Negotiated:
     status: int = 0
     log: DirtyLog | None = None
     inflight: InflightBuffer | None = None
+    postcopy: bool = False
 
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether a protocol feature, or each of several, was negotiated."""

@@ -22,6 +22,7 @@ from vhost_user.backend.device import DEVICE_SPECIFIC, Device
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.memory import MemoryHandlers
 from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
+from vhost_user.backend.postcopy import PostcopyHandlers
 from vhost_user.backend.rings import RingHandlers
 from vhost_user.backend.structures import StructureHandlers
 from vhost_user.connection import Connection, Received, require_stream_socket
@@ -76,11 +77,13 @@ class Session:
         self.negotiated = Negotiated(SharedMemory())
         self.channel: BackendChannel | None = None
         self.rings = RingHandlers(device, loop, self.negotiated)
-        self.memory = MemoryHandlers(device, self.negotiated, self.rings)
+        self.postcopy = PostcopyHandlers(self.negotiated)
+        self.memory = MemoryHandlers(device, self.negotiated, self.rings, self.postcopy)
         self.structures = StructureHandlers(device, loop, self.negotiated, self.rings)
         self._handlers: Mapping[FrontendRequest, Handler] = {
             **self.rings.table,
             **self.memory.table,
+            **self.postcopy.table,
             **self.structures.table,
             FrontendRequest.GET_FEATURES: lambda *_: Answer(U64(self.offered).encode()),
             FrontendRequest.SET_FEATURES: self._set_features,
@@ -111,7 +114,7 @@ class Session:
                 raise PeerError("flags", f"{header.flags:#x}", f"{name} is a request, and not a reply")
             spec: MessageSpec | None = None
             try:
-                spec = spec_of(header.request, self.negotiated.protocol_features)
+                spec = spec_of(header.request, self._acked, postcopy=self.negotiated.postcopy)
                 self._require_negotiated(spec, name)
                 payload = decode_payload(spec, received.body, len(received.fds))
                 answer = self._handlers[FrontendRequest(header.request)](payload, received.fds)
@@ -234,6 +237,7 @@ class Session:
     def close(self) -> None:
         """Stop all rings, let go of everything that is the front end's, and tell the device."""
         self.rings.close()
+        self.postcopy.close()
         self.structures.close()
         self._close_channel()
         self.device.disconnected()
@@ -243,4 +247,6 @@ class Session:
 def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> ProtocolFeature:
     if not device.config:
         features &= ~ProtocolFeature.CONFIG
+    if ProtocolFeature.PAGEFAULT in features & device.protocol_features:
+        features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
     return features & ~(DEVICE_SPECIFIC & ~device.protocol_features)
