@@ -12,15 +12,14 @@ was set up is remembered, and set up again on another connection by `reconnect()
 
 from __future__ import annotations
 
-import mmap
-import os
 import socket
 from collections.abc import Mapping
 from typing import Self
 
 from vhost_user.connection import Connection, connect
-from vhost_user.errors import Disconnected, HostError, PeerError, Refused
+from vhost_user.errors import Disconnected, HostError, PeerError, Refused, UsageError
 from vhost_user.frontend.channel import ChannelHandler, FrontendChannel
+from vhost_user.frontend.log import SharedLog
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
 from vhost_user.frontend.vring import FrontendVring
@@ -29,7 +28,6 @@ from vhost_user.message import (
     CONFIG_WRITABLE,
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
-    LOG_PAGE,
     U64,
     BackendRequest,
     Config,
@@ -40,7 +38,7 @@ from vhost_user.message import (
     ProtocolFeature,
 )
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.units import ByteCount, GuestAddress, HostOffset, align_up
+from vhost_user.units import ByteCount, GuestAddress, HostOffset
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
@@ -88,7 +86,7 @@ class Frontend:
         self._protocol_wanted = protocol_features
         self._handlers = handlers or {}
         self._inflight: tuple[OwnedFd, Inflight] | None = None
-        self._log: tuple[OwnedFd, ByteCount] | None = None
+        self._log: SharedLog | None = None
         try:
             self._negotiate()
         except BaseException:
@@ -165,7 +163,7 @@ class Frontend:
     def _open_channel(self) -> None:
         channel = FrontendChannel(self.requests.acked, self._handlers)
         self.channel = channel
-        self.requests.channel_fd, self.requests.serve_channel = channel.fileno(), self.serve_channel
+        self.requests.watched[channel.fileno()] = self.serve_channel
         self.requests.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[channel.theirs.fileno()])
         channel.theirs.close()
 
@@ -182,8 +180,8 @@ class Frontend:
                     raise
 
     def _close_channel(self) -> None:
-        self.requests.channel_fd, self.requests.serve_channel = -1, lambda: None
         if self.channel is not None:
+            del self.requests.watched[self.channel.fileno()]
             self.channel.close()
             self.channel = None
 
@@ -248,50 +246,53 @@ class Frontend:
     # The dirty log.
 
     def start_logging(self, highest_address: GuestAddress) -> None:
-        """Have the back end log each page that it writes to, up to guest address `highest_address` inclusive."""
+        """Have the back end log each page that it writes to, up to guest address `highest_address` inclusive.
+
+        While it logs already: have it go on in a log that reaches up to there, for memory that is to be added; what was
+        logged is kept. Raises Refused, with what was before as it was, where the back end can't or won't.
+        """
         self._require(ProtocolFeature.LOG_SHMFD)
         if not self.offered & F_LOG_ALL:
             raise Refused("LOG_ALL", "not offered", "the back end has to offer it")
-        pages = highest_address // LOG_PAGE + 1
-        size = ByteCount(align_up(align_up(pages, 8) // 8, mmap.PAGESIZE))
-        fd = OwnedFd(os.memfd_create("vhost-user:log", os.MFD_CLOEXEC))
-        try:
-            os.ftruncate(fd.fileno(), size)
-        except OSError as error:
-            fd.close()
-            raise HostError.from_os_error("log", size, "ftruncate", error) from error
-        self._drop_log()
-        self._log = fd, size
-        self._send_log()
-
-    def _send_log(self) -> None:
-        if self._log is None:
+        before = self._log
+        if before is not None and before.covers(highest_address):
             return
-        fd, size = self._log
-        self.requests.ask(FrontendRequest.SET_LOG_BASE, Opaque, Log(size, HostOffset(0)), [fd.fileno()])
-        self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features | F_LOG_ALL))
+        log = SharedLog(highest_address)
+        try:
+            self._send_log(log)
+        except BaseException:
+            log.close()
+            raise
+        self._log = log
+        if before is not None:
+            log.put_back(before.take())
+            before.close()
 
-    def stop_logging(self) -> None:
-        """Have the back end log no more."""
+    def _send_log(self, log: SharedLog | None) -> None:
+        if log is not None:
+            question = Log(log.size, HostOffset(0))
+            self.requests.ask(FrontendRequest.SET_LOG_BASE, Opaque, question, [log.fileno()])
+            self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features | F_LOG_ALL))
+
+    def take_dirty_pages(self) -> set[int]:
+        """The numbers of the pages of LOG_PAGE bytes that were logged since the last call. UsageError without a log."""
+        if self._log is None:
+            raise UsageError("log", "none", "logging began", "call start_logging() first")
+        return self._log.take()
+
+    def stop_logging(self) -> set[int]:
+        """Have the back end log no more; the pages that it had logged and that nobody took."""
+        pages = self.take_dirty_pages()
         self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features))
+        assert self._log is not None
+        pages |= self._log.take()
         self._drop_log()
+        return pages
 
     def _drop_log(self) -> None:
         if self._log is not None:
-            self._log[0].close()
+            self._log.close()
             self._log = None
-
-    def dirty_pages(self) -> set[int]:
-        """The numbers of the pages of 4096 bytes that were logged since logging began."""
-        assert self._log is not None
-        fd, size = self._log
-        bits = int.from_bytes(os.pread(fd.fileno(), size, 0), "little")
-        pages = set()
-        while bits:
-            low = bits & -bits
-            pages.add(low.bit_length() - 1)
-            bits ^= low
-        return pages
 
     # Another connection.
 
@@ -313,7 +314,7 @@ class Frontend:
                     raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
                 self._send_inflight()
                 self.regions.share_again()
-                self._send_log()
+                self._send_log(self._log)
                 for vring in self.vrings.values():
                     vring.resume()
             except BaseException:

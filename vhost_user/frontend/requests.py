@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
-from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
+from vhost_user.errors import Disconnected, PeerError, Refused, TimedOut
 from vhost_user.message import (
     U64,
     Empty,
@@ -44,9 +44,8 @@ class Requests:
         self.postcopy = False
         self.timeout = timeout
         self.lock = threading.RLock()
-        self.channel_fd = -1
-        """The back end's own channel, or -1; `serve_channel` is called when it can be read."""
-        self.serve_channel: Callable[[], None] = lambda: None
+        self.watched: dict[int, Callable[[], None]] = {}
+        """What to look after while an answer is waited for: by descriptor, what is called when it can be read."""
         self._connection: Connection | None = connection
         self._given_up: Connection | None = None
         self._name = connection.name
@@ -116,6 +115,12 @@ class Requests:
                 raise Refused(name_of(request), f"{payload or ''}", "was answered by a failure")
             return body, received
 
+    def send(self, request: FrontendRequest, payload: Payload) -> None:
+        """Send a message that nothing answers, not even an acknowledgement. Raises Disconnected and TimedOut."""
+        with self.lock:
+            spec = spec_of(request, self.acked, postcopy=self.postcopy)
+            self._exchange(spec, payload, (), need_reply=False, answered=False)
+
     def confirm(self) -> None:
         """Make a round trip: everything sent before has been taken in, and the back end has not closed because of it.
 
@@ -144,7 +149,7 @@ class Requests:
         except Disconnected:
             self.close()
             raise
-        except FieldError:
+        except BaseException:  # an interrupt, too, leaves an answer behind that the next request would take for its own
             self.give_up()
             raise
 
@@ -155,14 +160,15 @@ class Requests:
             if received is not None:
                 return received
             poll = select.poll()
-            poll.register(connection, select.POLLIN)
-            if self.channel_fd >= 0:
-                poll.register(self.channel_fd, select.POLLIN)
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            for fd in (connection.fileno(), *self.watched):
+                poll.register(fd, select.POLLIN)
+            # Somebody who always has something for us to look after may not have us wait for ever.
+            left = deadline - time.monotonic()
+            ready = poll.poll(left * 1000) if left > 0 else []
             if not ready:
                 raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
-            if self.channel_fd in dict(ready):
-                self.serve_channel()
+            for fd, _ in ready:
+                self.watched.get(fd, lambda: None)()
 
     def renew(self, connection: Connection) -> None:
         """Go on with another connection, on which nothing is negotiated yet."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
-from vhost_user.errors import Refused, UsageError
+from vhost_user.errors import PeerError, UsageError
 from vhost_user.event import Event
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
@@ -78,7 +78,7 @@ class FrontendVring:
         """Have the back end complete what it has of the ring, and stop; returns where it goes on, for `start()`."""
         answer = self._requests.ask(FrontendRequest.GET_VRING_BASE, VringState, VringState(self.index, 0))
         if answer.index != self.index:
-            raise Refused("GET_VRING_BASE", answer.index, f"answered for ring {self.index}")
+            raise PeerError("GET_VRING_BASE", answer.index, f"answers for ring {self.index}")
         self.started = False
         self.base = answer.num
         return answer.num
