@@ -1,0 +1,64 @@
+"""The front end's list of regions: several come or go together, and none overlaps another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sharing.daemon import ADD, GET_FEATURES, REM, FakeDaemon
+from tests.sharing.helpers import BLOCK, daemon_at
+from vhost_user.errors import Refused, UsageError
+from vhost_user.frontend import Frontend, SharedRegion
+from vhost_user.units import GIB, ByteCount, GuestAddress, UserAddress
+
+
+def other_region(fd: int, n: int, size: int = BLOCK) -> SharedRegion:
+    return SharedRegion(GuestAddress(GIB + n * BLOCK), ByteCount(size), fd)
+
+
+@pytest.fixture
+def alone() -> Iterator[tuple[FakeDaemon, Frontend, int]]:
+    fd = os.memfd_create("region", os.MFD_CLOEXEC)
+    try:
+        with daemon_at() as (daemon, frontend):
+            yield daemon, frontend, fd
+    finally:
+        os.close(fd)
+
+
+def test_several_regions_come_and_go_together(alone: tuple[FakeDaemon, Frontend, int]) -> None:
+    daemon, frontend, fd = alone
+    regions = [other_region(fd, n) for n in range(4)]
+    frontend.regions.share([])
+    frontend.regions.unshare([])
+    frontend.regions.share(regions)
+    assert list(frontend.regions) == regions
+    assert daemon.requests[-5:] == [ADD] * 4 + [GET_FEATURES]
+    with pytest.raises(UsageError, match="is shared"):
+        frontend.regions.unshare([regions[0], other_region(fd, 9)])
+    assert len(daemon.regions) == 4
+    daemon.refuses, daemon.chances = {REM}, 2
+    with pytest.raises(Refused):
+        frontend.regions.unshare(regions)
+    assert len(daemon.regions) == len(frontend.regions) == 4
+    daemon.behave()
+    frontend.regions.unshare([regions[1], regions[1], regions[3]])
+    assert list(frontend.regions) == [regions[0], regions[2]]
+    assert sorted(daemon.regions) == [regions[0].guest_address, regions[2].guest_address]
+
+
+def test_overlapping_regions_are_refused(alone: tuple[FakeDaemon, Frontend, int]) -> None:
+    daemon, frontend, fd = alone
+    frontend.regions.share([other_region(fd, 1), other_region(fd, 3)])
+    for regions in (
+        [other_region(fd, 0, BLOCK + 1)],
+        [other_region(fd, 3, 4096)],
+        [other_region(fd, 0), other_region(fd, 0, 4096)],
+        [SharedRegion(GuestAddress(0), ByteCount(BLOCK), fd, user_address=UserAddress(GIB + BLOCK + 4096))],
+    ):
+        with pytest.raises(UsageError, match="overlaps"):
+            frontend.regions.share(regions)
+    frontend.regions.share([other_region(fd, 0), other_region(fd, 2)])
+    assert len(daemon.regions) == 4
