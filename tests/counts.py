@@ -73,3 +73,15 @@ TABLES_UNDER_LOAD = count(quick=300, ci=3_000, soak=30_000)
 
 # Reads and writes that libblkio does on our block device, by qemu-io.
 QEMU_IO_COMMANDS = count(quick=200, ci=2_000, soak=20_000)
+
+# Times that each of a guest's two disks is killed at a moment that nobody chose, and another process takes over.
+BLOCK_DEVICE_KILLS = count(quick=2, ci=5, soak=20)
+
+# Rounds in which two processes mark every second page of the same dirty log at once.
+DIRTY_LOG_ROUNDS = count(quick=500, ci=5_000, soak=50_000)
+
+# Back ends killed by SIGKILL with requests in flight, for each format of ring.
+INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
+
+# Inflight areas of random bytes, or with some of their bytes changed, that a queue is made with.
+HOSTILE_INFLIGHT_AREAS = count(quick=1_000, ci=10_000, soak=100_000)

@@ -63,13 +63,18 @@ class Record(NamedTuple):
     mark: bytes
 
     @classmethod
+    def number(cls, path: Path) -> int:
+        """How many were appended to the file, as yet."""
+        return path.stat().st_size // RECORD.size
+
+    @classmethod
     def read(cls, path: Path) -> list[Record]:
         """All that were appended to the file, in order."""
         return [cls(*fields) for fields in RECORD.iter_unpack(path.read_bytes())]
 
 
 class BlockDevice(Device):
-    """The image at `path` as a disk. Only one at a time may append to `record`."""
+    """The image at `path` as a disk whose serial number is the file's name. Only one at a time may append to `record`."""
 
     name = "block"
     max_queue_size = 256
@@ -78,6 +83,7 @@ class BlockDevice(Device):
     def __init__(
         self, path: Path, *, queues: int = 1, record: Path | None = None, shuffle: random.Random | None = None
     ) -> None:
+        self.identifier = path.name.encode()
         self.queue_count = queues
         self.executed = 0
         self.sessions = 0
@@ -144,7 +150,7 @@ class BlockDevice(Device):
                 os.fdatasync(self._image)
             elif kind == GET_ID:
                 size = min(room, ID_SIZE)
-                chain.write(b"block device".ljust(ID_SIZE, b"\0")[:size])
+                chain.write(self.identifier.ljust(ID_SIZE, b"\0")[:size])
             else:
                 status = UNSUPPORTED
         except OSError:
@@ -200,17 +206,19 @@ def block_device(
 
 
 class _Reporting(BlockDevice):
-    """Prints what the front end acked when a ring is first served."""
+    """Prints what the front end acked: when it kicks, and it is not what it acked before."""
 
     server: Server
-    reported = 0
+    reported = ""
 
     def on_kick(self, vring: Vring) -> bool:
         link = self.server.endpoints[0].link
-        if self.reported != self.sessions and link is not None:
-            self.reported = self.sessions
-            names = " ".join(feature.name or "?" for feature in link.session.negotiated.protocol_features)
-            sys.stdout.write(f"session {self.sessions}: acked: {self.acked:#x} protocol: {names}\n")
+        assert link is not None
+        names = " ".join(feature.name or "?" for feature in link.session.negotiated.protocol_features)
+        report = f"session {self.sessions}: acked: {self.acked:#x} protocol: {names}\n"
+        if report != self.reported:
+            self.reported = report
+            sys.stdout.write(report)
             sys.stdout.flush()
         return super().on_kick(vring)
 
