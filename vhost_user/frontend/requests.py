@@ -36,6 +36,10 @@ from vhost_user.owned_fd import OwnedFd
 Answer = TypeVar("Answer", bound=Payload)
 
 
+def _nothing() -> None:
+    """What there is to do for a descriptor that is watched no more."""
+
+
 class Requests:
     """The front end's side of the main socket. `timeout` in seconds is for each request. Any thread may ask."""
 
@@ -159,16 +163,24 @@ class Requests:
             received = connection.receive_now()
             if received is not None:
                 return received
-            poll = select.poll()
-            for fd in (connection.fileno(), *self.watched):
-                poll.register(fd, select.POLLIN)
-            # Somebody who always has something for us to look after may not have us wait for ever.
-            left = deadline - time.monotonic()
-            ready = poll.poll(left * 1000) if left > 0 else []
-            if not ready:
+            if not self.wait_readable(connection.fileno(), deadline - time.monotonic()):
                 raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
-            for fd, _ in ready:
-                self.watched.get(fd, lambda: None)()
+
+    def wait_readable(self, fd: int, timeout: float) -> bool:
+        """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
+        can."""
+        deadline = time.monotonic() + timeout
+        while True:
+            poll = select.poll()
+            for each in (fd, *self.watched):
+                poll.register(each, select.POLLIN)
+            left = max(0.0, deadline - time.monotonic())
+            ready = [each for each, _ in poll.poll(left * 1000)]
+            for each in ready:
+                self.watched.get(each, _nothing)()
+            # Who always has something for us to look after may not have us wait for ever.
+            if fd in ready or left == 0.0:
+                return fd in ready
 
     def renew(self, connection: Connection) -> None:
         """Go on with another connection, on which nothing is negotiated yet."""

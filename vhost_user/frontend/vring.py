@@ -5,7 +5,6 @@ The front end doesn't touch the ring; a driver does, in the guest, or one of `vh
 
 from __future__ import annotations
 
-import select
 from typing import TYPE_CHECKING
 
 from vhost_user.errors import PeerError, UsageError
@@ -104,10 +103,9 @@ class FrontendVring:
             self._send_address()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for a call, `timeout` seconds at most; whether there was one."""
-        poll = select.poll()
-        poll.register(self.call, select.POLLIN)
-        return bool(poll.poll(timeout * 1000)) and self.call.take()
+        """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked after
+        meanwhile."""
+        return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
 
     @property
     def failed(self) -> bool:

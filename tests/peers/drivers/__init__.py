@@ -1,0 +1,1 @@
+"""Small guests made of Python: each drives one kind of device through the rings of a front end."""
