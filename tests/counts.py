@@ -85,3 +85,11 @@ INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
 
 # Inflight areas of random bytes, or with some of their bytes changed, that a queue is made with.
 HOSTILE_INFLIGHT_AREAS = count(quick=1_000, ci=10_000, soak=100_000)
+
+# Blocks shared with a daemon of others and taken back again while its requests go on, and times that its ring is
+# stopped and started under them.
+REGIONS_UNDER_LOAD = count(quick=200, ci=1_000, soak=10_000)
+RING_RESTARTS = count(quick=100, ci=1_000, soak=10_000)
+
+# Unplugs while a daemon writes to every block of the region all the time.
+UNPLUGS_UNDER_TOUCH = count(quick=200, ci=2_000, soak=20_000)

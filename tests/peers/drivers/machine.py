@@ -1,4 +1,4 @@
-"""A machine's memory as a back end gets it, boot RAM and hotplugged blocks, and a queue in it with a driver at our end."""
+"""A machine's memory as a back end gets it, boot RAM and hotplugged blocks; and a queue in it, with a driver."""
 
 from __future__ import annotations
 
