@@ -18,7 +18,9 @@ from vhost_user.message import (
     F_LOG_ALL,
     U64,
     FrontendRequest,
+    Log,
     MacAddress,
+    Opaque,
     PackedBase,
     ProtocolFeature,
     SingleMemoryRegion,
@@ -26,7 +28,7 @@ from vhost_user.message import (
     VringFd,
     VringState,
 )
-from vhost_user.units import GuestAddress, UserAddress
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
 
 
 def confirm_often(frontend: Frontend) -> None:
@@ -271,17 +273,28 @@ def test_overlap_and_unknown_regions_are_refused() -> None:
         ring.echo(b"as before")
 
 
-def test_a_truncated_file_ends_the_session_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("what", ["region", "dirty log"])
+def test_a_truncated_file_ends_the_session_and_not_the_server(what: str, caplog: pytest.LogCaptureFixture) -> None:
     with pair() as both:
         ring = start_ring(both.frontend, both.ram)
+        ring.echo(b"before")
+        if what == "region":
+            file = os.dup(both.ram.fd)
+        else:
+            file = os.memfd_create("log", os.MFD_CLOEXEC)
+            os.ftruncate(file, 4096)
+            log = Log(ByteCount(4096), HostOffset(0))
+            both.frontend.requests.ask(FrontendRequest.SET_LOG_BASE, Opaque, log, [file])
+            both.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(both.frontend.features | F_LOG_ALL))
         ring.send(b"x" * 16)
         with caplog.at_level(logging.WARNING):
-            os.ftruncate(both.ram.fd, 0)
+            os.ftruncate(file, 0)
             ring.vring.kick.signal()
             with pytest.raises(PeerError):
                 confirm_often(both.frontend)
         os.ftruncate(both.ram.fd, SIZE)
-        assert "region" in caplog.text
+        os.close(file)
+        assert what in caplog.text
 
 
 # The device.

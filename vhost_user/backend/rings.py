@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 
 from vhost_user.backend.answer import Answer, Handler
@@ -207,10 +208,11 @@ class RingHandlers:
             vring.base = 0
 
     def close(self) -> None:
-        """Stop everything, for good."""
-        for vring in self.vrings:
-            self.stop(vring)
-            vring.close()
+        """Stop everything, for good; each ring, whatever the device makes of the one before."""
         self._closed = True
         if self._poll_timer is not None:
             self._poll_timer.cancel()
+        with ExitStack() as steps:
+            for vring in self.vrings:
+                steps.callback(vring.close)
+                steps.callback(self.stop, vring)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from vhost_user.backend.answer import Answer, Deferred, Handler
 from vhost_user.backend.channel import BackendChannel
@@ -230,18 +231,29 @@ class Session:
 
     def require_memory(self) -> None:
         """Raise PeerError where memory that the front end shares is gone, because its file was truncated."""
-        region = self.negotiated.memory.dead_region()
-        if region is not None:
-            raise PeerError("region", region, "memory as long as it is shared", "don't truncate its file")
+        negotiated = self.negotiated
+        if (region := negotiated.memory.dead_region()) is not None:
+            gone = f"region {region}"
+        elif negotiated.log is not None and negotiated.log.dead:
+            gone = "dirty log"
+        elif negotiated.inflight is not None and negotiated.inflight.dead:
+            gone = "inflight area"
+        else:
+            return
+        raise PeerError("memory", gone, "stays as long as it is shared", "don't truncate its file")
 
     def close(self) -> None:
-        """Stop all rings, let go of everything that is the front end's, and tell the device."""
-        self.rings.close()
-        self.postcopy.close()
-        self.structures.close()
-        self._close_channel()
-        self.device.disconnected()
-        self.negotiated.memory.close()
+        """Stop all rings, let go of everything that is the front end's, and tell the device.
+
+        Each step is taken, whatever the ones before it raise.
+        """
+        with ExitStack() as steps:  # the last one first
+            steps.callback(self.negotiated.memory.close)
+            steps.callback(self.device.disconnected)
+            steps.callback(self._close_channel)
+            steps.callback(self.structures.close)
+            steps.callback(self.postcopy.close)
+            steps.callback(self.rings.close)
 
 
 def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> ProtocolFeature:

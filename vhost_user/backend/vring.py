@@ -120,7 +120,7 @@ class Vring:
         self._require_stopped("size", size)
         if not 1 <= size <= self.max_size:
             raise PeerError(f"{self} size", size, f"1 to {self.max_size} entries")
-        if not self._negotiated.packed and not is_power_of_two(size):
+        if self._is_split and not is_power_of_two(size):
             raise PeerError(f"{self} size", size, "a power of two, as the ring is a split one")
         self.size = size
 
@@ -138,9 +138,14 @@ class Vring:
     def set_base(self, num: int) -> None:
         """SET_VRING_BASE: where a split ring, or the two positions where a packed one, goes on."""
         self._require_stopped("base", num)
-        if not self._negotiated.packed and num >= 1 << 16:
+        if self._is_split and num >= 1 << 16:
             raise PeerError(f"{self} base", num, "a 16-bit index, as the ring is a split one")
         self.base = num
+
+    @property
+    def _is_split(self) -> bool:
+        """Whether that is known: before SET_FEATURES a ring may become either."""
+        return self._negotiated.features_set and not self._negotiated.packed
 
     def _require_stopped(self, what: str, value: object) -> None:
         if self.queue is not None:
