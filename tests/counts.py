@@ -93,3 +93,6 @@ RING_RESTARTS = count(quick=100, ci=1_000, soak=10_000)
 
 # Unplugs while a daemon writes to every block of the region all the time.
 UNPLUGS_UNDER_TOUCH = count(quick=200, ci=2_000, soak=20_000)
+
+# Slots of one block that a daemon has at once, half of which then go in as many runs.
+SLOTS_AT_ONCE = count(quick=600, ci=4_000, soak=4_000)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.counts import SLOTS_AT_ONCE
 from tests.sharing.daemon import ADD, GET_FEATURES, REM, TABLE
 from tests.sharing.helpers import (
     ACK,
@@ -181,6 +182,23 @@ def test_no_more_regions_than_an_unplug_all_can_wait_for() -> None:
         share = manager.share(frontend)
         assert share.plan.limit == MOST_REGIONS
         assert share.plan.slot_size("mem0") == 8 * BLOCK
+
+
+def test_thousands_of_slots_in_as_many_runs() -> None:
+    line = ONE_ZONE.replace("128M", f"{2 * SLOTS_AT_ONCE}M")
+    with manage(line) as manager, daemon_at(2**63) as (daemon, frontend):
+        share = manager.share(frontend)
+        assert share.plan.slot_size("mem0") == BLOCK
+        assert plug(manager, 0, SLOTS_AT_ONCE) is ACK
+        for block in range(0, SLOTS_AT_ONCE, 2):
+            assert unplug(manager, block) is ACK
+        assert slots_of(daemon, manager) == [(block, 1) for block in range(1, SLOTS_AT_ONCE, 2)]
+        daemon.refuses, daemon.chances = {REM}, SLOTS_AT_ONCE // 2 - 1
+        assert unplug_all(manager) is BUSY
+        assert len(slots_of(daemon, manager)) == SLOTS_AT_ONCE // 2
+        daemon.behave()
+        assert manager.system_reset()
+        assert slots_of(daemon, manager) == []
 
 
 # Refusals.
@@ -445,7 +463,8 @@ def test_a_daemon_that_refuses_at_first_has_nothing() -> None:
         with pytest.raises(Refused):
             manager.share(frontend)
         assert daemon.regions == {}
-        assert manager.shares == service_of(manager).listeners == []
+        assert not manager.shares
+        assert not service_of(manager).listeners
         daemon.end()
         with pytest.raises(Disconnected):
             manager.share(frontend)
