@@ -216,8 +216,8 @@ def test_a_ring_is_stopped_and_started_while_another_is_busy(
 def test_nothing_is_lost_when_a_ring_is_stopped_with_requests_in_flight(
     storage_daemon: Peer, image: Path, rng: random.Random, figure: Callable[[str, object], None]
 ) -> None:
-    """This daemon stops without waiting for them, against the document, and closes when one completes before the ring is
-    started again. Then a front end has to reconnect."""
+    """This daemon stops without waiting for them, against the document, and closes when one completes before the ring
+    is started again. Then a front end has to reconnect."""
     content = fill(image, rng, 64 * Traffic.SIZE)
     closed = 0
     with connected(storage_daemon) as (guest, frontend):

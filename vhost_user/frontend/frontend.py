@@ -22,6 +22,7 @@ from vhost_user.frontend.channel import ChannelHandler, FrontendChannel
 from vhost_user.frontend.log import SharedLog
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
+from vhost_user.frontend.state import MAX_STATE, TIME_LIMIT, load_state, save_state
 from vhost_user.frontend.vring import FrontendVring
 from vhost_user.message import (
     CONFIG_LIVE_MIGRATION,
@@ -219,6 +220,27 @@ class Frontend:
         self.requests.tell(FrontendRequest.RESET_DEVICE)
         for vring in self.vrings.values():
             vring.started = vring.enabled = False
+
+    def save_state(self, *, limit: int = MAX_STATE, timeout: float = TIME_LIMIT) -> bytes:
+        """What the device knows that is not in guest memory, for another back end. All rings are stopped.
+
+        Raises UsageError while one is started, and what `state.save_state` does.
+        """
+        self._require_suspended()
+        return save_state(self.requests, limit=limit, timeout=timeout)
+
+    def load_state(self, state: bytes, *, timeout: float = TIME_LIMIT) -> None:
+        """Have the back end take up where another one saved `state`; then start the rings where that one stopped them.
+
+        Raises UsageError while a ring is started, and what `state.load_state` does.
+        """
+        self._require_suspended()
+        load_state(self.requests, state, timeout=timeout)
+
+    def _require_suspended(self) -> None:
+        self._require(ProtocolFeature.DEVICE_STATE)
+        if started := [vring.index for vring in self.vrings.values() if vring.started]:
+            raise UsageError("rings", started, "all are stopped while state is transferred", "stop them first")
 
     # Inflight.
 

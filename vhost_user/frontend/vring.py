@@ -103,8 +103,8 @@ class FrontendVring:
             self._send_address()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked after
-        meanwhile."""
+        """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked
+        after meanwhile."""
         return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
 
     @property
