@@ -84,14 +84,17 @@ class RingHandlers:
     def _set_vring_kick(self, payload: VringFd, fds: list[OwnedFd]) -> None:
         vring = self[payload.index]
         kick = Event.to_wait(fds[0]) if fds else None
+        was_started = vring.started
         try:
-            if not vring.started:
+            if not was_started:
                 vring.start()
         except BaseException:
             if kick is not None:
                 kick.close()
             raise
         self._replace_kick(vring, kick)
+        if not was_started:
+            vring.call_again()
         self._serve(vring)  # what was made available before needs no kick
 
     def _replace_kick(self, vring: Vring, kick: Event | None) -> None:
@@ -114,8 +117,8 @@ class RingHandlers:
         if vring.call is not None:
             vring.call.close()
         vring.call = call
-        if call is not None and vring.started:
-            call.signal()  # what was pushed while the descriptors changed may have gone untold
+        if vring.started:
+            vring.call_again()
 
     def _set_vring_err(self, payload: VringFd, fds: list[OwnedFd]) -> None:
         vring = self[payload.index]

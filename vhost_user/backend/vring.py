@@ -223,6 +223,15 @@ class Vring:
         self.broken, self.polled, self.in_flight = None, False, 0
         return self.base
 
+    def call_again(self) -> None:
+        """Call the driver without a reason: of what was pushed before, it may not have heard.
+
+        A back end that is killed between a used element and its call leaves the driver asleep with the element in front
+        of it, and no queue can tell. A call while the descriptor is replaced goes to the old one.
+        """
+        if self.call is not None:
+            self.call.signal()
+
     def moved(self) -> bool:
         """Whether the front end's memory no longer has the running ring where it was."""
         if self.queue is None or self.address is None:
