@@ -7,20 +7,44 @@ from pathlib import Path
 
 import pytest
 
+from vhost_user.backend import Device, Server
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program, _ = PROGRAMS
     exec(compile(program, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" at ")[0] for line in lines[:-1]] == ["0x0 + 0x10000000", "0x100000000 + 0x40000000"]
     assert lines[-1] == str(256 << 20)
 
 
+def test_the_example_with_a_daemon_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, program = PROGRAMS
+    path = str(tmp_path / "s")
+    assert "/run/virtiofsd.sock" in program
+    with Server() as server:
+        server.listen(path, Device())
+        with server.in_thread():
+            exec(compile(program.replace("/run/virtiofsd.sock", path), "README.md", "exec"), {})
+    plan, unplugged = capsys.readouterr().out.splitlines()
+    comment = re.search(r"share\.plan\)  # (.*)", program)
+    assert comment is not None
+    assert plan == comment[1]
+    assert unplugged == "0"
+
+
 def test_every_file_that_is_named_is_there() -> None:
     named = set(re.findall(r"`([\w./]+?(?:/|\.py|\.toml)|\.ci/run|scripts/\w+)", README))
     assert len(named) > 10
-    missing = [name for name in named if not any((top / name).exists() for top in (ROOT, ROOT / "virtio_mem"))]
+    missing = [
+        name
+        for name in named
+        if not any((top / name).exists() for top in (ROOT, ROOT / "virtio_mem", ROOT / "vhost_user"))
+    ]
     assert not missing
