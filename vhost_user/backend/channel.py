@@ -8,13 +8,17 @@ is taken when it comes. A front end that doesn't read its channel loses notices,
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vhost_user.connection import Connection
+from vhost_user.connection import Connection, require_stream_socket
 from vhost_user.errors import PeerError, TimedOut
 from vhost_user.message import U64, BackendRequest, name_of, spec_of
 from vhost_user.message.numbers import ProtocolFeature
+from vhost_user.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 
@@ -80,3 +84,29 @@ class BackendChannel:
         while self._waiting:
             _, on_reply = self._waiting.popleft()
             on_reply(False)
+
+
+def require_channel(fd: OwnedFd) -> socket.socket:
+    """The socket behind a descriptor that came for the channel. Takes it over; PeerError for what can't be one.
+
+    That is also a front end's end of a connection to this process: its own, or that of another session. Held here, it
+    would keep that session from ever ending, as the front end could go and the connection would still be open. The
+    kernel names us as its peer, and one of the ends has the name that was listened at; a pair of sockets has none, so
+    a front end may live in this process.
+    """
+    sock = require_stream_socket(fd)
+    try:
+        pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if pid == os.getpid() and (sock.getpeername() or sock.getsockname()):
+            raise PeerError("descriptor", "a connection to this process", "a socket whose other end is the front end's")
+    except OSError as error:
+        sock.close()
+        raise PeerError("descriptor", os.strerror(error.errno or 0), "a socket that is connected") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred of unix(7): process, user, group."""

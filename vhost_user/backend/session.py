@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from vhost_user.backend.answer import Answer, Deferred, Handler
-from vhost_user.backend.channel import BackendChannel
+from vhost_user.backend.channel import BackendChannel, require_channel
 from vhost_user.backend.device import DEVICE_SPECIFIC, Device
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.memory import MemoryHandlers
@@ -26,7 +26,7 @@ from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
 from vhost_user.backend.postcopy import PostcopyHandlers
 from vhost_user.backend.rings import RingHandlers
 from vhost_user.backend.structures import StructureHandlers
-from vhost_user.connection import Connection, Received, require_stream_socket
+from vhost_user.connection import Connection, Received
 from vhost_user.errors import Disconnected, FieldError, PeerError
 from vhost_user.message import (
     F_LOG_ALL,
@@ -173,7 +173,7 @@ class Session:
         self.negotiated.memory.gpa_addresses = ProtocolFeature.GPA_ADDRESSES in features
 
     def _set_backend_req_fd(self, _: object, fds: list[OwnedFd]) -> None:
-        sock = require_stream_socket(fds[0])
+        sock = require_channel(fds[0])
         self._close_channel()
         self.channel = BackendChannel(Connection(sock, "back-end channel"), self._acked)
         self._loop.watch(self.channel, self._answer)
