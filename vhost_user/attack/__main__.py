@@ -1,0 +1,116 @@
+"""The command: python -m vhost_user.attack SOCKET."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vhost_user.attack.catalogue import ATTACKS, choose
+from vhost_user.attack.oracles import Daemon
+from vhost_user.attack.report import Report, as_json
+from vhost_user.attack.runner import Runner, Verdict
+from vhost_user.attack.theme import Attack
+from vhost_user.errors import FieldError
+
+_DESCRIPTION = """\
+Attacks the vhost-user daemon that listens at SOCKET, in every way that a front end and its guest have, and says what
+became of it. The daemon must serve nobody else meanwhile, and nothing that it serves should be of value.
+"""
+
+_EPILOGUE = """\
+After each attack a good front end comes, and has to be served. A daemon of the same user on the same machine is looked
+at from outside too: it must not hold more descriptors and shared mappings than before. Memory of the attacker that the
+daemon had no business with must not change.
+
+verdicts:
+  passed       it closed, refused, ignored, or did what may be done (--verbose says which)
+  accepted     it said that it did what can't be done; nothing broke that we could see
+  FAILED       it crashed, hung, leaked, or wrote where it must not
+  not reached  it refused what comes before the attack proper
+  not offered  it doesn't have the feature that the attack is about
+
+exit status:
+  0  no attack FAILED     1  at least one did     2  the daemon could not be judged
+
+examples:
+  python -m vhost_user.attack /run/blk.sock
+  python -m vhost_user.attack /run/blk.sock --only 'memory.*' framing.fds-9 --verbose
+  python -m vhost_user.attack /tmp/fs.sock --restart 'virtiofsd --socket-path=/tmp/fs.sock --shared-dir=/tmp/share'
+"""
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vhost_user.attack",
+        description=_DESCRIPTION,
+        epilog=_EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("socket", nargs="?", metavar="SOCKET", help="path of the socket that the daemon listens at")
+    add("--list", action="store_true", help="print the attacks, what each does, and where it comes from")
+    add("--only", nargs="+", default=[], metavar="NAME", help="make only these; shell patterns are allowed")
+    add("--restart", default="", metavar="COMMAND", help="starts the daemon where it has ended, by itself or by us")
+    add("--pid", type=int, default=0, help="the daemon's process, where it is not the one that listens")
+    add("--timeout", type=float, default=5.0, metavar="SECONDS", help="for each answer of the daemon (default: 5)")
+    add("--patience", type=float, default=0.1, metavar="SECONDS", help="where none is likely (default: 0.1)")
+    add("--seed", type=int, help="repeats the random parts of another run")
+    add("--json", metavar="FILE", help="write all results there; - is the standard output, and then no table")
+    add("--verbose", action="store_true", help="a line for each attack, not only for what matters")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    parser = _arguments()
+    options = parser.parse_args(arguments)
+    try:
+        attacks = choose(options.only)
+    except FieldError as error:
+        parser.error(str(error))
+    report = Report(sys.stderr if options.json == "-" else sys.stdout, verbose=options.verbose)
+    if options.list:
+        for attack in attacks:
+            report.line(f"{attack.name}: {attack.says} [{attack.source}]")
+        report.line(f"{len(attacks)} of {len(ATTACKS)} attacks")
+        return 0
+    if options.socket is None:
+        parser.error("SOCKET is missing: the path of the socket that the daemon listens at")
+    seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
+    try:
+        with (
+            Daemon(options.socket, restart=options.restart, pid=options.pid, timeout=options.timeout) as daemon,
+            Runner(daemon, timeout=options.timeout, patience=options.patience, seed=seed) as runner,
+        ):
+            return _run(runner, attacks, report, options.json)
+    except FieldError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+
+
+def _run(runner: Runner, attacks: Sequence[Attack], report: Report, json: str | None) -> int:
+    offer = runner.offer
+    report.line(f"daemon: {runner.daemon.path}, {f'process {runner.daemon.pid}' if runner.daemon.pid else 'unseen'}")
+    report.line(f"offers: features {offer.features:#x}, protocol features {int(offer.protocol):#x}")
+    if runner.one_shot:
+        report.line("it ends with its front end, so leaks are not looked for")
+    elif not runner.daemon.watched:
+        report.line("its process can't be seen from here, so leaks are not looked for")
+    report.line(f"seed: {runner.seed} (repeat with --seed {runner.seed})")
+    results = []
+    for result in runner.run(attacks):
+        results.append(result)
+        report.result(result)
+    report.close(results)
+    if json == "-":
+        sys.stdout.write(as_json(runner, results) + "\n")
+    elif json:
+        Path(json).write_text(as_json(runner, results) + "\n")
+    return 1 if any(result.verdict in {Verdict.FAILED, Verdict.NOT_MADE} for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
