@@ -7,8 +7,9 @@ to that file for each request that it executed, after the request's effect and b
 element: an entry says which request was executed, and by which process. What is in the page cache outlives a process,
 however that ends.
 
-With `shuffle` it takes all that is available before it executes the first request, and executes in a random order, as
-a disk with a queue of its own would. Without, it executes each request as it takes it.
+With `shuffle` it is like a disk with a queue of its own: it takes all that is available before it executes the first
+request, executes in a random order, and takes its time, before an effect and after it, so that whoever kills it mostly
+finds something half done. Without, it executes each request as it takes it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import random
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.peers.processes import Peer, running
-from vhost_user.backend import PROTOCOL_FEATURES, Device, Server, Vring
+from vhost_user.backend import PROTOCOL_FEATURES, Device, Endpoint, Server, Vring
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.message import ProtocolFeature
@@ -47,6 +49,9 @@ CONFIG = struct.Struct("<Q I I 4x I 8x x x H 60x")  # capacity, size_max, seg_ma
 
 PIECE = MIB
 """Bytes that are copied at a time: a driver chooses how long a request is, and 4 GiB would be allowed."""
+
+PAUSE = 0.001
+"""Seconds at most that a device with `shuffle` waits before a request's effect, and again before its used element."""
 
 MARK_SIZE = 32
 RECORD = struct.Struct(f"=IIIQI{MARK_SIZE}s")
@@ -74,7 +79,7 @@ class Record(NamedTuple):
 
 
 class BlockDevice(Device):
-    """The image at `path` as a disk whose serial number is the file's name. Only one at a time may append to `record`."""
+    """The image at `path` as a disk whose serial number is the file's name. One at a time appends to `record`."""
 
     name = "block"
     max_queue_size = 256
@@ -123,12 +128,11 @@ class BlockDevice(Device):
         more = vring.serve(self._kept.append)
         self._shuffle.shuffle(self._kept)
         while self._kept:
-            chain = self._kept.pop()
-            try:
-                vring.push(chain, self._execute(vring.index, chain))
-            except PeerError:
-                vring.push(chain, 0)
-        vring.notify()
+            time.sleep(self._shuffle.uniform(0, PAUSE))
+            written = self._execute(vring.index, self._kept[-1])
+            time.sleep(self._shuffle.uniform(0, PAUSE))
+            vring.push(self._kept.pop(), written)
+            vring.notify()
         return more
 
     def stopped(self, vring: Vring) -> None:
@@ -203,6 +207,18 @@ def block_device(
     command += [f"--without={int(without)}"]
     with running("block-device", "ours", command, directory, socket, environment={"PYTHONPATH": str(ROOT)}) as peer:
         yield peer
+
+
+@contextmanager
+def served(
+    socket: Path, device: BlockDevice, protocol_features: ProtocolFeature = PROTOCOL_FEATURES
+) -> Iterator[Endpoint]:
+    """A device in a thread of this process, which listens at `socket`; it is closed at the end."""
+    with Server(protocol_features=protocol_features) as server:
+        endpoint = server.listen(socket, device)
+        with server.in_thread():
+            yield endpoint
+    device.close()
 
 
 class _Reporting(BlockDevice):

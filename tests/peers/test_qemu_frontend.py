@@ -1,8 +1,14 @@
-"""QEMU as the front end, with a Linux guest under TCG whose disks are our block device, in processes of their own.
+"""QEMU as the front end, with a Linux guest under TCG whose disks are our block device.
 
 The guest's writers go round and round: each fills an area of a disk that is its own with blocks that say which round
 they are of, reads it back past its page cache, compares checksums, and prints the round's. The test has the last word,
-by the images and by the record of what the devices executed.
+by the image and by the record of what the device executed.
+
+What a kill can do. The driver hears of each request once: of one that it has not asked for it complains, and one that
+it does not hear of it waits for, so that its writer never ends. A device that is killed between a request's effect and
+its used element leaves the request in flight, and the next device executes it again. Ours does one request at a time,
+whatever it has taken: that is one request in a death at most, and never twice in one life. To write the same block
+again changes nothing, since no other request for it can be on its way before this one was answered.
 """
 
 from __future__ import annotations
@@ -13,36 +19,35 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests import counts
-from tests.peers.block_device import OUT, Record, block_device
+from tests.peers.block_device import OUT, BlockDevice, Record, block_device, served
 from tests.peers.guest import make_initrd
-from tests.peers.processes import Peer, wait_until
-from tests.peers.qemu import Qemu, qemu
+from tests.peers.processes import Peer, unused, wait_until
+from tests.peers.qemu import Qemu, qemu, qemu_io
 from vhost_user.message import ProtocolFeature
-from vhost_user.units import MIB
+from vhost_user.units import KIB, MIB
 
 pytestmark = pytest.mark.needs_peers
 
-BLOCK = 4096
-BLOCKS = 64
+QUEUES = 2
+BLOCK = 4 * KIB
+BLOCKS = 32
 """Of each writer's area."""
 
 REQUEST_BLOCKS = (1, 1, 4, 16)
 """One writer for each: the blocks that it writes with a single request."""
 
-WRITERS = range(len(REQUEST_BLOCKS))
-
 RING_PACKED = 1 << 34
 
-FUNCTIONS = f"""
-    # writer DISK WRITER BLOCKS: until there is /tmp/stop.
+# On a serial port of its own, as QEMU's messages go to the first one's log, in the middle of lines too.
+WRITERS = f"""
+    # writer DISK NUMBER BLOCKS: until there is /tmp/stop.
     writer() {{
-        name=$1-$2 round=0 at=$(($2 * {BLOCKS} / $3)) size=$(($3 * {BLOCK})) blocks=$(({BLOCKS} / $3))
+        name=$1-$2 round=0 at=$(($2 * {BLOCKS} / $3)) size=$(($3 * {BLOCK})) requests=$(({BLOCKS} / $3))
         while [ ! -e /tmp/stop ]; do
             round=$((round + 1))
             awk -v mark="$name $round" 'BEGIN {{
@@ -50,168 +55,217 @@ FUNCTIONS = f"""
             }}' >/tmp/$name
             sum=$(md5sum </tmp/$name)
             dd if=/tmp/$name of=/dev/$1 bs=$size seek=$at oflag=direct conv=notrunc status=none || echo "FAILED: write"
-            back=$(dd if=/dev/$1 bs=$size skip=$at count=$blocks iflag=direct status=none | md5sum)
+            back=$(dd if=/dev/$1 bs=$size skip=$at count=$requests iflag=direct status=none | md5sum)
             [ "$sum" = "$back" ] || echo "FAILED: $name round $round wrote $sum and read $back"
             echo "round $name $round $sum"
         done
     }}
-    writers() {{
-        for disk in $*; do
-            {"; ".join(f"writer $disk {writer} {size} &" for writer, size in enumerate(REQUEST_BLOCKS)).replace("&;", "&")}
+    exec >/dev/ttyS1 2>&1
+    echo booted
+    for path in /sys/block/vd?; do
+        [ "$(cat $path/serial)" = ${{path##*/}} ] || echo "FAILED: $path is $(cat $path/serial)"
+        number=0
+        for blocks in {" ".join(map(str, REQUEST_BLOCKS))}; do
+            writer ${{path##*/}} $number $blocks &
+            number=$((number + 1))
         done
-    }}
+    done
+    read line </dev/console
+    touch /tmp/stop
+    wait
+    echo ended
 """
 
 
-class Disk:
-    """An image, the device that serves it, and the guest's name for it. `start()` takes over from one that was killed."""
+class Guest:
+    """A VM whose guest writes to all its disks from its boot to `end()`. `disks` are sockets, by the guest's name."""
 
     def __init__(
-        self,
-        stack: ExitStack,
-        directory: Path,
-        name: str,
-        options: str = "",
-        *,
-        shuffle: int | None = None,
-        without: ProtocolFeature = ProtocolFeature.NONE,
+        self, stack: ExitStack, directory: Path, disks: dict[str, Path], options: dict[str, str] | None = None
+    ) -> None:
+        self.written = unused(directory, "written", ".log")
+        arguments = ["-serial", f"file:{self.written}", "-action", "reboot=reset"]
+        for name, socket in disks.items():
+            arguments += ["-chardev", f"socket,id={name},path={socket},reconnect-ms=20"]
+            arguments += [
+                "-device",
+                f"vhost-user-blk-pci,chardev={name},num-queues={QUEUES}{(options or {}).get(name, '')}",
+            ]
+        self.vm: Qemu = stack.enter_context(
+            qemu(directory, *arguments, initrd=make_initrd(directory, WRITERS, ["virtio_blk"]))
+        )
+
+    def output(self) -> str:
+        """What the writers printed."""
+        return self.written.read_text() if self.written.exists() else ""
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        wait_until(lambda: self.output().count(text) >= times, f"the guest prints {text!r}")
+
+    def wait_for_round(self, disk: str) -> None:
+        """Until each writer has completed one more."""
+        for number in range(len(REQUEST_BLOCKS)):
+            text = f"round {disk}-{number} "
+            self.wait_for(text, self.output().count(text) + 1)
+
+    def end(self) -> None:
+        """Have the writers finish their rounds, and the guest power off."""
+        self.vm.send("")
+        assert self.vm.qmp.wait_for_event("SHUTDOWN")["data"]["guest"]
+        assert self.vm.wait() == 0
+        assert "ended" in self.output()
+        self.check()
+
+    def check(self) -> None:
+        """No writer failed, and no driver complained, of an I/O error or of a used element that it knows not."""
+        assert "FAILED" not in self.output()
+        kernel = "\n".join(re.findall(r"\[ *\d+\.\d{6}\].*", self.vm.output()))
+        assert not re.search(r"(?i)error|not a head|blocked for more|call trace", kernel)
+
+    def completed(self, disk: str) -> list[dict[int, str]]:
+        """By writer: each round that was completed since the last boot, and its checksum."""
+        rounds: dict[int, dict[int, str]] = defaultdict(dict)
+        since_boot = self.output().rpartition("booted")[2]
+        for writer, number, checksum in re.findall(rf"round {disk}-(\d) (\d+) (\w+)", since_boot):
+            rounds[int(writer)][int(number)] = checksum
+        for each in rounds.values():
+            assert list(each) == list(range(1, len(each) + 1))
+        return [rounds[number] for number in range(len(REQUEST_BLOCKS))]
+
+    def check_image(self, disk: str, image: Path) -> None:
+        """Each area is of the last round that its writer completed."""
+        areas = memoryview(image.read_bytes())
+        for number, completed in enumerate(self.completed(disk)):
+            area = areas[number * BLOCKS * BLOCK :][: BLOCKS * BLOCK]
+            assert hashlib.md5(area).hexdigest() == completed[len(completed)]
+
+
+def new_image(directory: Path, name: str) -> Path:
+    """The device's serial number is the file's name, and the guest compares it."""
+    path = directory / name
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+class Mortal:
+    """A device in a process of its own, and the image and the record that outlive it."""
+
+    def __init__(
+        self, stack: ExitStack, directory: Path, name: str, rng: random.Random, without: ProtocolFeature
     ) -> None:
         self.name = name
-        self.options = options
-        self.image = directory / name
-        self.image.write_bytes(bytes(MIB))
+        self.image = new_image(directory, name)
         self.socket = directory / f"{name}.sock"
         self.record = directory / f"{name}.record"
-        self._stack = stack
-        self._shuffle = shuffle
-        self._without = without
-        self.peer = self.start()
+        self.deaths = 0
+        self._stack, self._rng, self._without = stack, rng, without
+        self.peer = self._start()
 
-    def start(self) -> Peer:
+    def _start(self) -> Peer:
         device = block_device(
             self.image.parent,
             self.socket,
             self.image,
-            queues=2,
+            queues=QUEUES,
             record=self.record,
-            shuffle=self._shuffle,
+            shuffle=self._rng.randrange(1 << 32),
             without=self._without,
         )
-        self.peer = self._stack.enter_context(device)
-        return self.peer
-
-    def arguments(self) -> list[str]:
-        """QEMU's."""
-        device = f"vhost-user-blk-pci,chardev={self.name},num-queues=2{self.options}"
-        return ["-chardev", f"socket,id={self.name},path={self.socket},reconnect-ms=20", "-device", device]
-
-    def executed(self) -> int:
-        """How many requests, as yet."""
-        return Record.number(self.record)
+        return self._stack.enter_context(device)
 
     def wait_for_requests(self, number: int) -> None:
         """Until so many more were executed."""
         aim = self.executed() + number
-        wait_until(lambda: self.executed() >= aim, f"{self.name} executes {number} requests")
+        wait_until(lambda: self.executed() >= aim, f"{self.name} executes {number} more requests")
 
+    def executed(self) -> int:
+        return Record.number(self.record)
 
-def completed_rounds(console: str) -> dict[tuple[str, int], dict[int, str]]:
-    """By disk and writer: each round that the guest saw completed, and its checksum."""
-    rounds: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
-    for disk, writer, number, checksum in re.findall(r"^round (\w+)-(\d) (\d+) (\w+)", console, re.MULTILINE):
-        rounds[disk, int(writer)][int(number)] = checksum
-    return rounds
+    def die(self) -> None:
+        """By SIGKILL; another process takes over."""
+        self.peer.kill()
+        self.deaths += 1
+        self.peer = self._start()
 
+    def acked(self) -> tuple[int, ProtocolFeature]:
+        """Virtio features and protocol features, as acked last: the firmware's driver comes before the guest's."""
+        features, names = re.findall(r"acked: (\w+) protocol: (.*)\n", self.peer.output())[-1]
+        return int(features, 16), ProtocolFeature(sum(ProtocolFeature[name] for name in names.split()))
 
-def check_console(console: str) -> None:
-    """No writer failed, and no driver complained: of an I/O error, or of a used element that it had no request for."""
-    assert "FAILED" not in console
-    assert not re.search(r"(?i)error|not a head|blocked for more|call trace", console)
-
-
-def check_disk(disk: Disk, console: str, deaths: int) -> int:
-    """Each write that the guest saw completed is in the image and was executed; how many were executed twice.
-
-    The driver hears of a request once: of one that it has not asked for it complains, one that it does not hear of it
-    waits for, and its writer never ends. A device that is killed between a request's effect and its used element leaves
-    it in flight, and the next one executes it again. It does one request at a time, so that is one a death at most,
-    and not twice in one life.
-    """
-    image = disk.image.read_bytes()
-    writes = [entry for entry in Record.read(disk.record) if entry.type == OUT]
-    executions = Counter(entry.mark for entry in writes)
-    rounds = completed_rounds(console)
-    for writer in WRITERS:
-        completed = rounds[disk.name, writer]
-        assert list(completed) == list(range(1, len(completed) + 1)) != []
-        area = image[writer * BLOCKS * BLOCK :][: BLOCKS * BLOCK]
-        assert hashlib.md5(area).hexdigest() == completed[len(completed)]
-        for number in completed:
-            for block in range(0, BLOCKS, REQUEST_BLOCKS[writer]):
-                assert executions[f"{disk.name}-{writer} {number} {block} ".ljust(32).encode()] >= 1
-    assert len({(entry.process, entry.mark) for entry in writes}) == len(writes)
-    twice = executions.total() - len(executions)
-    assert twice <= deaths
-    return twice
-
-
-def boot(stack: ExitStack, directory: Path, script: str, disks: list[Disk], *arguments: str) -> Qemu:
-    initrd = make_initrd(directory, FUNCTIONS + script, ["virtio_blk"])
-    devices = [argument for disk in disks for argument in disk.arguments()]
-    return stack.enter_context(qemu(directory, *devices, *arguments, initrd=initrd))
-
-
-def end(vm: Qemu) -> str:
-    """Have the guest's writers finish their rounds, and the guest power off; all that it printed."""
-    vm.send("")
-    assert vm.qmp.wait_for_event("SHUTDOWN")["data"]["guest"]
-    assert vm.wait() == 0
-    return vm.output()
-
-
-def acked(peer: Peer) -> tuple[int, ProtocolFeature]:
-    """Virtio features and protocol features, as acked last: the firmware's driver comes before the guest's."""
-    lines = re.findall(r"acked: (\w+) protocol: (.*)\n", peer.wait_for_output("protocol:"))
-    features, names = lines[-1]
-    return int(features, 16), ProtocolFeature(sum(ProtocolFeature[name] for name in names.split()))
+    def check(self, guest: Guest) -> int:
+        """Each write that the guest saw completed was executed; how many were executed twice."""
+        guest.check_image(self.name, self.image)
+        writes = [entry for entry in Record.read(self.record) if entry.type == OUT]
+        executions = Counter(entry.mark for entry in writes)
+        for number, completed in enumerate(guest.completed(self.name)):
+            for each in completed:
+                for block in range(0, BLOCKS, REQUEST_BLOCKS[number]):
+                    assert executions[f"{self.name}-{number} {each} {block} ".ljust(32).encode()] >= 1
+        assert len({(entry.process, entry.mark) for entry in writes}) == len(writes)
+        twice = executions.total() - len(executions)
+        assert twice <= self.deaths
+        return twice
 
 
 def test_no_request_is_lost_or_done_twice_when_the_device_is_killed(
     directory: Path, rng: random.Random, figure: Callable[[str, object], None]
 ) -> None:
-    """One disk with split rings whose addresses are the guest's own, and one with packed rings and QEMU's addresses.
+    """One disk has split rings whose addresses are the guest's own, one has packed rings and QEMU's addresses.
 
-    Both execute out of order, so after a kill the rings' indices alone would not tell what is in flight.
+    Both execute out of order, so that the rings' indices alone don't tell what is in flight.
     """
-    script = "writers vda vdb\nread line\ntouch /tmp/stop\nwait\n"
     with ExitStack() as stack:
-        split = Disk(stack, directory, "vda", shuffle=rng.randrange(1 << 32))
-        packed = Disk(
-            stack,
-            directory,
-            "vdb",
-            ",packed=on",
-            shuffle=rng.randrange(1 << 32),
-            without=ProtocolFeature.GPA_ADDRESSES,
-        )
-        vm = boot(stack, directory, script, [split, packed])
+        split = Mortal(stack, directory, "vda", rng, ProtocolFeature.NONE)
+        packed = Mortal(stack, directory, "vdb", rng, ProtocolFeature.GPA_ADDRESSES)
+        guest = Guest(stack, directory, {"vda": split.socket, "vdb": packed.socket}, {"vdb": ",packed=on"})
         for disk in (split, packed):
-            vm.wait_for_output(f"round {disk.name}")
-            features, protocol_features = acked(disk.peer)
+            guest.wait_for_round(disk.name)
+            features, protocol_features = disk.acked()
             assert bool(features & RING_PACKED) == (disk is packed)
             assert bool(protocol_features & ProtocolFeature.GPA_ADDRESSES) == (disk is split)
             assert protocol_features & ProtocolFeature.INFLIGHT_SHMFD
             figure(f"QEMU acked, {disk.name}", f"{features:#x} {protocol_features!r}")
         for _ in range(counts.BLOCK_DEVICE_KILLS):
             for disk in (split, packed):
-                disk.wait_for_requests(rng.randrange(1, 300))
-                disk.peer.kill()
-                disk.start()
+                disk.wait_for_requests(rng.randrange(1, 100))
+                disk.die()
         for disk in (split, packed):
-            disk.wait_for_requests(100)
-        console = end(vm)
-    check_console(console)
-    for disk in (split, packed):
-        twice = check_disk(disk, console, counts.BLOCK_DEVICE_KILLS)
-        figure(f"QEMU requests, {disk.name}", disk.executed())
-        figure(f"QEMU requests executed twice, {disk.name}", f"{twice} in {counts.BLOCK_DEVICE_KILLS} kills")
+            guest.wait_for_round(disk.name)
+        guest.end()
+        for disk in (split, packed):
+            twice = disk.check(guest)
+            figure(f"QEMU requests, {disk.name}", f"{disk.executed():,}, {twice} of them twice in {disk.deaths} kills")
+            assert "read 4096/4096" in qemu_io(directory, disk.socket, "read 0 4k")
+
+
+def test_a_guest_is_stopped_and_reset_and_its_vmm_killed(directory: Path) -> None:
+    image = new_image(directory, "vda")
+    device = BlockDevice(image, queues=QUEUES)
+    socket = directory / "vda.sock"
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(served(socket, device))
+        guest = Guest(stack, directory, {"vda": socket})
+        guest.wait_for_round("vda")
+
+        guest.vm.qmp("stop")
+        executed = device.executed
+        assert endpoint.link is not None
+        assert not endpoint.link.session.rings.any_started
+        assert guest.vm.qmp("query-status")["status"] == "paused"
+        assert device.executed == executed
+        guest.vm.qmp("cont")
+        guest.wait_for_round("vda")
+        assert device.executed > executed
+
+        resets = device.resets
+        guest.vm.qmp("system_reset")
+        guest.wait_for("booted", 2)
+        assert device.resets > resets
+        guest.wait_for_round("vda")
+        assert device.sessions == 1
+
+        guest.vm.kill()
+        wait_until(lambda: not endpoint.connected, "the back end sees QEMU gone")
+        guest.check()
+        assert "read 4096/4096" in qemu_io(directory, socket, "read 0 4k")
+        assert device.sessions == 2

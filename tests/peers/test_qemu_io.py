@@ -7,34 +7,21 @@ keeps one ring. What qemu-io prints is compared too, but the judge is the image.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import counts
-from tests.peers.block_device import OUT, SECTOR, BlockDevice, Record, block_device
+from tests.peers.block_device import OUT, SECTOR, BlockDevice, Record, block_device, served
 from tests.peers.qemu import qemu_io, qemu_io_started
-from vhost_user.backend import PROTOCOL_FEATURES, Endpoint, Server
+from vhost_user.backend import PROTOCOL_FEATURES
 from vhost_user.message import ProtocolFeature
 from vhost_user.units import KIB, MIB
 
 pytestmark = pytest.mark.needs_peers
 
 COMMANDS_AT_ONCE = 200
-
-
-@contextmanager
-def served(
-    socket: Path, device: BlockDevice, protocol_features: ProtocolFeature = PROTOCOL_FEATURES
-) -> Iterator[Endpoint]:
-    """The device in a thread of this process, which is seen to leave nothing open or mapped."""
-    with Server(protocol_features=protocol_features) as server:
-        endpoint = server.listen(socket, device)
-        with server.in_thread():
-            yield endpoint
-    device.close()
 
 
 class Model:
