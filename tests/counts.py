@@ -78,7 +78,7 @@ QEMU_IO_COMMANDS = count(quick=200, ci=2_000, soak=20_000)
 BLOCK_DEVICE_KILLS = count(quick=2, ci=5, soak=20)
 
 # Rounds in which two processes mark every second page of the same dirty log at once.
-DIRTY_LOG_ROUNDS = count(quick=500, ci=5_000, soak=50_000)
+DIRTY_LOG_ROUNDS = count(quick=10_000, ci=100_000, soak=1_000_000)
 
 # Back ends killed by SIGKILL with requests in flight, for each format of ring.
 INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
@@ -96,3 +96,6 @@ UNPLUGS_UNDER_TOUCH = count(quick=200, ci=2_000, soak=20_000)
 
 # Slots of one block that a daemon has at once, half of which then go in as many runs.
 SLOTS_AT_ONCE = count(quick=600, ci=4_000, soak=4_000)
+
+# Frames that DPDK sends back to our front end, for each format of ring.
+ECHOED_FRAMES = count(quick=500, ci=5_000, soak=50_000)
