@@ -11,7 +11,7 @@ from vhost_user.errors import PeerError, UsageError
 from vhost_user.event import Event
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
-from vhost_user.message import VHOST_VRING_F_LOG, FrontendRequest, VringAddr, VringFd, VringState
+from vhost_user.message import VHOST_VRING_F_LOG, FrontendRequest, PackedBase, VringAddr, VringFd, VringState
 from vhost_user.units import GuestAddress
 from vhost_user.vring import PackedLayout, SplitLayout
 
@@ -34,18 +34,17 @@ class FrontendVring:
         self._enable = enable
         self.kick, self.call, self.err = Event.create(), Event.create(), Event.create()
 
-    def start(self, layout: SplitLayout | PackedLayout, base: int = 0, *, enabled: bool = True) -> None:
-        """Have the back end serve the ring at `layout` from `base` on: 0 for a new one, else what `stop()` returned.
+    def start(self, layout: SplitLayout | PackedLayout, base: int | None = None, *, enabled: bool = True) -> None:
+        """Have the back end serve the ring at `layout` from `base` on: what `stop()` returned, or None for a new ring.
 
-        For a new packed ring that is slot 0 with both wrap counters at 1: `PackedBase(0, True, 0, True).to_num()`.
         Raises UsageError where the ring lies in no shared region, Refused where the back end doesn't take it.
         """
         if self.started:
             raise UsageError("ring", self.index, "is not started", "stop it first")
-        self.layout, self.base = layout, base
+        self.layout, self.base = layout, _first_base(layout) if base is None else base
         state = VringState(self.index, layout.size)
         self._requests.tell(FrontendRequest.SET_VRING_NUM, state)
-        self._requests.tell(FrontendRequest.SET_VRING_BASE, VringState(self.index, base))
+        self._requests.tell(FrontendRequest.SET_VRING_BASE, VringState(self.index, self.base))
         self._send_address()
         # Anew at each start: there are back ends that close them when a ring is stopped.
         ring = VringFd(self.index)
@@ -116,3 +115,8 @@ class FrontendVring:
         """Close the descriptors. The back end has its own."""
         for event in (self.kick, self.call, self.err):
             event.close()
+
+
+def _first_base(layout: SplitLayout | PackedLayout) -> int:
+    """Of a new ring. A packed one begins in slot 0 with both wrap counters at 1."""
+    return PackedBase(0, True, 0, True).to_num() if isinstance(layout, PackedLayout) else 0
