@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 DEVICE_SPECIFIC = (
-    ProtocolFeature.DEVICE_STATE | ProtocolFeature.GET_VRING_BASE_INFLIGHT | ProtocolFeature.RARP | ProtocolFeature.MTU
+    ProtocolFeature.DEVICE_STATE
+    | ProtocolFeature.GET_VRING_BASE_INFLIGHT
+    | ProtocolFeature.RARP
+    | ProtocolFeature.MTU
+    | ProtocolFeature.PAGEFAULT
 )
-"""What the back end can do for a device that has `save_state` and `load_state`, `suspend`, `send_rarp`, `set_mtu`."""
+"""What the back end can do for a device that has `save_state` and `load_state`, `suspend`, `send_rarp`, `set_mtu`; and
+for one that may be held up by page faults, see postcopy.py."""
 
 
 class Device:
