@@ -17,8 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.counts import UNPLUGS_UNDER_TOUCH
-from tests.sharing.helpers import ACK, BLOCK, BUSY, manage, plug, service_of, unplug, unplug_all
+from tests.host import HugePagePool
+from tests.sharing.helpers import ACK, BLOCK, BUSY, ONE_ZONE, manage, plug, service_of, unplug, unplug_all
 from vhost_user.connection import connect
 from vhost_user.frontend import Frontend
 from vhost_user.units import MIB, GuestAddress
@@ -71,10 +74,10 @@ class Toucher:
 
 @contextmanager
 def machine_and_toucher(
-    directory: Path, hotplug: HotplugSharing = HotplugSharing.PLUGGED, timeout: float = LATE
+    directory: Path, hotplug: HotplugSharing = HotplugSharing.PLUGGED, timeout: float = LATE, line: str = ONE_ZONE
 ) -> Iterator[tuple[MemoryManager, Toucher, Frontend]]:
     with ExitStack() as stack:
-        manager = stack.enter_context(manage())
+        manager = stack.enter_context(manage(line))
         toucher = Toucher(directory / "toucher.sock")
         stack.callback(toucher.end)
         frontend = stack.enter_context(Frontend.connect(toucher.socket, features=0, timeout=timeout))
@@ -110,6 +113,23 @@ def test_an_unplugged_block_cannot_be_touched(tmp_path: Path) -> None:
         assert held(manager) == 0
         assert toucher.ask("touch 0") == "done", "boot memory stays"
         assert manager.info()["daemons"][0]["shared_unplugged"] == 0
+
+
+@pytest.mark.needs_hugetlb
+def test_nor_can_an_unplugged_huge_page(tmp_path: Path, hugepages: Callable[[int, int], HugePagePool]) -> None:
+    hugepages(2 * MIB, 4)
+    line = ONE_ZONE.replace("size=16M,shared=on", "size=2M,hugepages=on,hugepage_size=2M")
+    with machine_and_toucher(tmp_path, line=line) as (manager, toucher, _):
+        assert plug(manager, 3, 2) is ACK
+        for block in (3, 4):
+            assert toucher.ask(f"touch {address_of(manager, block)}") == "done"
+        assert unplug(manager, 3) is ACK
+        assert held(manager) == BLOCK
+        assert toucher.ask(f"touch {address_of(manager, 3)}") == "no memory"
+        assert toucher.ask(f"touch {address_of(manager, 4)}") == "done"
+        assert unplug_all(manager) is ACK
+        assert toucher.mapped("hotplug") == []
+        assert held(manager) == 0
 
 
 def test_of_a_whole_region_it_can(tmp_path: Path) -> None:

@@ -62,3 +62,24 @@ def test_overlapping_regions_are_refused(alone: tuple[FakeDaemon, Frontend, int]
             frontend.regions.share(regions)
     frontend.regions.share([other_region(fd, 0), other_region(fd, 2)])
     assert len(daemon.regions) == 4
+
+
+def test_addresses_are_translated_within_one_region(alone: tuple[FakeDaemon, Frontend, int]) -> None:
+    _, frontend, fd = alone
+    os.pwrite(fd, b"bytes", 4096)
+    regions = frontend.regions
+    regions.share([SharedRegion(GuestAddress(GIB), ByteCount(BLOCK), fd, user_address=UserAddress(0x1000))])
+    regions.add(other_region(fd, 1))
+    assert regions.to_user(GIB + 4096, 16) == 0x2000
+    assert regions.to_user(GIB + BLOCK, BLOCK) == GIB + BLOCK
+    assert regions.read(GuestAddress(GIB + 4096), 5) == b"bytes"
+    for address, size in ((GIB - 1, 1), (GIB + BLOCK - 1, 2), (GIB - 1, 2), (GIB + 2 * BLOCK, 1)):
+        with pytest.raises(UsageError, match="one shared region"):
+            regions.to_user(address, size)
+
+
+def test_a_back_end_that_comes_back_to_nothing(alone: tuple[FakeDaemon, Frontend, int]) -> None:
+    daemon, frontend, _ = alone
+    frontend.reconnect(daemon.start())
+    assert frontend.connected
+    assert ADD not in daemon.requests

@@ -218,12 +218,13 @@ def test_a_refused_slot_makes_the_plug_busy_and_rolls_back(chances: int) -> None
         assert slots_of(first, manager) == slots_of(second, manager) == [(4, 1), (5, 1), (6, 1)]
 
 
-def test_a_daemon_that_acknowledges_and_then_closes_has_refused() -> None:
+@pytest.mark.parametrize("slots", [None, 509])
+def test_a_daemon_that_acknowledges_and_then_closes_has_refused(slots: int | None) -> None:
     """libvhost-user does so; after that it is gone, and in nobody's way."""
-    with manage() as manager, daemon_at() as (first, front), daemon_at() as (second, other):
+    with manage() as manager, daemon_at() as (first, front), daemon_at(slots) as (second, other):
         manager.share(front)
         share = manager.share(other)
-        second.closes_after = {ADD}
+        second.closes_after = {ADD, TABLE}
         assert plug(manager) is BUSY
         assert slots_of(first, manager) == []
         assert not share.connected
@@ -231,7 +232,7 @@ def test_a_daemon_that_acknowledges_and_then_closes_has_refused() -> None:
         assert slots_of(first, manager) == [(0, 1)]
         second.behave()
         other.reconnect(second.start())
-        assert slots_of(second, manager) == [(0, 1)]
+        assert slots_of(second, manager) == [(0, 1 if slots else 16)]
 
 
 @pytest.mark.parametrize("request_", [REM, TABLE])
