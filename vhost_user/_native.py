@@ -68,6 +68,15 @@ def hugetlb_held(fd: int, offset: int, length: int, page_size: int) -> int:
     return _checked(lib.vu_hugetlb_held(fd, offset, length, page_size))
 
 
+READ: int = lib.VU_READ
+WRITE: int = lib.VU_WRITE
+
+REGION = struct.Struct("=QQQQ")
+"""`struct vu_region`: guest address, size, host address, denied accesses (READ, WRITE)."""
+
+assert REGION.size == ffi.sizeof("struct vu_region")
+
+
 class MemoryTable:
     """Guest memory for the C core: rows of guest address, size and host address, sorted and without overlap.
 
@@ -79,7 +88,16 @@ class MemoryTable:
 
     def __init__(self, rows: Sequence[tuple[int, int, int]], keep: object) -> None:
         self.keep = keep
-        self.pointer = ffi.new("struct vu_memory *", {"count": len(rows), "regions": list(rows)})
+        regions = [(guest, size, host, 0) for guest, size, host in rows]
+        self.pointer = ffi.new("struct vu_memory *", {"count": len(rows), "regions": regions})
+
+    @classmethod
+    def of_regions(cls, regions: Sequence[bytes], keep: object) -> MemoryTable:
+        """The same of rows that were packed as REGION."""
+        table = cls([], keep)
+        table.pointer = ffi.new("struct vu_memory *", {"count": len(regions), "regions": len(regions)})
+        ffi.memmove(table.pointer.regions, b"".join(regions), REGION.size * len(regions))
+        return table
 
 
 _CHARS = ffi.typeof("char[]")
@@ -88,7 +106,7 @@ _uncleared = ffi.new_allocator(should_clear_after_alloc=False)
 
 def memory_read(table: MemoryTable, address: int, size: int) -> bytes:
     """`size` bytes from guest memory; OSError, before any room is made for them, where a part lies in no region."""
-    if not lib.vu_memory_covers(table.pointer, address, size):
+    if not lib.vu_memory_covers(table.pointer, address, size, READ):
         raise _error(-errno.EFAULT)
     buffer = _uncleared(_CHARS, size)
     _checked(lib.vu_memory_read(table.pointer, address, buffer, size))
@@ -100,6 +118,12 @@ def memory_write(table: MemoryTable, address: int, data: bytes | bytearray | mem
     """`data` into guest memory: all of it, or OSError as `GuestMemory.write` says."""
     source = data if type(data) is bytes else ffi.from_buffer(data)
     _checked(lib.vu_memory_write(table.pointer, address, source, len(source)))
+
+
+def memory_lacks(table: MemoryTable, address: int, size: int, access: int) -> int | None:
+    """The first address of a range that can't be accessed so, None where all of it can."""
+    missing = ffi.new("uint64_t *")
+    return int(missing[0]) if lib.vu_memory_lacks(table.pointer, address, size, access, missing) else None
 
 
 def memory_contiguous(table: MemoryTable, address: int, size: int, alignment: int) -> bool:
@@ -214,6 +238,7 @@ assert CHAIN.size == ffi.offsetof("struct vu_chain", "segments") and SEGMENT.siz
 RING_BROKEN: int = lib.VU_RING_BROKEN
 RING_UNMAPPED: int = lib.VU_RING_UNMAPPED
 RING_MALFORMED: int = lib.VU_RING_MALFORMED
+RING_MISS: int = lib.VU_RING_MISS
 
 DESCRIPTOR = struct.Struct("=QIHH")
 """`struct vu_descriptor`: address, length; then flags and next (split), or buffer id and flags (packed)."""
@@ -224,7 +249,8 @@ assert DESCRIPTOR.size == ffi.sizeof("struct vu_descriptor")
 class Ring:
     """The device side of a ring. Each call walks the one table that it is given.
 
-    Calls return what csrc/ring_api.h says: a result of zero or more, RING_BROKEN or RING_UNMAPPED. An area is its guest
+    Calls return what csrc/ring_api.h says: a result of zero or more, RING_BROKEN, RING_UNMAPPED or, of a `translated`
+    ring, RING_MISS. An area is its guest
     address, size and alignment; a position a slot and its wrap counter.
     """
 
@@ -240,9 +266,11 @@ class Ring:
         indirect: bool,
         avail: tuple[int, bool],
         used: tuple[int, bool],
+        translated: bool = False,
     ) -> None:
         fields: dict[str, object] = dict(zip(("desc", "driver", "device"), areas, strict=True))
         fields |= {"size": size, "packed": packed, "event_idx": event_idx, "indirect": indirect}
+        fields["translated"] = translated
         fields |= {"next_avail": avail[0], "avail_wrap": avail[1], "next_used": used[0], "used_wrap": used[1]}
         self._queue = ffi.new("struct vu_queue *", fields)
         self._chain = ffi.new("struct vu_chain *", {"segments": size})
@@ -314,6 +342,10 @@ class Ring:
     def broken(self) -> tuple[str, int]:
         """Why the ring is broken, "not" if it is not, and the value that broke it."""
         return _BROKEN[self._queue.broken], self._queue.broken_value
+
+    def miss(self) -> tuple[int, int]:
+        """The address that the last RING_MISS is about, and what was to be done there: READ, WRITE or both."""
+        return self._queue.miss.address, self._queue.miss.access
 
     def malformed(self) -> dict[str, int]:
         """How many chains went back with length 0, by reason."""

@@ -6,8 +6,11 @@
 #include "guard.h"
 #include "memory.h"
 
-/* The host address of `address`, with `*length` cut down to what follows it in the same region; NULL if in none. */
-static char *piece(const struct vu_memory *memory, uint64_t address, uint64_t *length)
+/*
+ * The host address of `address`, with `*length` cut down to what follows it in the same region; NULL if it is in none,
+ * or in one that may not be accessed so.
+ */
+static char *piece(const struct vu_memory *memory, uint64_t address, uint64_t *length, unsigned int access)
 {
 	size_t low = 0, high = memory->count;
 
@@ -19,6 +22,8 @@ static char *piece(const struct vu_memory *memory, uint64_t address, uint64_t *l
 		if (address < region->guest) {
 			high = middle;
 		} else if (offset < region->size) {
+			if (region->denied & access)
+				return NULL;
 			if (*length > region->size - offset)
 				*length = region->size - offset;
 			return (char *)region->host + offset;
@@ -29,40 +34,50 @@ static char *piece(const struct vu_memory *memory, uint64_t address, uint64_t *l
 	return NULL;
 }
 
-void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment)
+void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment,
+		   unsigned int access)
 {
 	uint64_t found = length;
-	char *host = piece(memory, address, &found);
+	char *host = piece(memory, address, &found, access);
 
 	if (!host || found < length || address % alignment || (uintptr_t)host % alignment)
 		return NULL;
 	return host;
 }
 
-int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length)
+int vu_memory_lacks(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int access,
+		    uint64_t *missing)
 {
+	*missing = address;
 	if (length && address + (length - 1) < address)
-		return false;
+		return true;
 	while (length) {
 		uint64_t here = length;
 
-		if (!piece(memory, address, &here))
-			return false;
-		address += here;
+		if (!piece(memory, *missing, &here, access))
+			return true;
+		*missing += here;
 		length -= here;
 	}
-	return true;
+	return false;
+}
+
+int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int access)
+{
+	uint64_t missing;
+
+	return !vu_memory_lacks(memory, address, length, access, &missing);
 }
 
 int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length)
 {
 	char *next = to;
 
-	if (!vu_memory_covers(memory, address, length))
+	if (!vu_memory_covers(memory, address, length, VU_READ))
 		return -EFAULT;
 	while (length) {
 		uint64_t here = length;
-		const char *host = piece(memory, address, &here);
+		const char *host = piece(memory, address, &here, VU_READ);
 
 		memcpy(next, host, here);
 		next += here;
@@ -76,11 +91,11 @@ int write_memory(const struct vu_memory *memory, uint64_t address, const void *f
 {
 	const char *next = from;
 
-	if (!vu_memory_covers(memory, address, length))
+	if (!vu_memory_covers(memory, address, length, VU_WRITE))
 		return -EFAULT;
 	while (length) {
 		uint64_t here = length;
-		char *host = piece(memory, address, &here);
+		char *host = piece(memory, address, &here, VU_WRITE);
 
 		memcpy(host, next, here);
 		next += here;
@@ -102,33 +117,33 @@ int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void
 
 int vu_memory_contiguous(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment)
 {
-	return vu_memory_at(memory, address, length, alignment) != NULL;
+	return vu_memory_at(memory, address, length, alignment, 0) != NULL;
 }
 
 int64_t vu_load16(const struct vu_memory *memory, uint64_t address)
 {
-	void *at = vu_memory_at(memory, address, 2, 2);
+	void *at = vu_memory_at(memory, address, 2, 2, VU_READ);
 
 	return at ? GUARDED(int64_t, load16(at), -EFAULT) : -EFAULT;
 }
 
 int64_t vu_load32(const struct vu_memory *memory, uint64_t address)
 {
-	void *at = vu_memory_at(memory, address, 4, 4);
+	void *at = vu_memory_at(memory, address, 4, 4, VU_READ);
 
 	return at ? GUARDED(int64_t, load32(at), -EFAULT) : -EFAULT;
 }
 
 int vu_store16(const struct vu_memory *memory, uint64_t address, uint16_t value)
 {
-	void *at = vu_memory_at(memory, address, 2, 2);
+	void *at = vu_memory_at(memory, address, 2, 2, VU_WRITE);
 
 	return at ? GUARDED(int, (store16(at, value), 0), -EFAULT) : -EFAULT;
 }
 
 int vu_store32(const struct vu_memory *memory, uint64_t address, uint32_t value)
 {
-	void *at = vu_memory_at(memory, address, 4, 4);
+	void *at = vu_memory_at(memory, address, 4, 4, VU_WRITE);
 
 	return at ? GUARDED(int, (store32(at, value), 0), -EFAULT) : -EFAULT;
 }

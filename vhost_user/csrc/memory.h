@@ -11,8 +11,9 @@
 
 #include "memory_api.h"
 
-/* Where a contiguous, aligned range lies in this process, or NULL. */
-void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment);
+/* Where a contiguous, aligned range lies in this process, or NULL; also where it may not be accessed so. */
+void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment,
+		   unsigned int access);
 
 /* The copies of memory_api.h, for calls that are guarded as a whole. */
 int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length);

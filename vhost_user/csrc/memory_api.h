@@ -3,10 +3,17 @@
  * table that it was given, so a table may be replaced at any moment, and is freed when the last call is done with it.
  */
 
-/* `size` bytes from guest address `guest`, mapped at `host` in this process. */
+/* What somebody wants to do with guest memory, as bits. */
+enum vu_access { VU_READ = 1, VU_WRITE = 2 };
+
+/*
+ * `size` bytes from guest address `guest`, mapped at `host` in this process. For what its bits of `enum vu_access` in
+ * `denied` are, the region is not there: 0 but for memory behind an IOMMU.
+ */
 struct vu_region {
 	uint64_t guest, size;
 	uintptr_t host;
+	uint64_t denied;
 };
 
 /* Sorted by guest address; no region is empty, overlaps another or wraps past 2^64. */
@@ -22,8 +29,12 @@ struct vu_memory {
 int vu_memory_read(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length);
 int vu_memory_write(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length);
 
-/* Whether every byte of the range lies in some region. */
-int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length);
+/* Whether every byte of the range lies in some region that lets it be accessed so. */
+int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int access);
+
+/* Whether it does not; and then `*missing` is the first address that doesn't. */
+int vu_memory_lacks(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int access,
+		    uint64_t *missing);
 
 /* Whether the range lies in one region and starts at a multiple of `alignment`, in guest and in host memory. */
 int vu_memory_contiguous(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment);

@@ -59,7 +59,7 @@ static bool available(const struct vu_queue *queue, const struct areas *areas)
 	return is_available(load16(slot_at(areas, queue->next_avail) + DESC_FLAGS), queue->avail_wrap);
 }
 
-static enum vu_malformed walk_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
+static enum vu_malformed walk_indirect(struct vu_queue *queue, const struct vu_memory *memory,
 				       struct vu_chain *chain, const struct vu_descriptor *table, bool more)
 {
 	enum vu_malformed fault = check_indirect(queue, memory, table, more || chain->slots > 1);
@@ -76,7 +76,7 @@ static enum vu_malformed walk_indirect(const struct vu_queue *queue, const struc
 }
 
 /* Adds what one descriptor of the ring refers to. `flags` are its own; `more` says that another one follows. */
-static enum vu_malformed add(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+static enum vu_malformed add(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 			     const struct vu_descriptor *descriptor, uint16_t flags, bool more)
 {
 	if (flags & VIRTQ_DESC_F_INDIRECT)
@@ -84,7 +84,7 @@ static enum vu_malformed add(const struct vu_queue *queue, const struct vu_memor
 	return add_segment(queue, memory, chain, descriptor, flags & VIRTQ_DESC_F_WRITE);
 }
 
-enum vu_malformed rebuild_packed(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+enum vu_malformed rebuild_packed(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 				 const struct vu_descriptor *ring, uint32_t count)
 {
 	enum vu_malformed fault = VU_MALFORMED_NONE;

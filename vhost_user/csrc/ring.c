@@ -18,16 +18,44 @@ int break_ring(struct vu_queue *queue, enum vu_broken why, uint32_t value)
 	return VU_RING_BROKEN;
 }
 
+/* Whether a part of a range is missing, and the queue remembers which. */
+static bool misses(struct vu_queue *queue, const struct vu_memory *memory, uint64_t address, uint64_t length,
+		   uint32_t access)
+{
+	uint64_t missing;
+
+	if (!vu_memory_lacks(memory, address, length, access, &missing))
+		return false;
+	queue->miss = (struct vu_miss){ missing, access };
+	return true;
+}
+
 static char *find_area(const struct vu_memory *memory, const struct vu_area *area)
 {
-	return vu_memory_at(memory, area->address, area->size, area->alignment);
+	return vu_memory_at(memory, area->address, area->size, area->alignment, 0);
+}
+
+/* What the device does with the descriptors: in a packed ring they are where chains are given back, too. */
+static uint32_t desc_access(const struct vu_queue *queue)
+{
+	return queue->packed ? VU_READ | VU_WRITE : VU_READ;
+}
+
+/* Whether an area of a queue whose table comes and goes is not there, or may not be used as it must be. */
+static bool misses_area(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	return misses(queue, memory, queue->desc.address, queue->desc.size, desc_access(queue)) ||
+	       misses(queue, memory, queue->driver.address, queue->driver.size, VU_READ) ||
+	       misses(queue, memory, queue->device.address, queue->device.size, VU_READ | VU_WRITE);
 }
 
 /* The table may have changed since the last call, so nothing is kept: finding costs less than keeping it right. */
-static int find_areas(const struct vu_queue *queue, const struct vu_memory *memory, struct areas *areas)
+static int find_areas(struct vu_queue *queue, const struct vu_memory *memory, struct areas *areas)
 {
 	if (queue->broken)
 		return VU_RING_BROKEN;
+	if (queue->translated && misses_area(queue, memory))
+		return VU_RING_MISS;
 	areas->desc = find_area(memory, &queue->desc);
 	areas->driver = find_area(memory, &queue->driver);
 	areas->device = find_area(memory, &queue->device);
@@ -45,7 +73,7 @@ void read_descriptor(const struct vu_memory *memory, uint64_t address, struct vu
 	descriptor->tail[1] = le16toh(descriptor->tail[1]);
 }
 
-enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+enum vu_malformed add_segment(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 			      const struct vu_descriptor *descriptor, bool writable)
 {
 	uint32_t count = chain->readables + chain->writables;
@@ -54,7 +82,7 @@ enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memo
 		return VU_MALFORMED_TOO_LONG;
 	if (!descriptor->length)
 		return VU_MALFORMED_ZERO_LENGTH;
-	if (!vu_memory_covers(memory, descriptor->address, descriptor->length))
+	if (misses(queue, memory, descriptor->address, descriptor->length, writable ? VU_WRITE : VU_READ))
 		return VU_MALFORMED_OUTSIDE_MEMORY;
 	if (!writable && chain->writables)
 		return VU_MALFORMED_READABLE_AFTER_WRITABLE;
@@ -71,7 +99,7 @@ enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memo
 	return VU_MALFORMED_NONE;
 }
 
-enum vu_malformed check_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
+enum vu_malformed check_indirect(struct vu_queue *queue, const struct vu_memory *memory,
 				 const struct vu_descriptor *descriptor, bool chained)
 {
 	if (!queue->indirect)
@@ -80,7 +108,7 @@ enum vu_malformed check_indirect(const struct vu_queue *queue, const struct vu_m
 		return VU_MALFORMED_INDIRECT_CHAINED;
 	if (!descriptor->length || descriptor->length % sizeof(*descriptor))
 		return VU_MALFORMED_INDIRECT_LENGTH;
-	if (!vu_memory_covers(memory, descriptor->address, descriptor->length))
+	if (misses(queue, memory, descriptor->address, descriptor->length, VU_READ))
 		return VU_MALFORMED_OUTSIDE_MEMORY;
 	return VU_MALFORMED_NONE;
 }
@@ -92,6 +120,27 @@ static void give_back(struct vu_queue *queue, const struct areas *areas, uint32_
 		queue->pending += slots;
 }
 
+/* A chain that can't be had yet: its fault is the table's, and not the driver's. */
+static bool is_miss(const struct vu_queue *queue, enum vu_malformed fault)
+{
+	return fault == VU_MALFORMED_OUTSIDE_MEMORY && queue->translated;
+}
+
+/* The format's `take`, after which a chain that misses memory is still the next one. */
+static int take_next(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas,
+		     struct vu_chain *chain, struct vu_descriptor *ring, enum vu_malformed *fault)
+{
+	uint16_t next_avail = queue->next_avail;
+	uint8_t avail_wrap = queue->avail_wrap;
+	int taken = format_of(queue)->take(queue, memory, areas, chain, ring, fault);
+
+	if (taken <= 0 || !is_miss(queue, *fault))
+		return taken;
+	queue->next_avail = next_avail;
+	queue->avail_wrap = avail_wrap;
+	return VU_RING_MISS;
+}
+
 static int pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
 {
 	struct areas areas;
@@ -100,7 +149,7 @@ static int pop(struct vu_queue *queue, const struct vu_memory *memory, struct vu
 	/* Chains without indirect tables share `size` descriptors: only an ill-willed driver makes one pop read more. */
 	for (uint32_t visited = 0; !result && visited < 2 * queue->size; visited += chain->visited) {
 		enum vu_malformed fault = VU_MALFORMED_NONE;
-		int taken = format_of(queue)->take(queue, memory, &areas, chain, NULL, &fault);
+		int taken = take_next(queue, memory, &areas, chain, NULL, &fault);
 
 		if (taken <= 0)
 			return taken;
@@ -117,6 +166,8 @@ static int told(struct vu_queue *queue, const struct vu_chain *chain, enum vu_ma
 {
 	if (!fault)
 		return chain->readables + chain->writables;
+	if (is_miss(queue, fault))
+		return VU_RING_MISS;
 	queue->malformed[fault]++;
 	return VU_RING_MALFORMED;
 }
@@ -129,7 +180,7 @@ static int take(struct vu_queue *queue, const struct vu_memory *memory, struct v
 	int result = find_areas(queue, memory, &areas);
 
 	if (!result)
-		result = format_of(queue)->take(queue, memory, &areas, chain, ring, &fault);
+		result = take_next(queue, memory, &areas, chain, ring, &fault);
 	return result > 0 ? told(queue, chain, fault) : result;
 }
 
@@ -263,7 +314,7 @@ static int write_piece(const struct vu_memory *memory, uint64_t address, char *b
 static int check_piece(const struct vu_memory *memory, uint64_t address, char *buffer, uint64_t length)
 {
 	(void)buffer;
-	return vu_memory_covers(memory, address, length) ? 0 : -EFAULT;
+	return vu_memory_covers(memory, address, length, VU_WRITE) ? 0 : -EFAULT;
 }
 
 static int each_piece(const struct vu_memory *memory, const struct vu_segment *segment, uint64_t offset, char *buffer,

@@ -34,20 +34,20 @@ struct format {
 extern const struct format vu_split_format, vu_packed_format;
 
 /* Make a chain of what is known of it, and say what is wrong with it; see vu_queue_reload and vu_queue_rebuild. */
-enum vu_malformed reload_split(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+enum vu_malformed reload_split(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 			       uint32_t head);
-enum vu_malformed rebuild_packed(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+enum vu_malformed rebuild_packed(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 				 const struct vu_descriptor *ring, uint32_t count);
 
 /* Copies one descriptor, so that what is checked is what is used. It lies in memory: the caller looked. */
 void read_descriptor(const struct vu_memory *memory, uint64_t address, struct vu_descriptor *descriptor);
 
 /* Adds a buffer to the chain, or says what is wrong with it. */
-enum vu_malformed add_segment(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+enum vu_malformed add_segment(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 			      const struct vu_descriptor *descriptor, bool writable);
 
 /* What is wrong, if anything, with a descriptor that refers to an indirect table. */
-enum vu_malformed check_indirect(const struct vu_queue *queue, const struct vu_memory *memory,
+enum vu_malformed check_indirect(struct vu_queue *queue, const struct vu_memory *memory,
 				 const struct vu_descriptor *descriptor, bool chained);
 
 /* Marks the ring broken until it is made anew. */

@@ -30,11 +30,15 @@ enum vu_broken {
 	VU_BROKEN_NO_MEMORY,
 };
 
-/* What a call returns instead of its result: the queue's `broken` says why; an area is not in the table; see take. */
+/*
+ * What a call returns instead of its result: the queue's `broken` says why; an area is not in the table; see take; what
+ * the queue's `miss` says is not in the table, and the call is to be made again once it is there.
+ */
 enum vu_failure {
 	VU_RING_BROKEN = -1,
 	VU_RING_UNMAPPED = -2,
 	VU_RING_MALFORMED = -3,
+	VU_RING_MISS = -4,
 };
 
 /* One of the ring's three parts. */
@@ -43,11 +47,19 @@ struct vu_area {
 	uint32_t size, alignment;
 };
 
+/* An address that is in no region, or may not be accessed as one wanted to: bits of enum vu_access. */
+struct vu_miss {
+	uint64_t address;
+	uint32_t access;
+};
+
 struct vu_queue {
 	/* The Descriptor Area, the Driver Area (available ring) and the Device Area (used ring). */
 	struct vu_area desc, driver, device;
 	uint32_t size;
 	uint8_t packed, event_idx, indirect;
+	/* The table comes and goes piece by piece, as an IOMMU's does: what is not there is a miss, and nobody's fault. */
+	uint8_t translated;
 	/* Split: free-running counters. Packed: slots of the ring, each with its wrap counter, 0 or 1. */
 	uint8_t avail_wrap, used_wrap;
 	uint16_t next_avail, next_used;
@@ -56,6 +68,8 @@ struct vu_queue {
 	/* An enum vu_broken, and the value that broke it. */
 	uint32_t broken, broken_value;
 	uint64_t malformed[VU_MALFORMED_KINDS];
+	/* What was looked for last and not found. */
+	struct vu_miss miss;
 };
 
 /* A descriptor, in host byte order. The tail is flags and next (split), or buffer id and flags (packed). */

@@ -32,7 +32,7 @@ static char *avail_event(const struct vu_queue *queue, const struct areas *areas
 	return areas->device + USED_RING + sizeof(struct used_element) * queue->size;
 }
 
-static enum vu_malformed walk(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
+static enum vu_malformed walk(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain)
 {
 	uint64_t table = queue->desc.address;
 	uint32_t entries = queue->size, left = entries, index = chain->id;
@@ -70,7 +70,7 @@ static enum vu_malformed walk(const struct vu_queue *queue, const struct vu_memo
 	return VU_MALFORMED_LOOP;
 }
 
-enum vu_malformed reload_split(const struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
+enum vu_malformed reload_split(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 			       uint32_t head)
 {
 	*chain = (struct vu_chain){ .id = head, .slots = 1 };
