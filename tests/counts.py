@@ -99,3 +99,6 @@ SLOTS_AT_ONCE = count(quick=600, ci=4_000, soak=4_000)
 
 # Frames that DPDK sends back to our front end, for each format of ring.
 ECHOED_FRAMES = count(quick=500, ci=5_000, soak=50_000)
+
+# Times that a guest on QEMU is reset and boots again from our block device, which takes five seconds each.
+BOOTS_AFTER_RESET = count(quick=0, ci=1, soak=5)
