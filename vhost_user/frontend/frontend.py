@@ -322,8 +322,8 @@ class Frontend:
         """Set up a daemon that came back exactly as the one before it: features, memory, inflight, log, rings.
 
         Each ring that was started goes on where the old daemon had left it in guest memory, so what that one had not
-        used is available again; with `track_inflight` the new one knows which of these were being worked on. PeerError
-        where it does not offer all that was in use.
+        used is available again. That is exact where the old one used chains in order, or with `track_inflight`, from
+        which the new one knows which were being worked on. PeerError where it does not offer all that was in use.
         """
         with self.requests.lock:
             self._close_channel()

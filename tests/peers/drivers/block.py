@@ -48,24 +48,25 @@ class Disk:
         assert status == b"\0", status
         return token
 
-    def _one(self, kind: int, sector: int, buffer: int = 0, size: int = 0) -> None:
+    def request(self, kind: int, sector: int, buffer: int = 0, size: int = 0) -> None:
+        """One request there and back."""
         token = self.submit(kind, sector, buffer, size)
         assert self.complete() == token
 
     def read(self, sector: int, buffer: int, size: int) -> bytes:
         """`size` bytes of the disk, through the guest's buffer."""
-        self._one(IN, sector, buffer, size)
+        self.request(IN, sector, buffer, size)
         return self.queue.memory.read(GuestAddress(buffer), size)
 
     def write(self, sector: int, buffer: int, data: bytes) -> None:
         """The data to the disk, through the guest's buffer."""
         self.queue.memory.write(GuestAddress(buffer), data)
-        self._one(OUT, sector, buffer, len(data))
+        self.request(OUT, sector, buffer, len(data))
 
     def flush(self) -> None:
-        self._one(FLUSH, 0)
+        self.request(FLUSH, 0)
 
     def serial(self, buffer: int) -> bytes:
         """What the device calls itself, 20 bytes."""
-        self._one(GET_ID, 0, buffer, 20)
+        self.request(GET_ID, 0, buffer, 20)
         return self.queue.memory.read(GuestAddress(buffer), 20)
