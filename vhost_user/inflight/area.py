@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 from vhost_user import _native
-from vhost_user.errors import PeerError
+from vhost_user.errors import PeerError, UsageError
+from vhost_user.memory import GuestMemory
 from vhost_user.units import align_up
+from vhost_user.vring.layout import Layout
 
 ALIGNMENT = 64
 """Areas are multiples of this many bytes, so that no two queues share a cache line. The document names no alignment."""
@@ -28,6 +30,14 @@ U64 = 2**64
 
 # The words of both heads, as indices of 16 bits.
 _VERSION, _DESC_NUM = 4, 5
+
+
+Position = tuple[int, bool]
+"""A free-running index and False (split), or a slot of the ring and its wrap counter (packed)."""
+
+Positions = tuple[Position, Position]
+
+LayoutT = TypeVar("LayoutT", bound=Layout)
 
 
 class Shape(NamedTuple):
@@ -66,6 +76,14 @@ class InflightArea(ABC):
         self._counter = 0
 
     @abstractmethod
+    def take_over(self, memory: GuestMemory, layout: Layout, avail: Position, used: Position) -> Positions:
+        """Have the area be that of the ring at `layout`; the positions where that goes on, available and used.
+
+        `avail` and `used` are what a new area is begun with. Raises PeerError for an area that can't be this ring's,
+        UsageError for one of the other format; then nothing changed.
+        """
+
+    @abstractmethod
     def reload(self, ring: _native.Ring, table: _native.MemoryTable, retake: Retake) -> int:
         """Have the C core take a chain again; what `Ring.take` says of it."""
 
@@ -89,6 +107,14 @@ class InflightArea(ABC):
         """Let go of the memory; no queue uses the area any more."""
         for view in (self._u64, self._u32, self._u16, self._u8):
             view.release()
+
+    def _check_layout(self, layout: Layout, kind: type[LayoutT]) -> LayoutT:
+        """The layout, if it is one that the area can be for."""
+        if not isinstance(layout, kind):
+            raise UsageError("inflight", type(self).__name__, f"an area for a {type(layout).__name__}")
+        if layout.size > self.entries:
+            raise PeerError("inflight queue_size", self.entries, f"the {layout.size} entries of the ring or more")
+        return layout
 
     def _copy(self) -> memoryview | None:
         """All of the area, its head checked; or None where it was never used."""
@@ -125,12 +151,6 @@ class InflightArea(ABC):
         found.sort()
         self.retakes = deque(retake for _, retake in found)
         self._counter = (found[-1][0] + 1) % U64 if found else 0
-
-
-def check_queue_size(size: int, entries: int) -> None:
-    """Raise PeerError for a ring that is larger than its area."""
-    if size > entries:
-        raise PeerError("inflight queue size", entries, f"the {size} entries of the ring or more", "share a larger one")
 
 
 def corrupt(field: str, value: object, limit: str) -> PeerError:

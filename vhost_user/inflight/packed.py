@@ -42,7 +42,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vhost_user import _native
-from vhost_user.inflight.area import InflightArea, Retake, Shape, check_queue_size, corrupt
+from vhost_user.inflight.area import InflightArea, Position, Positions, Retake, Shape, corrupt
+from vhost_user.memory import GuestMemory
+from vhost_user.units import GuestAddress
+from vhost_user.vring.layout import Layout, PackedLayout
 
 # The head's other words, as indices of 16 bits; and the eight bytes with the used words, as an index of 64.
 _FREE_HEAD, _OLD_FREE_HEAD, _USED = 6, 7, 2
@@ -55,10 +58,9 @@ _WORD = struct.Struct("=Q")
 
 _ENTRY = struct.Struct("=BxHHHQHHIQ")
 
+# The ring's descriptors: their size, where the flags lie, and the two that say whose it is.
+_DESCRIPTOR, _FLAGS = 16, 14
 _AVAIL, _USED_FLAG = 1 << 7, 1 << 15
-
-Position = tuple[int, bool]
-"""A slot of the ring and its wrap counter."""
 
 
 class _Entry(NamedTuple):
@@ -92,21 +94,17 @@ class PackedInflight(InflightArea):
     _next: list[int]
     _chains: dict[int, _Chain]
 
-    def take_over(
-        self, size: int, used: Position, load_flags: Callable[[int], int]
-    ) -> tuple[Position, Position] | None:
-        """For a ring of `size`: its next available and next used positions, or None where the area is a new one.
-
-        `used` is for a new one, where the ring has no other past. `load_flags` loads the flags in a slot of the ring.
-        Raises PeerError for an area that can't be this ring's; then nothing changed.
-        """
-        check_queue_size(size, self.entries)
+    def take_over(  # noqa: D102
+        self, memory: GuestMemory, layout: Layout, avail: Position, used: Position
+    ) -> Positions:
+        ring = self._check_layout(layout, PackedLayout)
+        size = ring.size
         copy = self._copy()
         if copy is None:
             self._initialise(size, used)
-            return None
+            return avail, used
         left = _Left(copy, self.shape, self.entries, size)
-        done = left.done(load_flags)
+        done = left.done(lambda slot: memory.load16(GuestAddress(ring.desc + _DESCRIPTOR * slot + _FLAGS)))
         free_head, used = left.states[not done]
         free = left.free_entries(free_head)
         found = left.chains(set(free))

@@ -28,10 +28,16 @@ from __future__ import annotations
 import struct
 
 from vhost_user import _native
-from vhost_user.inflight.area import InflightArea, Retake, Shape, check_queue_size, corrupt
+from vhost_user.inflight.area import InflightArea, Position, Positions, Retake, Shape, corrupt
+from vhost_user.memory import GuestMemory
+from vhost_user.units import GuestAddress
+from vhost_user.vring.device import check_in_flight
+from vhost_user.vring.layout import Layout, SplitLayout
 
 # The head's other words, as indices of 16 bits.
 _LAST_BATCH_HEAD, _USED_IDX = 6, 7
+
+_RING_IDX = 2  # where idx lies in the used ring
 
 _ENTRY = struct.Struct("=B5xHQ")  # inflight, next, counter
 
@@ -45,16 +51,21 @@ class SplitInflight(InflightArea):
     _used_idx: int
     _last_batch_head: int
 
-    def take_over(self, size: int, used_idx: int) -> int | None:
-        """For a ring of `size` whose idx says `used_idx`: its next_avail, or None where the area is a new one.
-
-        Raises PeerError for an area that can't be this ring's; then nothing changed.
-        """
-        check_queue_size(size, self.entries)
+    def take_over(
+        self,
+        memory: GuestMemory,
+        layout: Layout,
+        avail: Position,
+        used: Position,  # noqa: ARG002
+    ) -> Positions:
+        """See `InflightArea`; where the ring's used entries end is what its idx says, whatever `used` is."""
+        ring = self._check_layout(layout, SplitLayout)
+        size, used_idx = ring.size, memory.load16(GuestAddress(ring.used + _RING_IDX))
         copy = self._copy()
         if copy is None:
+            check_in_flight((avail[0] - used_idx) % 2**16, size)
             self._initialise(used_idx)
-            return None
+            return avail, (used_idx, False)
         head = copy[: self.shape.head].cast("H")
         entries = list(_ENTRY.iter_unpack(copy[16 : 16 + _ENTRY.size * self.entries]))
         batch = _batch(entries, head[_LAST_BATCH_HEAD], (used_idx - head[_USED_IDX]) % 2**16, size)
@@ -67,7 +78,7 @@ class SplitInflight(InflightArea):
         self._u16[_USED_IDX] = used_idx
         self._used_idx, self._last_batch_head = used_idx, head[_LAST_BATCH_HEAD]
         self._retake(found)
-        return (used_idx + len(found)) % 2**16
+        return ((used_idx + len(found)) % 2**16, False), (used_idx, False)
 
     def reload(self, ring: _native.Ring, table: _native.MemoryTable, retake: Retake) -> int:  # noqa: D102
         return ring.reload(table, retake.entry)

@@ -72,6 +72,8 @@ class DeviceQueue(ABC):
         inflight: InflightArea | None,
     ) -> None:
         layout.check(memory)
+        if inflight is not None:
+            avail, used = inflight.take_over(memory, layout, avail, used)
         self.log: DirtyLog | None = None
         self.log_used: GuestAddress | None = None
         self.inflight = inflight

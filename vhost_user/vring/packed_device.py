@@ -12,10 +12,9 @@ from vhost_user.vring.layout import PackedLayout
 
 if TYPE_CHECKING:
     from vhost_user.dirty_log import DirtyLog
-    from vhost_user.inflight import PackedInflight
+    from vhost_user.inflight import InflightArea
 
-# A descriptor, whose second half the device writes, the flags last.
-_DESCRIPTOR, _FLAGS = 16, 14
+_DESCRIPTOR = 16  # bytes; the device writes its second half
 
 
 class PackedQueue(DeviceQueue):
@@ -38,7 +37,7 @@ class PackedQueue(DeviceQueue):
         avail_wrap: bool = True,
         next_used: int = 0,
         used_wrap: bool = True,
-        inflight: PackedInflight | None = None,
+        inflight: InflightArea | None = None,
     ) -> None:
         layout = PackedLayout(size, desc, driver, device)
         for field, value in (("next_avail", next_avail), ("next_used", next_used)):
@@ -46,21 +45,14 @@ class PackedQueue(DeviceQueue):
                 raise PeerError(field, value, f"a slot of the ring, 0 to {size - 1}")
         laps_apart = 0 if avail_wrap == used_wrap else size
         check_in_flight((next_avail - next_used + laps_apart) % (2 * size), size)
-        avail, used = (next_avail, avail_wrap), (next_used, used_wrap)
-        if inflight is not None:
-            layout.check(memory)
-            found = inflight.take_over(
-                size, used, lambda slot: memory.load16(GuestAddress(desc + _DESCRIPTOR * slot + _FLAGS))
-            )
-            avail, used = (avail, used) if found is None else found
         super().__init__(
             memory,
             layout,
             packed=True,
             event_idx=event_idx,
             indirect=indirect,
-            avail=avail,
-            used=used,
+            avail=(next_avail, avail_wrap),
+            used=(next_used, used_wrap),
             inflight=inflight,
         )
         if inflight is not None:

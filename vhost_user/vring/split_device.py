@@ -12,7 +12,7 @@ from vhost_user.vring.layout import SplitLayout
 
 if TYPE_CHECKING:
     from vhost_user.dirty_log import DirtyLog
-    from vhost_user.inflight import SplitInflight
+    from vhost_user.inflight import InflightArea
 
 # The used ring: flags, idx, its elements, avail_event.
 _IDX, _RING, _ELEMENT = 2, 4, 8
@@ -24,8 +24,8 @@ class SplitQueue(DeviceQueue):
     `event_idx` and `indirect`: whether VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated. `next_avail` and
     `next_used` are those of a queue before, see `state()`. Raises PeerError for what can't be a queue.
 
-    With `inflight`, an area of this queue's own, next_used is what the used ring says; and unless the area is a new
-    one, next_avail is what the two say together, and `pop()` first returns again the chains that were in flight.
+    With `inflight`, an area of this queue's own, `next_used` is what the used ring says; and unless the area is a new
+    one, `next_avail` is what the two say together, and `pop()` first returns again the chains that were in flight.
     """
 
     def __init__(
@@ -40,14 +40,9 @@ class SplitQueue(DeviceQueue):
         indirect: bool = False,
         next_avail: int = 0,
         next_used: int = 0,
-        inflight: SplitInflight | None = None,
+        inflight: InflightArea | None = None,
     ) -> None:
         layout = SplitLayout(size, desc, avail, used)
-        if inflight is not None:
-            layout.check(memory)
-            next_used = memory.load16(GuestAddress(used + _IDX))
-            found = inflight.take_over(size, next_used)
-            next_avail = next_avail if found is None else found
         for field, value in (("next_avail", next_avail), ("next_used", next_used)):
             if not 0 <= value < 2**16:
                 raise PeerError(field, value, "a 16-bit index")
