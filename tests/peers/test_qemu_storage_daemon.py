@@ -233,6 +233,8 @@ def test_nothing_is_lost_when_a_ring_is_stopped_with_a_request_in_flight(
             except Disconnected:
                 closed += 1
                 frontend.reconnect(connect(str(storage_daemon.socket), timeout=LATE))
+                if not vring.started:
+                    vring.start(layout, vring.position())
             traffic.take()
         traffic.drain()
     figure(f"qsd {storage_daemon.version} closed, in {counts.RING_RESTARTS} stops with a request in flight", closed)

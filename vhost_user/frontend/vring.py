@@ -81,19 +81,26 @@ class FrontendVring:
         self.base = answer.num
         return answer.num
 
-    def resume(self) -> None:
-        """Start the ring again with a back end that knows nothing of it; how far the last one had come is in the ring.
+    def position(self) -> int:
+        """Where a back end that knows nothing of the ring goes on, as the ring itself says: the base for `start()`.
 
-        That is the used ring's index. A packed ring has no such word, and goes on at `base`: set it to the driver's own
-        position first, unless inflight areas tell it.
+        That is the used ring's index, and right where chains were used in order. A packed ring has no such word, and
+        goes on at `base`: set that to the driver's own position first, unless inflight areas tell it.
         """
-        if not self.started:
-            return
-        assert self.layout is not None
         if isinstance(self.layout, SplitLayout):
-            self.base = int.from_bytes(self._regions.read(GuestAddress(self.layout.used + 2), 2), "little")
-        self.started = False
-        self.start(self.layout, self.base, enabled=self.enabled)
+            return int.from_bytes(self._regions.read(GuestAddress(self.layout.used + 2), 2), "little")
+        return self.base
+
+    def resume(self) -> None:
+        """Start the ring again at its `position()` if it was started, on another connection."""
+        if self.started:
+            assert self.layout is not None
+            self.started = False
+            try:
+                self.start(self.layout, self.position(), enabled=self.enabled)
+            except BaseException:
+                self.started = True  # for the next connection
+                raise
 
     def set_log(self, address: GuestAddress | None) -> None:
         """Have writes to the used ring logged as if it were at guest `address`, or not; while it runs, too."""
