@@ -56,12 +56,18 @@ class Sharing(RuleBasedStateMachine):
         }
         answer = ask(self.manager, type_, min(blocks, default=0), len(blocks), zone_id)
         assert answer is ACK or (answer is BUSY and misbehaving)
-        lost = {number for number, share in enumerate(self.shares) if not share.connected} - self.gone
-        assert lost <= misbehaving
-        self.gone |= lost
-        for daemon, _ in self.daemons:
-            daemon.behave()
+        assert self.settle() <= misbehaving
         return answer
+
+    def settle(self) -> set[int]:
+        """Wait until those have closed their ends that were given up, and let all behave; who is gone and was not."""
+        lost = {number for number, share in enumerate(self.shares) if not share.connected} - self.gone
+        for number, (daemon, _) in enumerate(self.daemons):
+            daemon.behave()
+            if number in lost:
+                daemon.end()
+        self.gone |= lost
+        return lost
 
     @rule(zone_id=zone_ids, first=st.integers(0, 23), nb_blocks=st.integers(1, 12))
     def plug(self, zone_id: str, first: int, nb_blocks: int) -> None:
@@ -87,13 +93,10 @@ class Sharing(RuleBasedStateMachine):
 
     @rule()
     def system_reset(self) -> None:
-        done = self.manager.system_reset()
         for zone_id in BLOCKS:
-            if done or not service_of(self.manager, zone_id).device.plugged_size:
+            if service_of(self.manager, zone_id).system_reset():
                 self.plugged[zone_id].clear()
-        self.gone |= {number for number, share in enumerate(self.shares) if not share.connected}
-        for daemon, _ in self.daemons:
-            daemon.behave()
+            self.settle()
 
     @rule(number=daemons, what=st.sampled_from(["refuses", "closes_after"]), chances=st.integers(0, 4))
     def misbehave(self, number: int, what: str, chances: int) -> None:
