@@ -240,6 +240,24 @@ def require_stream_socket(fd: OwnedFd) -> socket.socket:
         return sock
 
 
+def connect_within(sock: socket.socket, path: str, timeout: float) -> None:
+    """Connect a unix socket within `timeout` seconds. OSError where that can't be.
+
+    A full backlog is an error at once for a socket that does not block, and nothing tells when there is room again.
+    """
+    sock.setblocking(False)
+    deadline, pause = time.monotonic() + timeout, 0.001
+    while True:
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+
 def connect(path: str, *, timeout: float) -> Connection:
     """Connect to the daemon that listens at `path`.
 
@@ -247,8 +265,7 @@ def connect(path: str, *, timeout: float) -> Connection:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(timeout)
-        sock.connect(path)
+        connect_within(sock, path, timeout)
     except OSError as error:
         sock.close()
         remedy = "start the daemon first, and look at the path and its permissions"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vhost_user.attack.theme import Outcome, Reaction
-from vhost_user.connection import Connection, Received
+from vhost_user.connection import Connection, Received, connect_within
 from vhost_user.errors import Disconnected, PeerError, TimedOut
 from vhost_user.message import (
     FRONTEND_MESSAGES,
@@ -43,23 +43,11 @@ class Line:
         self.acked = ProtocolFeature.NONE
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._connect(path)
+            connect_within(self.sock, path, timeout)
         except BaseException:
             self.sock.close()
             raise
         self._connection = Connection(self.sock, "daemon")
-
-    def _connect(self, path: str) -> None:
-        self.sock.settimeout(self.timeout)
-        deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                self.sock.connect(path)
-                return
-            except BlockingIOError:  # the backlog is full
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.001)
 
     # Out.
 
