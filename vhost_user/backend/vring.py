@@ -7,6 +7,9 @@ without any effect is not to process it.
 
 Starting builds a `DeviceQueue` from what was set before: size, addresses, base. The addresses are the front end's own;
 they are translated then, and looked up by guest address afterwards, so the memory table can change under the ring.
+
+Behind an IOMMU the addresses are IOVAs, and for some of them there may be no translation yet: a ring that was started
+then waits, with no queue, until `build()` finds them all.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from vhost_user.errors import PeerError
 from vhost_user.event import Event
 from vhost_user.inflight import PackedInflight, SplitInflight
 from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, SplitBase, VringAddr
+from vhost_user.message.numbers import IotlbPermission
 from vhost_user.units import GuestAddress, UserAddress, is_power_of_two
 from vhost_user.vring import DeviceQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
-from vhost_user.vring.device import PackedState, SplitState
+from vhost_user.vring.device import Miss, PackedState, SplitState
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,12 @@ class Vring:
         self.polled = False
         self.broken: PeerError | None = None
         self.in_flight = 0
+        self.waiting = False
+        """Whether it was started, and parts of it have no translation yet."""
+        self.asked: Miss | None = None
+        """What the front end was asked for and has not given."""
+        self.on_miss: Callable[[Vring], None] = lambda _: None
+        self._area_miss: Miss | None = None
         self._negotiated = negotiated
 
     def __str__(self) -> str:
@@ -54,7 +64,7 @@ class Vring:
     @property
     def started(self) -> bool:
         """Whether the ring may be touched at all."""
-        return self.queue is not None
+        return self.queue is not None or self.waiting
 
     @property
     def active(self) -> bool:
@@ -74,8 +84,11 @@ class Vring:
 
     def notify(self) -> None:
         """Call the driver, if it asked to hear of what was pushed since the last call."""
-        if self._queue().should_notify() and self.call is not None:
+        queue = self._queue()
+        if queue.should_notify() and self.call is not None:
             self.call.signal()
+        if queue.miss is not None:
+            self.on_miss(self)
 
     def serve(self, handle: Callable[[Chain], int | None]) -> bool:
         """Give each available chain to `handle`, which returns how many bytes it wrote, and push it.
@@ -126,7 +139,7 @@ class Vring:
 
     def set_address(self, address: VringAddr) -> None:
         """SET_VRING_ADDR. While the ring runs, only whether and where its used ring is logged may change."""
-        if self.queue is not None and self.address is not None:
+        if self.started and self.address is not None:
             places = (address.desc, address.used, address.avail)
             if places != (self.address.desc, self.address.used, self.address.avail):
                 raise PeerError(f"{self} addresses", address, "as they are while it runs", "stop it first")
@@ -148,18 +161,47 @@ class Vring:
         return self._negotiated.features_set and not self._negotiated.packed
 
     def _require_stopped(self, what: str, value: object) -> None:
-        if self.queue is not None:
+        if self.started:
             raise PeerError(f"{self} {what}", value, "set while the ring is stopped", "send GET_VRING_BASE first")
 
     def start(self) -> None:
         """Build the queue. PeerError, and the ring stays stopped, for what can't be one."""
-        assert self.queue is None
+        assert not self.started
         if not self.size or self.address is None:
             missing = "SET_VRING_ADDR" if self.size else "SET_VRING_NUM"
             raise PeerError(str(self), "started", f"after {missing}")
         self.broken, self.in_flight = None, 0
-        self.queue = self._make_queue(self._layout(self.address))
-        self.update_log()
+        if self._negotiated.translated:
+            self._layout(self.address)
+            self.waiting = True
+        else:
+            self.queue = self._make_queue(self._layout(self.address))
+            self.update_log()
+
+    def build(self) -> None:
+        """Make the queue of a ring that waits, unless something is missing still. PeerError where it can't be one."""
+        assert self.waiting and self.address is not None
+        layout = self._layout(self.address)
+        self._area_miss = self._missing(layout)
+        if self._area_miss is None:
+            self.queue = self._make_queue(layout)
+            self.waiting = False
+            self.update_log()
+
+    def _missing(self, layout: SplitLayout | PackedLayout) -> Miss | None:
+        """What of the ring has no translation, or not one for what we do there; the C core asks for the same."""
+        read, both = IotlbPermission.READ, IotlbPermission.READ_WRITE
+        needs = both if isinstance(layout, PackedLayout) else read, read, both
+        for area, access in zip(layout.areas.values(), needs, strict=True):
+            address = self._negotiated.iotlb.lacks(area.address, area.size, access)
+            if address is not None:
+                return Miss(address, access)
+        return None
+
+    @property
+    def miss(self) -> Miss | None:
+        """What the ring has no translation for, and can't go on without."""
+        return self._area_miss if self.queue is None else self.queue.miss
 
     def _layout(self, address: VringAddr) -> SplitLayout | PackedLayout:
         kind = PackedLayout if self._negotiated.packed else SplitLayout
@@ -169,19 +211,25 @@ class Vring:
         for field, user_address in sought.items():
             part = kind.parts[field]
             size = part.fixed + part.each * self.size
-            places[field] = self._negotiated.memory.to_guest(UserAddress(user_address), size)
+            if self._negotiated.translated:
+                places[field] = GuestAddress(user_address)  # an IOVA
+            else:
+                places[field] = self._negotiated.memory.to_guest(UserAddress(user_address), size)
         layout = kind(self.size, **places)
-        layout.check(self._negotiated.memory.guest_memory)
+        if self._negotiated.translated:
+            layout.check_alignment()
+        else:
+            layout.check(self._negotiated.memory.guest_memory)
         return layout
 
     def _make_queue(self, layout: SplitLayout | PackedLayout) -> DeviceQueue:
-        negotiated, memory = self._negotiated, self._negotiated.memory.guest_memory
+        negotiated, memory = self._negotiated, self._negotiated.ring_memory
         inflight = negotiated.inflight.queue(self.index) if negotiated.inflight is not None else None
         event_idx = bool(negotiated.features & VIRTIO_F_EVENT_IDX)
         indirect = bool(negotiated.features & VIRTIO_F_INDIRECT_DESC)
         if isinstance(layout, PackedLayout):
             assert not isinstance(inflight, SplitInflight)
-            base = PackedBase.from_num(self.base)
+            base = _packed_base(self.base)
             return PackedQueue(
                 memory,
                 **vars(layout),
@@ -221,6 +269,7 @@ class Vring:
             self.kick.close()
             self.kick = None
         self.broken, self.polled, self.in_flight = None, False, 0
+        self.waiting, self.asked, self._area_miss = False, None, None
         return self.base
 
     def call_again(self) -> None:
@@ -234,7 +283,7 @@ class Vring:
 
     def moved(self) -> bool:
         """Whether the front end's memory no longer has the running ring where it was."""
-        if self.queue is None or self.address is None:
+        if self.queue is None or self.address is None or self._negotiated.translated:
             return False
         try:
             return self._layout(self.address) != self.queue.layout
@@ -255,6 +304,18 @@ class Vring:
             if event is not None:
                 event.close()
         self.call = self.err = None
+
+
+def _packed_base(num: int) -> PackedBase:
+    """What SET_VRING_BASE told of a packed ring, where nothing is in flight but what an inflight area tells of.
+
+    DPDK's virtio_user (24.11) tells the 16 bits of the next available descriptor and leaves the used one's at 0. Read
+    as they are, they would say that a new ring has all of its descriptors in flight.
+    """
+    base = PackedBase.from_num(num)
+    if num < 1 << 16:
+        return PackedBase(base.next_avail, base.avail_wrap, base.next_avail, base.avail_wrap)
+    return base
 
 
 def _base_of(state: tuple[int, ...]) -> int:
