@@ -102,3 +102,6 @@ ECHOED_FRAMES = count(quick=500, ci=5_000, soak=50_000)
 
 # Times that a guest on QEMU is reset and boots again from our block device, which takes five seconds each.
 BOOTS_AFTER_RESET = count(quick=0, ci=1, soak=5)
+
+# Frames that DPDK transmits to our back end, for each format of ring and for each of who connects to whom.
+DPDK_FRAMES = count(quick=100_000, ci=1_000_000, soak=10_000_000)

@@ -272,7 +272,7 @@ def test_a_guest_is_stopped_and_reset_and_its_vmm_killed(directory: Path) -> Non
 
 
 def reset(guest: Guest, device: BlockDevice) -> None:
-    """In the middle of the guest's work, until the firmware's driver, which acks no event index, reads from the disk."""
+    """In the middle of the guest's work, until the firmware's driver, which acks no event index, reads the disk."""
     assert device.acked & EVENT_IDX
     resets = device.resets
     guest.vm.qmp("system_reset")
