@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 
 from vhost_user.connection import Connection
-from vhost_user.errors import FieldError, PeerError
+from vhost_user.errors import FieldError, HostError, PeerError
 from vhost_user.message import (
     U64,
     BackendRequest,
@@ -34,10 +34,17 @@ _MESSAGES_AT_ONCE = 64
 
 
 class FrontendChannel:
-    """Makes both ends: ours is served by `serve()`, and `theirs` is for the back end, to be closed once it is sent."""
+    """Makes both ends: ours is served by `serve()`, and `theirs` is for the back end, to be closed once it is sent.
+
+    HostError where no descriptor is left for them.
+    """
 
     def __init__(self, acked: ProtocolFeature, handlers: Mapping[BackendRequest, ChannelHandler]) -> None:
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            remedy = "raise the limit on open files"
+            raise HostError.from_os_error("back-end channel", "new", "socketpair", error, remedy) from error
         self.config_changes = 0
         self.refused = 0
         self._acked = acked
