@@ -316,6 +316,18 @@ def test_a_ring_keeps_its_memory() -> None:
         assert unplug(manager) is ACK
 
 
+def test_no_block_comes_or_goes_during_postcopy() -> None:
+    with manage() as manager, daemon_at() as (daemon, frontend):
+        manager.share(frontend)
+        plug(manager)
+        frontend.requests.postcopy = True
+        assert plug(manager, 1) is BUSY
+        assert unplug(manager) is BUSY
+        assert slots_of(daemon, manager) == [(0, 1)]
+        frontend.requests.postcopy = False
+        assert unplug(manager) is ACK
+
+
 # Ends.
 
 

@@ -187,6 +187,8 @@ class SharedRegions:
     ) -> None:
         """Tell the back end what comes and what goes, `table` being all that it has then. If it raises, it has what it
         had, or is gone, or was given up."""
+        if self._requests.postcopy:
+            raise HostError("regions", len(self), "none comes or goes while pages are to come", "end postcopy first")
         if not self.by_region:
             payload = MemoryTable(tuple(region.wire for region in table))
             self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
