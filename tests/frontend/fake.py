@@ -84,6 +84,10 @@ class FakeBackend:
                     self.payloads.append(received.body)
                     self._behaviour.get(request, answer)(self, request, received)
 
+    def payloads_of(self, request: R) -> list[bytes]:
+        """What came with each request of this kind."""
+        return [body for each, body in zip(self.requests, self.payloads, strict=True) if each is request]
+
     def close(self) -> None:
         self.connection.close()
         self._inflight.close()
