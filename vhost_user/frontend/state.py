@@ -173,4 +173,5 @@ def _theirs(fd: OwnedFd, direction: TransferDirection) -> _Channel:
         try:
             return _Pipe(os.open(f"/proc/self/fd/{fd.fileno()}", flags | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
-            raise PeerError("device state", "a pipe without another end", "a pipe that is open") from error
+            remedy = "raise the limit on open files"
+            raise HostError.from_os_error("device state", "the back end's pipe", "open", error, remedy) from error
