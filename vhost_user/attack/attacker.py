@@ -48,6 +48,9 @@ HARMLESS = (
 )
 """What is acked where it is offered, and an attack names nothing else: bits that oblige us to nothing."""
 
+_OF_NETWORK_DEVICES = ProtocolFeature.RARP | ProtocolFeature.MTU
+"""Who offers one of these has rings of one direction each."""
+
 RINGS_AT_MOST = 2
 """Rings that are started: a network device uses two, a file system's first one is a special one."""
 
@@ -179,7 +182,8 @@ class Attacker:
 
     def ring(self, canary: Canary, index: int = 0, at: int | None = None) -> HostileRing:
         """Ring `index`, its parts placed in the window of `canary`, empty. The daemon hears nothing of it."""
-        ring = HostileRing(canary, index, AREA * index if at is None else at)
+        one_way = bool(self.offer.protocol & _OF_NETWORK_DEVICES)
+        ring = HostileRing(canary, index, AREA * index if at is None else at, one_way=one_way)
         self.keep(ring)
         return ring
 

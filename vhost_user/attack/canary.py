@@ -41,7 +41,7 @@ class Canary:
         self._fd = OwnedFd(os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         self._known = bytearray(_PATTERN * self.size)
         self._allowed: list[slice] = []
-        self.truncated = False
+        self._given_away = False
         os.pwrite(self.fd, self._known, 0)
 
     @property
@@ -79,14 +79,18 @@ class Canary:
         """`size` bytes from `at` on in the window are the daemon's to write."""
         self._allowed.append(slice(MARGIN + at, MARGIN + at + size))
 
-    def truncate(self, size: int = 0) -> None:
-        """Cut the file to `size` bytes; from now on it isn't compared any more."""
-        self.truncated = True
-        os.ftruncate(self.fd, size)
+    def give_away(self) -> None:
+        """All of it is the daemon's to write, or can't be told from what is: it isn't compared any more."""
+        self._given_away = True
+
+    def truncate(self) -> None:
+        """Cut the file to nothing."""
+        self.give_away()
+        os.ftruncate(self.fd, 0)
 
     def spoiled(self) -> str | None:
         """Where a byte changed that nobody had allowed to be changed, or None."""
-        if self.truncated:
+        if self._given_away:
             return None
         now = bytearray(os.pread(self.fd, self.size, 0))
         for part in self._allowed:

@@ -231,7 +231,7 @@ def random_bytes(attacker: Attacker) -> Outcome:
 def random_messages(attacker: Attacker) -> Outcome:
     """Well-formed headers of known requests with random payloads of the right size or so, on 64 connections."""
     canary = attacker.canary()
-    canary.truncated = True  # a random table may well share all of it
+    canary.give_away()  # a random message may well share all of it
     rng = attacker.rng
     attacker.line.close()
     for _ in range(64):

@@ -63,6 +63,7 @@ def unoffered_protocol_features(attacker: Attacker) -> Outcome:
 
 def _unnegotiated(request: FrontendRequest, payload: Payload | bytes, fds: int, attacker: Attacker) -> Outcome:
     canary = attacker.canary()
+    canary.give_away()  # a back end that takes it for a log, or for the end of a pipe, may write to it
     line = attacker.negotiate(P.REPLY_ACK)
     return line.provoke(request, payload, [canary.fd] * fds)
 
@@ -174,7 +175,7 @@ def _while_running(request: FrontendRequest, payload: Payload | bytes, attacker:
     outcome = attacker.line.provoke(request, payload)
     if outcome.reaction is Reaction.CLOSED:
         return outcome
-    ring.describe(0, ring.guest(), 64)
+    ring.request()
     ring.offer(0)
     after = attacker.kick(*rings)
     return after if after.reaction is Reaction.CLOSED else outcome
@@ -206,7 +207,7 @@ def reset_while_running(attacker: Attacker) -> Outcome:
     """RESET_DEVICE with a request in the ring, twice, and kicks after it."""
     _, rings = attacker.running(HARMLESS)
     for ring in rings:
-        ring.describe(0, ring.guest(), 64)
+        ring.request()
         ring.offer(0)
         ring.signal()
     for _ in range(2):

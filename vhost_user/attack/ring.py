@@ -28,9 +28,14 @@ DESCRIPTOR = struct.Struct("<QIHH")
 
 
 class HostileRing:
-    """Ring `index` of a device, `at` bytes into the window of `canary`."""
+    """Ring `index` of a device, `at` bytes into the window of `canary`.
 
-    def __init__(self, canary: Canary, index: int, at: int, size: int = SIZE) -> None:
+    Most devices take a request and answer in the same chain. The rings of a network device are `one_way`: the even ones
+    are for the device to write, the odd ones to read.
+    """
+
+    def __init__(self, canary: Canary, index: int, at: int, *, one_way: bool = False, size: int = SIZE) -> None:
+        self.one_way = one_way
         self.canary = canary
         self.index = index
         self.at = at
@@ -61,6 +66,22 @@ class HostileRing:
         """Write a descriptor. What it lets the device write in the window is allowed to change."""
         self.canary.write(self.at + slot * DESCRIPTOR.size, DESCRIPTOR.pack(address, size, flags, following))
         self._allow(address, size, flags)
+
+    def request(self, slot: int = 0) -> None:
+        """Describe a chain as a device may expect it, of the descriptors `slot` and the next: zeros, room to answer.
+
+        For attacks on something else than what stands in chains.
+        """
+        for at, each in enumerate(self.request_parts(slot)):
+            self.describe(slot + at, *each)
+        self.canary.write(self.at + BUFFERS, bytes(64))
+
+    def request_parts(self, slot: int = 0) -> list[tuple[int, int, int, int]]:
+        """The descriptors of such a chain: address, size, flags, and what follows."""
+        to_read, to_write = (self.guest(), 64), (self.guest(BUFFERS + 4096), 4096)
+        if self.one_way:
+            return [(*to_read, 0, 0)] if self.index % 2 else [(*to_write, WRITE, 0)]
+        return [(*to_read, NEXT, slot + 1), (*to_write, WRITE, 0)]
 
     def describe_in_table(self, at: int, *descriptors: tuple[int, int, int, int]) -> None:
         """Write an indirect table, `at` bytes into the area."""

@@ -24,6 +24,9 @@ _U64 = 2**64
 _TABLE = BUFFERS + 0x2000
 """Where an indirect table lies in a ring's area, behind the first buffers."""
 
+_MANY = 1 << 20
+"""Bytes of a table of 65,536 descriptors."""
+
 Fill = Callable[[HostileRing], None]
 
 
@@ -49,7 +52,7 @@ def _fill(name: str, source: str, *, virtio: int = 0) -> Callable[[Fill], Fill]:
 
 
 def _index(index: int, ring: HostileRing) -> None:
-    ring.describe(0, ring.guest(), 64)
+    ring.request()
     ring.offer(0, index=index)
 
 
@@ -77,7 +80,7 @@ def head_out_of_range(ring: HostileRing) -> None:
 @_fill("same-head-everywhere", "issue list: ring index lies")
 def same_head_everywhere(ring: HostileRing) -> None:
     """A full ring whose entries are all the same chain."""
-    ring.describe(0, ring.guest(), 64)
+    ring.request()
     ring.offer(*[0] * SIZE)
 
 
@@ -85,7 +88,7 @@ def same_head_everywhere(ring: HostileRing) -> None:
 def used_index_set(ring: HostileRing) -> None:
     """A used index that the driver writes, as if the device had."""
     ring.canary.write(ring.at + USED + 2, b"\xff\x7f")
-    ring.describe(0, ring.guest(), 64)
+    ring.request()
     ring.offer(0)
 
 
@@ -141,34 +144,41 @@ def readable_after_writable(ring: HostileRing) -> None:
 # Buffers.
 
 _BUFFERS: tuple[tuple[str, str, Callable[[HostileRing], int], int], ...] = (
-    ("length-zero", "of no bytes", lambda ring: ring.guest(), 0),
-    ("length-max", "of 2**32 - 1 bytes", lambda ring: ring.guest(), 0xFFFFFFFF),
-    ("address-zero", "at address 0", lambda _: 0, 64),
-    ("address-max", "at 2**64 - 1", lambda _: _U64 - 1, 64),
-    ("address-wrap", "that wraps", lambda _: _U64 - 32, 64),
-    ("before", "that begins before memory", lambda ring: ring.canary.guest - 32, 64),
-    ("past-end", "that ends behind memory", lambda ring: ring.canary.end - 32, 64),
-    ("behind", "right behind memory", lambda ring: ring.canary.end, 64),
-    ("user-address", "at a user address", lambda ring: ring.canary.user + ring.at, 64),
+    ("length-zero", "has no bytes", lambda ring: ring.guest(), 0),
+    ("length-max", "has 2**32 - 1 bytes", lambda ring: ring.guest(), 0xFFFFFFFF),
+    ("address-zero", "lies at address 0", lambda _: 0, 64),
+    ("address-max", "lies at 2**64 - 1", lambda _: _U64 - 1, 64),
+    ("address-wrap", "wraps", lambda _: _U64 - 32, 64),
+    ("before", "begins before memory", lambda ring: ring.canary.guest - 32, 64),
+    ("past-end", "ends behind memory", lambda ring: ring.canary.end - 32, 64),
+    ("behind", "lies right behind memory", lambda ring: ring.canary.end, 64),
+    ("user-address", "lies at a user address", lambda ring: ring.canary.user + ring.at, 64),
 )
 
 
 def _buffer(where: Callable[[HostileRing], int], size: int, ring: HostileRing) -> None:
-    for slot, flags in enumerate((0, WRITE)):
-        ring.describe(slot, where(ring), size, flags)
-        ring.offer(slot)
-    # A whole request of which one part can't be: for devices that look at the others first.
-    ring.describe(2, ring.guest(), 64, NEXT, 3)
-    ring.describe(3, where(ring), size, NEXT | WRITE, 4)
-    ring.describe(4, ring.guest(BUFFERS + 4096), 1, WRITE)
-    ring.offer(2)
+    bad = where(ring), size
+    if ring.one_way:
+        ring.describe(0, *bad, 0 if ring.index % 2 else WRITE)
+        ring.offer(0)
+        return
+    good = (ring.guest(), 64), (ring.guest(BUFFERS + 4096), 4096)
+    ring.describe(0, *bad, NEXT, 1)
+    ring.describe(1, *good[1], WRITE)
+    ring.describe(2, *good[0], NEXT, 3)
+    ring.describe(3, *bad, WRITE)
+    # One more part behind the bad one, which some devices look at first.
+    ring.describe(4, *good[0], NEXT, 5)
+    ring.describe(5, *bad, NEXT | WRITE, 6)
+    ring.describe(6, *good[1], WRITE)
+    ring.offer(0, 2, 4)
 
 
 for _name, _says, _where, _size in _BUFFERS:
     content.add(
         f"buffer.{_name}",
         "CVE-2018-1059 class",
-        f"Buffers {_says}, to be read and to be written.",
+        f"A buffer that {_says}, once to be read and once to be written.",
         partial(_run, partial(_buffer, _where, _size), 0),
     )
 
@@ -241,8 +251,8 @@ def indirect_in_indirect(ring: HostileRing) -> None:
 @_indirect("and-next", "virtio: INDIRECT and NEXT")
 def indirect_and_next(ring: HostileRing) -> None:
     """A descriptor that is indirect and goes on besides."""
-    ring.describe_in_table(_TABLE, (ring.guest(), 64, 0, 0))
-    ring.describe(0, ring.guest(_TABLE), 16, INDIRECT | NEXT, 0)
+    ring.describe_in_table(_TABLE, *ring.request_parts())
+    ring.describe(0, ring.guest(_TABLE), 16 * len(ring.request_parts()), INDIRECT | NEXT, 0)
     ring.offer(0)
 
 
@@ -250,13 +260,14 @@ for _name, _says, _at, _size in (
     ("length-zero", "of no bytes", None, 0),
     ("length-odd", "of 17 bytes", None, 17),
     ("length-max", "of 2**32 - 16 bytes", None, 0xFFFFFFF0),
-    ("length-many", "of 65,536 descriptors, beyond the ring's size", None, 1 << 20),
+    ("length-many", "of 65,536 descriptors, beyond the ring's size", None, _MANY),
     ("outside", "outside memory", 0x10, 64),
     ("wrap", "that wraps", _U64 - 16, 64),
 ):
 
     def _table(at: int | None, size: int, ring: HostileRing) -> None:
-        ring.describe_in_table(_TABLE, *[(ring.guest(), 64, NEXT, slot + 1) for slot in range(SIZE)])
+        long = [(ring.guest(), 64, NEXT, slot + 1) for slot in range(2 * SIZE)]
+        ring.describe_in_table(_TABLE, *(long if size == _MANY else ring.request_parts()))
         ring.describe(0, ring.guest(_TABLE) if at is None else at, size, INDIRECT)
         ring.offer(0)
 
@@ -272,8 +283,8 @@ for _name, _says, _at, _size in (
 @_fill("indirect.unnegotiated", "virtio: INDIRECT without the feature")
 def indirect_unnegotiated(ring: HostileRing) -> None:
     """An indirect table, though that was not negotiated."""
-    ring.describe_in_table(_TABLE, (ring.guest(), 64, 0, 0))
-    ring.describe(0, ring.guest(_TABLE), 16, INDIRECT)
+    ring.describe_in_table(_TABLE, *ring.request_parts())
+    ring.describe(0, ring.guest(_TABLE), 16 * len(ring.request_parts()), INDIRECT)
     ring.offer(0)
 
 
@@ -314,8 +325,7 @@ def _busy(attacker: Attacker) -> list[HostileRing]:
     _, rings = attacker.running()
     for ring in rings:
         for slot in range(0, SIZE, 2):
-            ring.describe(slot, ring.guest(), 64, NEXT, slot + 1)
-            ring.describe(slot + 1, ring.guest(BUFFERS + 4096), 4096, WRITE)
+            ring.request(slot)
             ring.offer(slot)
         ring.signal()
     return rings

@@ -12,7 +12,7 @@ from functools import partial
 
 from vhost_user.attack.attacker import ODD_FDS, Attacker
 from vhost_user.attack.canary import GUEST, WINDOW
-from vhost_user.attack.ring import AVAIL, USED, WRITE, HostileRing
+from vhost_user.attack.ring import AVAIL, USED, HostileRing
 from vhost_user.attack.theme import Outcome, Reaction, Theme
 from vhost_user.errors import FieldError
 from vhost_user.message import F_PROTOCOL_FEATURES, U64, FrontendRequest, VringAddr, VringState
@@ -178,7 +178,7 @@ def _addresses(where: dict[str, int], attacker: Attacker) -> Outcome:
 
 
 def _address_attack(attacker: Attacker, ring: HostileRing, addresses: VringAddr) -> Outcome:
-    ring.describe(0, ring.guest(), 64)
+    ring.request()
     ring.offer(*[0] * 32)
     started = _start(attacker, ring, addresses)
     return _after(started, started, ring, attacker)
@@ -251,7 +251,7 @@ def _descriptor(request: FrontendRequest, kind: str, attacker: Attacker) -> Outc
     outcome = attacker.line.provoke(request, U64(0), [attacker.odd_fd(kind)])
     if outcome.reaction is Reaction.CLOSED:
         return outcome
-    ring.describe(0, ring.guest(), 4096, WRITE)
+    ring.request()
     ring.offer(0)
     kicked = attacker.kick(ring)
     return kicked if kicked.reaction is Reaction.CLOSED else outcome

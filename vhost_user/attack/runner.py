@@ -89,6 +89,7 @@ class Runner:
         self._memory = OwnedFd(os.memfd_create(_VISITOR, os.MFD_CLOEXEC))
         os.ftruncate(self._memory.fileno(), 64 * KIB)
         self._lost = ""
+        self._visited = 0
         self.one_shot = False
         """Whether the daemon ends when its front end leaves."""
         try:
@@ -130,9 +131,13 @@ class Runner:
 
     def _settle(self) -> None:
         """Between two connections: a daemon that ends with the first is waited for, and started again."""
-        if self.one_shot:
-            self.daemon.ends(self._timeout)
+        self._see_off()
         self._ensure()
+
+    def _see_off(self) -> None:
+        """Wait for the end of a daemon that ends with its front end, if it had one."""
+        if self.one_shot and self._visited == self.daemon.restarts:
+            self.daemon.ends(self._timeout)
 
     def _ensure(self) -> None:
         before = self.daemon.restarts
@@ -142,6 +147,7 @@ class Runner:
 
     def _visit(self) -> Offer:
         """Be a good front end, from the first message to the last. Raises FieldError where that isn't possible."""
+        self._visited = self.daemon.restarts
         with Frontend.connect(
             self.daemon.path, features=VERSION_1, protocol_features=HARMLESS, timeout=self._timeout
         ) as frontend:
@@ -159,6 +165,7 @@ class Runner:
 
     def _count_rings(self) -> int:
         """Rings of a daemon that doesn't tell how many it has: one or two, which is as many as we use."""
+        self._visited = self.daemon.restarts
         line = Line(self.daemon.path, self._timeout)
         try:
             line.send(FrontendRequest.SET_OWNER)
@@ -214,6 +221,7 @@ class Runner:
     def _attack(self, attack: Attack) -> tuple[Outcome, str, str]:
         """Make it, and have a good front end come: what the daemon did, what broke, and what is worth a note."""
         rng = random.Random(f"{self.seed} {attack.name}")
+        self._visited = self.daemon.restarts
         try:
             attacker = Attacker(self.daemon.path, self.offer, rng, timeout=self._timeout, patience=self._patience)
         except NotReached as error:
@@ -231,14 +239,15 @@ class Runner:
 
     def _aftermath(self) -> tuple[str, str]:
         """What broke, and what is worth a note; a daemon that ended is started again if it can be."""
-        if self.one_shot:
-            self.daemon.ends(self._timeout)
-        elif self.daemon.running or not self.daemon.watched:
+        self._see_off()
+        if not self.one_shot and (self.daemon.running or not self.daemon.watched):
             error = self._visit_fails()
             if not error:
                 return ("", "") if self.daemon.running or not self.daemon.watched else self._after_its_end()
             if not self.daemon.ends(SETTLING):
                 return self._hung(error)
+        if self.daemon.running and self.one_shot and self._visited == self.daemon.restarts:
+            return self._hung("it does not end with its front end any more")
         if self.daemon.running:
             return self._hung(error) if (error := self._visit_fails()) else ("", "")
         return self._after_its_end()

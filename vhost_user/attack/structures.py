@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from functools import partial
 
-from vhost_user.attack.attacker import HARMLESS, ODD_FDS, Attacker
+from vhost_user.attack.attacker import HARMLESS, ODD_FDS, Attacker, NotReached
 from vhost_user.attack.canary import MARGIN, Canary
-from vhost_user.attack.ring import AREA, BUFFERS, NEXT, SIZE, WRITE, HostileRing
+from vhost_user.attack.ring import SIZE, HostileRing
 from vhost_user.attack.theme import Outcome, Reaction, Theme
 from vhost_user.errors import Disconnected, FieldError
 from vhost_user.message import F_LOG_ALL, LOG_PAGE, FrontendRequest, Inflight, ProtocolFeature, VringState
@@ -107,9 +107,7 @@ def _busy_with_log(attacker: Attacker, size: int, *, used_at: int | None = None)
         for ring in rings:
             attacker.line.provoke(F.SET_VRING_ADDR, ring.addresses(log=used_at))
     for ring in rings:
-        ring.describe(0, ring.guest(), 64, NEXT, 1)
-        ring.describe(1, ring.guest(BUFFERS + 4096), 4096, NEXT | WRITE, 2)
-        ring.describe(2, ring.guest(BUFFERS + 2 * 4096), 64, WRITE)
+        ring.request()
         ring.offer(*[0] * 8)
     return rings, logged
 
@@ -124,7 +122,10 @@ def double_offset(attacker: Attacker) -> Outcome:
 @log.attack("too-short", "L4, CVE-2020-10722 group", needs=LOG, virtio=F_LOG_ALL)
 def too_short(attacker: Attacker) -> Outcome:
     """A log of one page, which ends far before guest memory begins, and writes to be logged."""
-    rings, _ = _busy_with_log(attacker, 4096)
+    try:
+        rings, _ = _busy_with_log(attacker, 4096)
+    except NotReached as error:
+        return Outcome(Reaction.REFUSED, str(error))
     return attacker.kick(*rings)
 
 
@@ -278,10 +279,9 @@ def _started_with_area(fill: bytes | None, truncate: bool, attacker: Attacker) -
     if outcome.reaction in {Reaction.CLOSED, Reaction.REFUSED}:
         return outcome
     canary = attacker.share()
-    rings = [HostileRing(canary, index, AREA * index) for index in range(min(attacker.offer.rings, 2))]
+    rings = [attacker.ring(canary, index) for index in range(min(attacker.offer.rings, 2))]
     for ring in rings:
-        attacker.keep(ring)
-        ring.describe(0, ring.guest(), 64)
+        ring.request()
         ring.offer(0)
     if truncate:
         area.truncate()
