@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 PageSource = Callable[[SharedRegion, HostOffset, ByteCount], bytes]
 """Gives the page of a region that is at an offset from its start: as many bytes as the size says."""
 
+_USERFAULTFD = "anon_inode:[userfaultfd]"
+"""What /proc/self/fd says of one."""
+
 _FAULTS_AT_ONCE = 64
 """A back end that faults without end doesn't keep the caller longer than that."""
 
@@ -79,7 +82,7 @@ class Postcopy:
             raise Refused("POSTCOPY_ADVISE", "no descriptor", "the back end opens a userfaultfd", "allow it to")
         self._uffd = fds[0]
         target = str(Path(f"/proc/self/fd/{self._uffd.fileno()}").readlink())
-        if target != "anon_inode:[userfaultfd]":
+        if target != _USERFAULTFD:
             self._uffd.close()
             raise PeerError("POSTCOPY_ADVISE", target, "a userfaultfd comes with the answer")
 
