@@ -138,6 +138,9 @@ class Session:
         if lacking := spec.needs & ~acked:
             raise PeerError("request", name, f"{lacking!r} was negotiated")
         features = self.offered if spec.offered_suffices else self.negotiated.features
+        if not self.negotiated.features_set:
+            # Who comes back to a VM that runs may be told of its rings first: DPDK's virtio_user disables them.
+            features |= self.offered & F_PROTOCOL_FEATURES
         if spec.needs_virtio & ~features:
             raise PeerError("request", name, f"virtio feature bits {spec.needs_virtio:#x} were acked")
 
