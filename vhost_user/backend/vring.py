@@ -242,13 +242,14 @@ class Vring:
                 inflight=inflight,
             )
         assert not isinstance(inflight, PackedInflight)
+        next_used = memory.load16(GuestAddress(layout.used + 2))
         return SplitQueue(
             memory,
             **vars(layout),
             event_idx=event_idx,
             indirect=indirect,
-            next_avail=self.base,
-            next_used=memory.load16(GuestAddress(layout.used + 2)),
+            next_avail=_split_base(self.base, next_used, self.size),
+            next_used=next_used,
             inflight=inflight,
         )
 
@@ -304,6 +305,15 @@ class Vring:
             if event is not None:
                 event.close()
         self.call = self.err = None
+
+
+def _split_base(base: int, next_used: int, size: int) -> int:
+    """Where a split ring goes on whose used ring's idx is `next_used`: at the base, or there if the base can't be true.
+
+    DPDK's virtio_user (24.11) tells 0 of a ring in the middle of its life when its back end comes back.
+    """
+    in_flight = (base - next_used) % (1 << 16)
+    return base if in_flight <= size else next_used
 
 
 def _packed_base(num: int) -> PackedBase:
