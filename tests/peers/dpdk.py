@@ -37,16 +37,28 @@ def dpdk_virtio_user(
     queues: int = 1,
     queue_size: int = 256,
     server: bool = False,
+    burst: bool = True,
     options: str = "",
 ) -> Iterator[Peer]:
     """DPDK as the front end: it sends a burst of frames, and sends again each one that comes back.
+
+    Without `burst` it begins with what its forwarding mode does, and watches its link; only then does it accept another
+    back end after the first one.
 
     It connects to `socket` and needs its answers from then on, not before this yields; with `server` it listens there.
     `options` goes to net_virtio_user. An empty line sent to it ends it, with its counters printed.
     """
     device = f"net_virtio_user0,path={socket},queues={queues},queue_size={queue_size},mac=52:54:00:aa:bb:cc"
     device = ",".join(filter(None, [device, "server=1" if server else "", options]))
-    line = _testpmd("net_virtio", device, 256, "--tx-first", f"--rxq={queues}", f"--txq={queues}", *arguments)
+    line = _testpmd(
+        "net_virtio",
+        device,
+        256,
+        "--tx-first" if burst else "--auto-start",
+        f"--rxq={queues}",
+        f"--txq={queues}",
+        *arguments,
+    )
     environment = _runtime(directory)
     peer_version = version("dpdk-dev")
     with running(

@@ -16,7 +16,7 @@ from tests import counts
 from tests.peers.dpdk import dpdk_virtio_user
 from tests.peers.net_device import NetDevice
 from tests.peers.processes import Peer, wait_until
-from vhost_user.backend import Endpoint, Server
+from vhost_user.backend import Server
 from vhost_user.message import ProtocolFeature
 
 pytestmark = pytest.mark.needs_peers
@@ -26,21 +26,21 @@ RING_PACKED = 1 << 34
 
 @contextmanager
 def front_end(
-    directory: Path, device: NetDevice, mode: str, *, listens: bool = False, options: str = ""
-) -> Iterator[tuple[Peer, Endpoint]]:
-    """DPDK in forwarding mode `mode` at our device, which goes to it if it `listens`, else is gone to."""
+    directory: Path, device: NetDevice, mode: str, *, listens: bool = False, burst: bool = True, options: str = ""
+) -> Iterator[tuple[Peer, Server]]:
+    """DPDK in forwarding mode `mode`, which connects to our device, or `listens` for it."""
     socket = directory / "net.sock"
     arguments = (f"--forward-mode={mode}",)
     with Server() as server:
         if listens:
-            with dpdk_virtio_user(directory, socket, *arguments, server=True, options=options) as peer:
-                endpoint = server.connect(socket, device)
+            with dpdk_virtio_user(directory, socket, *arguments, server=True, burst=burst, options=options) as peer:
+                server.connect(socket, device)
                 with server.in_thread():
-                    yield peer, endpoint
+                    yield peer, server
         else:
-            endpoint = server.listen(socket, device)
+            server.listen(socket, device)
             with server.in_thread(), dpdk_virtio_user(directory, socket, *arguments, options=options) as peer:
-                yield peer, endpoint
+                yield peer, server
 
 
 def take_frames(peer: Peer, device: NetDevice, number: int) -> None:
@@ -62,7 +62,8 @@ def test_frames_without_a_pause(
     directory: Path, listens: bool, options: str, figure: Callable[[str, object], None]
 ) -> None:
     device = NetDevice()
-    with front_end(directory, device, "txonly", listens=listens, options=options) as (peer, endpoint):
+    with front_end(directory, device, "txonly", listens=listens, options=options) as (peer, server):
+        (endpoint,) = server.endpoints
         take_frames(peer, device, counts.DPDK_FRAMES)
         assert bool(device.acked & RING_PACKED) == bool(options)
         assert endpoint.link is not None
@@ -84,3 +85,17 @@ def test_frames_go_round(directory: Path, figure: Callable[[str, object], None])
     received = int(printed.rpartition("RX-packets: ")[2].split()[0])
     assert 0 < received <= device.echoed
     figure("DPDK frames that went round", device.echoed)
+
+
+@pytest.mark.parametrize("options", ["", "packed_vq=1"], ids=["split", "packed"])
+def test_a_front_end_that_listens_is_gone_to_again(directory: Path, options: str) -> None:
+    """In the middle of its work. It goes on with the split rings that it has, and tells that they begin at 0."""
+    device = NetDevice()
+    with front_end(directory, device, "txonly", listens=True, burst=False, options=options) as (peer, server):
+        (endpoint,) = server.endpoints
+        take_frames(peer, device, counts.DPDK_FRAMES // 10)
+        assert endpoint.link is not None
+        server.loop.call_soon(endpoint.link.close)
+        wait_until(lambda: device.sessions == 2, "the back end connects again")
+        take_frames(peer, device, counts.DPDK_FRAMES // 10)
+        end(peer)
