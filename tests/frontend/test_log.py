@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from tests.frontend.fake import ALL, FEATURES, SHORT, VERSION_1, FakeBackend, answer, fake, leave
+from tests.frontend.fake import ALL, FEATURES, VERSION_1, FakeBackend, answer, fake, leave
 from vhost_user.connection import Received
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.errors import Disconnected, HostError, Refused, UsageError
@@ -119,7 +119,7 @@ def test_a_larger_log_that_is_not_taken_leaves_the_old_one() -> None:
     keeping = Keeping(good=1)
     with (
         fake(behaviour={R.SET_LOG_BASE: keeping}) as back,
-        Frontend(back.connection, features=VERSION_1, timeout=SHORT) as frontend,
+        Frontend(back.connection, features=VERSION_1) as frontend,
     ):
         frontend.start_logging(GuestAddress(0))
         keeping.mark(5)

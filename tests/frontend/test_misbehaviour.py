@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.frontend import fake as backs
-from tests.frontend.fake import SHORT, VERSION_1, Behaviour, fake
+from tests.frontend.fake import LATE, SHORT, VERSION_1, Behaviour, fake
 from vhost_user.errors import Disconnected, PeerError, Refused, TimedOut
 from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.message import FrontendRequest, ProtocolFeature
@@ -89,13 +89,13 @@ def test_everything_is_asked() -> None:
     assert len(CASES) > 25
 
 
-def attempt(behaviour: Behaviour, request: R, offered: ProtocolFeature) -> Exception:
+def attempt(behaviour: Behaviour, request: R, offered: ProtocolFeature, timeout: float = LATE) -> Exception:
     """What comes of it, which must be one of the documented errors."""
     with (
         fake(offered=offered, behaviour={request: behaviour}) as back,
         memory() as region,
         pytest.raises(PeerError) as caught,
-        Frontend(back.connection, features=VERSION_1, timeout=SHORT) as frontend,
+        Frontend(back.connection, features=VERSION_1, timeout=timeout) as frontend,
     ):
         everything(frontend, region)
     return caught.value
@@ -113,12 +113,12 @@ def test_the_back_end_acknowledges_and_leaves(asked: R, offered: ProtocolFeature
 
 @cases(but=UNANSWERED)
 def test_the_back_end_is_silent(asked: R, offered: ProtocolFeature) -> None:
-    assert isinstance(attempt(backs.stay_silent, asked, offered), TimedOut)
+    assert isinstance(attempt(backs.stay_silent, asked, offered, SHORT), TimedOut)
 
 
 @cases()
 def test_the_answer_is_cut(asked: R, offered: ProtocolFeature) -> None:
-    assert isinstance(attempt(backs.answer_half, asked, offered), PeerError)
+    assert isinstance(attempt(backs.answer_half, asked, offered, SHORT), PeerError)
 
 
 @cases()
