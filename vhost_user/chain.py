@@ -115,7 +115,8 @@ class Chain:
     def _mark(self, log: DirtyLog, offset: int, size: int) -> None:
         for address, length in self.writable_ranges:
             if here := min(length - offset, size) if offset < length else 0:
-                log.mark(address + offset, here)
+                for start, length_there in self._memory.physical(GuestAddress(address + offset), here):
+                    log.mark(start, length_there)
             offset, size = max(offset - length, 0), size - here
 
     def _ranges(self) -> list[tuple[GuestAddress, ByteCount]]:

@@ -61,6 +61,9 @@ class Region:
 class GuestMemory:
     """The regions of one guest, and access to them by guest address. Any thread may call anything at any time."""
 
+    translated = False
+    """Whether an IOMMU is in between (iotlb.py): what can't be found may only be not known yet."""
+
     def __init__(self, regions: Iterable[Region] = ()) -> None:
         _native.install_guard()
         self._lock = threading.Lock()
@@ -73,8 +76,17 @@ class GuestMemory:
                 raise UsageError("guest_address", above, f"overlaps the region {below}", "remove that one first")
         pins = [region.mapping.view(region.offset, region.size) for region in ordered]
         rows = [(region.guest_address, region.size, region.mapping.address + region.offset) for region in ordered]
-        self.table = _native.MemoryTable(rows, pins)
+        self._table = _native.MemoryTable(rows, pins)
         self._pinned = tuple(zip(ordered, pins, strict=True))
+
+    @property
+    def table(self) -> _native.MemoryTable:
+        """The present table, for the C core."""
+        return self._table
+
+    def physical(self, address: GuestAddress, size: int) -> list[tuple[GuestAddress, int]]:
+        """Where a range lies in the guest's physical memory, as a dirty log knows it: address and size of each part."""
+        return [(address, size)]
 
     @property
     def regions(self) -> tuple[Region, ...]:

@@ -25,6 +25,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
+from typing import NamedTuple
 from weakref import WeakSet
 
 from vhost_user import _native
@@ -38,6 +39,14 @@ from vhost_user.units import U64_MAX, GuestAddress, HostAddress, UserAddress
 MAX_REGIONS = 509
 """As many as libvhost-user and rust-vmm's back ends take: KVM's 512 memory slots, less the three that it kept to itself
 on x86-64 when front ends came to rely on the number."""
+
+
+class UserSpan(NamedTuple):
+    """The front end's addresses of a region: from `user` to `end`."""
+
+    user: int
+    end: int
+    region: Region
 
 
 class SharedMemory:
@@ -56,6 +65,7 @@ class SharedMemory:
         self._lock = threading.Lock()
         self._lingering: WeakSet[object] = WeakSet()
         self._faults_looked_at = _native.guard_faults()
+        self._spans: tuple[bool, list[UserSpan]] | None = None
 
     def replace(self, regions_with_fds: Sequence[tuple[MemoryRegion, OwnedFd]]) -> None:
         """Let these be all regions, in a single step (SET_MEM_TABLE)."""
@@ -128,7 +138,7 @@ class SharedMemory:
         """
         if size < 1:
             raise UsageError("size", size, "a range that is translated has 1 byte or more")
-        spans = sorted(self._user_span(region) for region in self.guest_memory.regions)
+        spans = [(span.user, span.end, span.region.guest_address) for span in self.user_spans]
         at = bisect_right([start for start, _, _ in spans], user_address) - 1
         if at >= 0:
             start, end, guest = spans[at]
@@ -141,11 +151,18 @@ class SharedMemory:
         limit = "lies in one region of the memory table, or in such as adjoin in both address spaces"
         raise PeerError("user address", _range(user_address, size), limit)
 
-    def _user_span(self, region: Region) -> tuple[int, int, int]:
-        """User address, the end of it, and guest address."""
+    @property
+    def user_spans(self) -> list[UserSpan]:
+        """Where the front end has the regions, lowest first: at their guest addresses under GPA_ADDRESSES."""
+        if self._spans is None or self._spans[0] is not self.gpa_addresses:
+            spans = sorted(map(self._user_span, self.guest_memory.regions), key=lambda span: span.user)
+            self._spans = self.gpa_addresses, spans
+        return self._spans[1]
+
+    def _user_span(self, region: Region) -> UserSpan:
         user: int | None = region.guest_address if self.gpa_addresses else region.user_address
         assert user is not None
-        return user, user + region.size, region.guest_address
+        return UserSpan(user, user + region.size, region)
 
     def _check(self, new: Sequence[MemoryRegion], present: Sequence[Region]) -> None:
         count = len(new) + len(present)
@@ -196,6 +213,7 @@ class SharedMemory:
     def _install(self, regions: Sequence[Region]) -> None:
         before = self.guest_memory.regions
         self.guest_memory.replace(regions)
+        self._spans = None  # it holds mappings
         stay = {id(region) for region in regions}
         for region in before:
             if id(region) not in stay:
