@@ -1,14 +1,19 @@
 """The device's side of a ring, split or packed: a thin face of the C core; the package's docstring has the theory.
 
-Two things can be asked of a queue beyond that, both for a vhost-user back end: to mark in a dirty log what it writes
-(dirty_log.py), and to note in an inflight area what it holds (inflight/). Then chains are taken and given back one at a
-time, malformed ones too, so that `_give` is the one place where the used ring is written.
+Three things can be asked of a queue beyond that, all for a vhost-user back end: to mark in a dirty log what it writes
+(dirty_log.py), to note in an inflight area what it holds (inflight/), to live with memory behind an IOMMU (iotlb.py).
+Then chains are taken and given back one at a time, malformed ones too, so that `_give` is the one place where the used
+ring is written.
+
+Behind an IOMMU an address that has no translation is nobody's fault. The chain stays the next one, `miss` says what is
+missing, and there is nothing to pop until it is there. What can't be given back, because the ring's own part of memory
+is not there, is kept in order and given back by `settle()`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhost_user import _native
@@ -48,11 +53,19 @@ class PackedState(NamedTuple):
     used_wrap: bool
 
 
+class Miss(NamedTuple):
+    """An address without a translation, and what is to be done there: bits of IotlbPermission."""
+
+    address: int
+    access: int
+
+
 class DeviceQueue(ABC):
     """What both formats do. One thread at a time may call a queue; which one may change.
 
     Every call may raise RingBroken, and then every later one does; and PeerError while a part of the ring is in no
-    region of memory, which changes nothing.
+    region of memory, which changes nothing. Behind an IOMMU that is a `miss` instead, and what the call was to tell the
+    driver it is told later, or need not be.
 
     `log` is where writes to guest memory are marked, None while they are not. `log_used` is where the log has the used
     ring (a packed ring's descriptors), None where the ring's own writes are not marked: the guest address that came
@@ -81,6 +94,10 @@ class DeviceQueue(ABC):
         self.size = layout.size
         self._memory = memory
         self._rejected: Counter[str] = Counter()
+        self.miss: Miss | None = None
+        """What the last call had no translation for; None after a call that had all that it needed."""
+        self._alone = memory.translated
+        self._owed: deque[tuple[Chain, int]] = deque()
         self._ring = _native.Ring(
             layout.size,
             list(layout.areas.values()),
@@ -89,6 +106,7 @@ class DeviceQueue(ABC):
             indirect=indirect,
             avail=avail,
             used=used,
+            translated=memory.translated,
         )
 
     def pop(self) -> Chain | None:
@@ -97,7 +115,7 @@ class DeviceQueue(ABC):
         None also comes after a ringful of malformed ones, so that no driver can hold the caller in here; wait for a
         notification only when `enable_notifications()` said that nothing is available.
         """
-        if self.log is not None or self.inflight is not None:
+        if self._alone or self.log is not None or self.inflight is not None:
             return self._pop_alone()
         segments = self._ring.pop(self._memory.table)
         if segments < 0:
@@ -113,10 +131,10 @@ class DeviceQueue(ABC):
             raise UsageError("chain", chain.id, "was popped from this queue, and is pushed once")
         if not 0 <= written <= chain.writable:
             raise UsageError("written", written, f"0 to the {chain.writable} bytes of the writable part")
-        if self.log is not None or self.inflight is not None:
+        if self._alone or self.log is not None or self.inflight is not None:
             if self.log is not None:
                 chain.mark_views(self.log)
-            result = self._give(self._memory.table, chain, written)
+            result = self._give_in_order(chain, written)
         else:
             result = self._ring.push(self._memory.table, chain.id, chain.slots, written)
         if result:
@@ -126,12 +144,17 @@ class DeviceQueue(ABC):
     def _pop_alone(self) -> Chain | None:
         """As `pop()`, where each chain has to be noted or what goes back has to be marked."""
         ring, area, table = self._ring, self.inflight, self._memory.table
-        visited = 0
+        visited, self.miss = 0, None
+        if self._owed and not self.settle():
+            return None
         # As far as the C core would go.
         while visited < 2 * self.size:
             retake = area.retakes[0] if area is not None and area.retakes else None
             result = ring.take(table) if area is None or retake is None else area.reload(ring, table, retake)
             if result == 0:
+                return None
+            if result == _native.RING_MISS:
+                self._missed()
                 return None
             if result in {_native.RING_BROKEN, _native.RING_UNMAPPED}:
                 raise self._failure(result)
@@ -142,10 +165,37 @@ class DeviceQueue(ABC):
                 chain.entry = area.taken(ring, chain.id, chain.slots)
             if result > 0:
                 return chain
-            if result := self._give(table, chain, 0):
+            if result := self._give_in_order(chain, 0):
                 raise self._failure(result)
             visited += chain.visited
         return None
+
+    def _missed(self) -> None:
+        self.miss = Miss(*self._ring.miss())
+
+    def _give_in_order(self, chain: Chain, written: int) -> int:
+        """As `_give`, but a chain that can't be given back yet is owed."""
+        if not self._owed:
+            result = self._give(self._memory.table, chain, written)
+            if result != _native.RING_MISS:
+                return result
+            self._missed()
+        self._owed.append((chain, written))
+        return 0
+
+    def settle(self) -> bool:
+        """Give back what is owed to the driver, as far as that is possible now; whether nothing is owed any more."""
+        self.miss = None
+        while self._owed:
+            chain, written = self._owed[0]
+            result = self._give(self._memory.table, chain, written)
+            if result == _native.RING_MISS:
+                self._missed()
+                return False
+            if result:
+                raise self._failure(result)
+            self._owed.popleft()
+        return True
 
     def _give(self, table: _native.MemoryTable, chain: Chain, written: int) -> int:
         """Push a chain, note that it is gone, and mark what was written to the ring; what the C core says of it."""
@@ -160,7 +210,7 @@ class DeviceQueue(ABC):
                 area.given(chain.entry)
             else:
                 area.kept()
-        if log is not None and self.log_used is not None and result != _native.RING_UNMAPPED:
+        if log is not None and self.log_used is not None and result not in {_native.RING_UNMAPPED, _native.RING_MISS}:
             self._mark_used(log, self.log_used, position)
         return result
 
@@ -181,9 +231,12 @@ class DeviceQueue(ABC):
 
     def enable_notifications(self) -> bool:
         """Ask for a notification of the next chain. True if one is available already: then none may come for it."""
+        missed = self.miss is not None
         available = self._checked(self._ring.enable_notifications(self._memory.table))
         if self.log is not None and self.log_used is not None:
             self._mark_advice(self.log, self.log_used, enable=True)
+        if missed or self.miss is not None:
+            return False
         return available or (self.inflight is not None and bool(self.inflight.retakes))
 
     @property
@@ -201,6 +254,9 @@ class DeviceQueue(ABC):
         return RingBroken(field, value, limit, "the driver has to reset the queue or the device")
 
     def _checked(self, result: int) -> bool:
+        if result == _native.RING_MISS:
+            self._missed()
+            return False
         if result < 0:
             raise self._failure(result)
         return bool(result)

@@ -67,11 +67,16 @@ class Layout:
         """The address behind the last byte of the highest part."""
         return max(area.address + area.size for area in self.areas.values())
 
-    def check(self, memory: GuestMemory) -> None:
-        """Raise PeerError for a part that is not aligned, or not within one region of `memory`."""
-        for name, (address, size, alignment) in self.areas.items():
+    def check_alignment(self) -> None:
+        """Raise PeerError for a part that is not aligned."""
+        for name, (address, _, alignment) in self.areas.items():
             if address % alignment:
                 raise PeerError(name, f"{address:#x}", f"a multiple of {alignment}")
+
+    def check(self, memory: GuestMemory) -> None:
+        """Raise PeerError for a part that is not aligned, or not within one region of `memory`."""
+        self.check_alignment()
+        for name, (address, size, alignment) in self.areas.items():
             if not memory.contiguous(address, size, alignment):
                 limit = f"all {size} bytes lie in one region, at a multiple of {alignment} in host memory too"
                 raise PeerError(name, f"{address:#x}", limit)
