@@ -41,6 +41,7 @@ class MemoryHandlers:
 
     def _replace(self, payload: MemoryTable, fds: list[OwnedFd]) -> None:
         self._memory.replace(list(zip(payload.regions, fds, strict=True)))
+        self._negotiated.iotlb.memory_changed()
         self._rings.memory_moved()
         self._device.memory_changed(self._memory)
 
@@ -61,15 +62,22 @@ class MemoryHandlers:
 
     def _add_mem_reg(self, payload: SingleMemoryRegion, fds: list[OwnedFd]) -> None:
         self._memory.add(payload.region, fds[0])
+        self._negotiated.iotlb.memory_changed()
         self._device.memory_changed(self._memory)
 
     def _rem_mem_reg(self, payload: SingleMemoryRegion, _: list[OwnedFd]) -> None:
         self._require_no_ring(payload.region)
         self._memory.remove(payload.region)
+        self._negotiated.iotlb.memory_changed()
         self._device.memory_changed(self._memory)
 
     def _require_no_ring(self, region: MemoryRegion) -> None:
-        """The document doesn't say what becomes of a ring whose memory goes. It stays, and so does its region."""
+        """The document doesn't say what becomes of a ring whose memory goes. It stays, and so does its region.
+
+        Behind an IOMMU rings are nowhere in particular: what goes is missed, and asked for again.
+        """
+        if self._negotiated.translated:
+            return
         ring = self._rings.within(region.guest_address, region.size)
         if ring is not None:
             raise PeerError("region", f"{region.guest_address:#x}", f"{ring} runs in it", "stop the ring first")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
+from vhost_user.iotlb import Iotlb
+from vhost_user.memory import GuestMemory
+from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, VIRTIO_F_IOMMU_PLATFORM, ProtocolFeature
 from vhost_user.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ class Negotiated:
     log: DirtyLog | None = None
     inflight: InflightBuffer | None = None
     postcopy: bool = False
+    iotlb: Iotlb = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.iotlb = Iotlb(self.memory)
 
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether a protocol feature, or each of several, was negotiated."""
@@ -44,6 +50,16 @@ class Negotiated:
     def packed(self) -> bool:
         """Whether the rings are packed ones."""
         return bool(self.features & VIRTIO_F_RING_PACKED)
+
+    @property
+    def translated(self) -> bool:
+        """Whether an IOMMU is in between: what rings hold, and their own addresses, are IOVAs."""
+        return bool(self.features & VIRTIO_F_IOMMU_PLATFORM)
+
+    @property
+    def ring_memory(self) -> GuestMemory:
+        """Memory by the addresses that rings hold."""
+        return self.iotlb if self.translated else self.memory.guest_memory
 
     @property
     def starts_enabled(self) -> bool:

@@ -150,6 +150,7 @@ class RingHandlers:
 
     def _kicked(self, vring: Vring) -> None:
         assert vring.kick is not None
+        vring.asked = None  # the driver may have mapped it by now
         try:
             vring.kick.take()
         except EOFError:
@@ -170,16 +171,37 @@ class RingHandlers:
         self._loop.call_soon(partial(self._serve, vring))
 
     def _serve(self, vring: Vring) -> None:
+        if vring.waiting and vring.broken is None and not self._closed:
+            self._build(vring)
         if not vring.active or self._closed:
             return
         try:
             more = self._device.on_kick(vring)
+            if vring.miss is not None:
+                vring.on_miss(vring)
         except PeerError as error:
             vring.fail(error)
             more = False
         if more:
             self.serve_soon(vring)
         self.on_trouble()
+
+    def _build(self, vring: Vring) -> None:
+        try:
+            vring.build()
+        except PeerError as error:
+            vring.fail(error)
+        if vring.waiting:
+            vring.on_miss(vring)
+
+    def go_on(self, vring: Vring) -> None:
+        """What `vring` missed is there now: give back what it owes, and have the device look at it."""
+        try:
+            if vring.queue is not None and vring.broken is None and vring.queue.settle():
+                vring.notify()
+        except PeerError as error:
+            vring.fail(error)
+        self._serve(vring)
 
     def stop(self, vring: Vring) -> int:
         """Drain and stop a ring; where it was. PeerError where its memory is gone, and it is stopped even so."""

@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from vhost_user.backend.answer import Answer, Deferred, Handler
 from vhost_user.backend.channel import BackendChannel, require_channel
 from vhost_user.backend.device import DEVICE_SPECIFIC, Device
+from vhost_user.backend.iotlb import IotlbHandlers
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.memory import MemoryHandlers
 from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
@@ -32,6 +33,7 @@ from vhost_user.message import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     U64,
+    VIRTIO_F_IOMMU_PLATFORM,
     BackendRequest,
     Config,
     FrontendRequest,
@@ -81,11 +83,13 @@ class Session:
         self.postcopy = PostcopyHandlers(self.negotiated)
         self.memory = MemoryHandlers(device, self.negotiated, self.rings, self.postcopy)
         self.structures = StructureHandlers(device, loop, self.negotiated, self.rings)
+        self.iotlb = IotlbHandlers(loop, self.negotiated, self.rings)
         self._handlers: Mapping[FrontendRequest, Handler] = {
             **self.rings.table,
             **self.memory.table,
             **self.postcopy.table,
             **self.structures.table,
+            **self.iotlb.table,
             FrontendRequest.GET_FEATURES: lambda *_: Answer(U64(self.offered).encode()),
             FrontendRequest.SET_FEATURES: self._set_features,
             FrontendRequest.SET_OWNER: self._set_owner,
@@ -161,6 +165,9 @@ class Session:
         if self.rings.any_started and (before ^ features) & ~F_LOG_ALL:
             limit = "only logging is switched while rings run"
             raise PeerError("features", f"{features:#x}", limit, "stop them first, by GET_VRING_BASE")
+        if features & VIRTIO_F_IOMMU_PLATFORM and not self.negotiated.has(ProtocolFeature.BACKEND_REQ):
+            limit = "BACKEND_REQ was negotiated before, since translations are asked for on that channel"
+            raise PeerError("features", "IOMMU_PLATFORM", limit, "send SET_PROTOCOL_FEATURES first")
         self.device.negotiated(features & ~(F_PROTOCOL_FEATURES | F_LOG_ALL))
         self.negotiated.features = features
         self.negotiated.features_set = True
@@ -180,6 +187,7 @@ class Session:
         self._close_channel()
         self.channel = BackendChannel(Connection(sock, "back-end channel"), self._acked)
         self._loop.watch(self.channel, self._answer)
+        self.iotlb.use(self.channel)
 
     def _answer(self) -> None:
         assert self.channel is not None
@@ -191,6 +199,7 @@ class Session:
 
     def _close_channel(self) -> None:
         if self.channel is not None:
+            self.iotlb.use(None)
             self._loop.forget(self.channel)
             self.channel.close()
             self.channel = None
@@ -254,6 +263,7 @@ class Session:
             steps.callback(self.negotiated.memory.close)
             steps.callback(self.device.disconnected)
             steps.callback(self._close_channel)
+            steps.callback(self.iotlb.close)
             steps.callback(self.structures.close)
             steps.callback(self.postcopy.close)
             steps.callback(self.rings.close)
