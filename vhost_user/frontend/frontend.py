@@ -19,6 +19,7 @@ from typing import Self
 from vhost_user.connection import Connection, connect
 from vhost_user.errors import Disconnected, HostError, PeerError, Refused, UsageError
 from vhost_user.frontend.channel import ChannelHandler, FrontendChannel
+from vhost_user.frontend.iotlb import Iommu
 from vhost_user.frontend.log import SharedLog
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
@@ -30,6 +31,7 @@ from vhost_user.message import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     U64,
+    VIRTIO_F_IOMMU_PLATFORM,
     BackendRequest,
     Config,
     FrontendRequest,
@@ -85,7 +87,8 @@ class Frontend:
         self._wanted = features
         self._required = required
         self._protocol_wanted = protocol_features
-        self._handlers = handlers or {}
+        self.iommu = Iommu(self.requests, self.regions)
+        self._handlers = {BackendRequest.IOTLB_MSG: self.iommu.serve} | dict(handlers or {})
         self._inflight: tuple[OwnedFd, Inflight] | None = None
         self._log: SharedLog | None = None
         try:
@@ -129,10 +132,13 @@ class Frontend:
             acked = offered & self._protocol_wanted
             tell(FrontendRequest.SET_PROTOCOL_FEATURES, U64(int(acked)))
             self.requests.acked = acked
+        if self.features & VIRTIO_F_IOMMU_PLATFORM and not self.has(ProtocolFeature.BACKEND_REQ):
+            raise PeerError("IOMMU_PLATFORM", "offered", "BACKEND_REQ too, to ask for translations", "do without it")
         if self.has(ProtocolFeature.MQ):
             self.queue_count = ask(FrontendRequest.GET_QUEUE_NUM, U64).value
         if self.has(ProtocolFeature.BACKEND_REQ):
             self._open_channel()
+        self.iommu.begin(active=bool(self.features & VIRTIO_F_IOMMU_PLATFORM))
         self.regions.learn_slots()
         tell(FrontendRequest.SET_OWNER)
         tell(FrontendRequest.SET_FEATURES, U64(self.features))
@@ -156,7 +162,9 @@ class Frontend:
             if self.queue_count is not None and index >= self.queue_count:
                 raise PeerError("ring", index, f"the back end has {self.queue_count}")
             by_message = lambda: bool(self.features & F_PROTOCOL_FEATURES)  # noqa: E731
-            self.vrings[index] = FrontendVring(index, self.requests, self.regions, enable=by_message)
+            vring = FrontendVring(index, self.requests, self.regions, enable=by_message)
+            vring.iommu = self.iommu if self.features & VIRTIO_F_IOMMU_PLATFORM else None
+            self.vrings[index] = vring
         return self.vrings[index]
 
     # The back end's channel.

@@ -11,14 +11,16 @@ and has what it was given until it closes its own end. So that end is watched: `
 
 from __future__ import annotations
 
+import logging
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
-from vhost_user.errors import Disconnected, PeerError, Refused, TimedOut
+from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
 from vhost_user.message import (
     U64,
     Empty,
@@ -32,6 +34,11 @@ from vhost_user.message import (
     spec_of,
 )
 from vhost_user.owned_fd import OwnedFd
+
+log = logging.getLogger(__name__)
+
+_AFTERWARDS_AT_ONCE = 1024
+"""Requests that a back end can have us make before the one that we wanted to make returns."""
 
 Answer = TypeVar("Answer", bound=Payload)
 
@@ -50,6 +57,8 @@ class Requests:
         self.lock = threading.RLock()
         self.watched: dict[int, Callable[[], None]] = {}
         """What to look after while an answer is waited for: by descriptor, what is called when it can be read."""
+        self._busy = False
+        self._afterwards: deque[Callable[[], None]] = deque()
         self._connection: Connection | None = connection
         self._given_up: Connection | None = None
         self._name = connection.name
@@ -132,7 +141,41 @@ class Requests:
         """
         self.ask(FrontendRequest.GET_FEATURES, U64)
 
+    def when_free(self, call: Callable[[], None]) -> None:
+        """Have `call` make a request of its own: now, or where one waits for its answer at this moment, after that.
+
+        For what the back end asks on its channel. Of a call that is made later, errors are logged.
+        """
+        with self.lock:
+            if self._busy:
+                self._afterwards.append(call)
+            else:
+                call()
+
     def _exchange(
+        self, spec: MessageSpec, payload: Payload | None, fds: Sequence[int], *, need_reply: bool, answered: bool
+    ) -> tuple[Payload, list[OwnedFd]] | None:
+        outermost, self._busy = not self._busy, True
+        try:
+            return self._exchange_one(spec, payload, fds, need_reply=need_reply, answered=answered)
+        finally:
+            try:
+                if outermost:
+                    self._make_up()
+            finally:
+                self._busy = not outermost
+
+    def _make_up(self) -> None:
+        """Make the requests that had to wait; no more than may reasonably have come up, as each may bring up others."""
+        for _ in range(_AFTERWARDS_AT_ONCE):
+            if not self._afterwards:
+                return
+            try:
+                self._afterwards.popleft()()
+            except FieldError as error:
+                log.warning("%s: %s", self._name, error)
+
+    def _exchange_one(
         self, spec: MessageSpec, payload: Payload | None, fds: Sequence[int], *, need_reply: bool, answered: bool
     ) -> tuple[Payload, list[OwnedFd]] | None:
         connection = self._connection
@@ -187,6 +230,7 @@ class Requests:
         with self.lock:
             self.close()
             self._connection, self._name = connection, connection.name
+            self._afterwards.clear()
             self.acked, self.postcopy = ProtocolFeature.NONE, False
 
     def fileno(self) -> int:

@@ -12,11 +12,13 @@ from vhost_user.event import Event
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
 from vhost_user.message import VHOST_VRING_F_LOG, FrontendRequest, PackedBase, VringAddr, VringFd, VringState
-from vhost_user.units import GuestAddress
+from vhost_user.units import GuestAddress, UserAddress
 from vhost_user.vring import PackedLayout, SplitLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vhost_user.frontend.iotlb import Iommu
 
 
 class FrontendVring:
@@ -29,6 +31,8 @@ class FrontendVring:
         self.base = 0
         self.layout: SplitLayout | PackedLayout | None = None
         self.log_address: GuestAddress | None = None
+        self.iommu: Iommu | None = None
+        """What the layout's addresses go through; None where they are guest addresses."""
         self._requests = requests
         self._regions = regions
         self._enable = enable
@@ -59,7 +63,11 @@ class FrontendVring:
 
     def _send_address(self) -> None:
         assert self.layout is not None
-        users = [self._regions.to_user(area.address, area.size) for area in self.layout.areas.values()]
+        areas = self.layout.areas.values()
+        if self.iommu is None:
+            users = [self._regions.to_user(area.address, area.size) for area in areas]
+        else:
+            users = [UserAddress(area.address) for area in areas]  # the document: ring addresses are IOVAs then
         desc, avail, used = users
         logged = self.log_address is not None
         flags, log = (VHOST_VRING_F_LOG, self.log_address) if logged else (0, None)
@@ -88,7 +96,9 @@ class FrontendVring:
         goes on at `base`: set that to the driver's own position first, unless inflight areas tell it.
         """
         if isinstance(self.layout, SplitLayout):
-            return int.from_bytes(self._regions.read(GuestAddress(self.layout.used + 2), 2), "little")
+            idx = GuestAddress(self.layout.used + 2)
+            where = idx if self.iommu is None else self.iommu.to_guest(idx)
+            return int.from_bytes(self._regions.read(where, 2), "little")
         return self.base
 
     def resume(self) -> None:
