@@ -12,11 +12,11 @@ from tests.frontend.fake import ALL, FEATURES, VERSION_1, FakeBackend, answer, f
 from vhost_user.connection import Received
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.errors import Disconnected, HostError, Refused, UsageError
-from vhost_user.frontend import Frontend
+from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.frontend.log import SharedLog
 from vhost_user.message import F_LOG_ALL, LOG_PAGE, U64, FrontendRequest, ProtocolFeature
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.units import GIB, GuestAddress
+from vhost_user.units import GIB, ByteCount, GuestAddress
 
 R = FrontendRequest
 HIGHEST = GuestAddress(1 * GIB - 1)
@@ -113,6 +113,24 @@ def test_a_log_grows_with_memory_and_loses_nothing() -> None:
         assert [bool(features & F_LOG_ALL) for features in sent] == [False, True, True, False]
         with pytest.raises(UsageError, match="start_logging"):
             frontend.take_dirty_pages()
+
+
+def test_memory_that_is_shared_while_logging_is_logged() -> None:
+    keeping = Keeping()
+    with (
+        OwnedFd(os.memfd_create("ram", os.MFD_CLOEXEC)) as fd,
+        fake(behaviour={R.SET_LOG_BASE: keeping}) as back,
+        Frontend(back.connection, features=VERSION_1) as frontend,
+    ):
+        frontend.start_logging(GuestAddress(0))
+        region = SharedRegion(GuestAddress(1 * GIB), ByteCount(4096), fd.fileno())
+        frontend.regions.add(region)
+        assert back.requests.index(R.ADD_MEM_REG) > len(back.requests) - back.requests[::-1].index(R.SET_LOG_BASE) - 1
+        page = 1 * GIB // LOG_PAGE
+        keeping.mark(page)
+        assert frontend.stop_logging() == {page}
+        frontend.regions.add(SharedRegion(GuestAddress(2 * GIB), ByteCount(4096), fd.fileno()))
+        assert len(keeping.logs) == 2
 
 
 def test_a_larger_log_that_is_not_taken_leaves_the_old_one() -> None:

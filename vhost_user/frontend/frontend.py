@@ -278,8 +278,8 @@ class Frontend:
     def start_logging(self, highest_address: GuestAddress) -> None:
         """Have the back end log each page that it writes to, up to guest address `highest_address` inclusive.
 
-        While it logs already: have it go on in a log that reaches up to there, for memory that is to be added; what was
-        logged is kept. Raises Refused, with what was before as it was, where the back end can't or won't.
+        While it logs already: have it go on in a log that reaches up to there, what was logged being kept; memory that
+        is shared meanwhile does so too. Raises Refused, with what was before as it was, where the back end can't.
         """
         self._require(ProtocolFeature.LOG_SHMFD)
         if not self.offered & F_LOG_ALL:
@@ -294,6 +294,7 @@ class Frontend:
             log.close()
             raise
         self._log = log
+        self.regions.prepare = self.start_logging
         if before is not None:
             log.put_back(before.take())
             before.close()
@@ -320,6 +321,7 @@ class Frontend:
         return pages
 
     def _drop_log(self) -> None:
+        self.regions.prepare = lambda _: None
         if self._log is not None:
             self._log.close()
             self._log = None

@@ -112,6 +112,8 @@ class SharedRegions:
         self._by_guest = _Spans(lambda region: region.guest_address)
         self._by_user = _Spans(lambda region: region.user)
         self.slots = MAX_REGIONS
+        self.prepare: Callable[[GuestAddress], None] = lambda _: None
+        """Called before memory is shared whose last address is this: for a dirty log that has to reach so far."""
 
     def __iter__(self) -> Iterator[SharedRegion]:
         return iter(tuple(self._by_guest))
@@ -145,6 +147,7 @@ class SharedRegions:
             new = tuple(regions)
             self._check(new)
             if new:
+                self.prepare(GuestAddress(max(region.end for region in new) - 1))
                 self._tell(new, (), (*self, *new))
                 self.keep(new)
 
