@@ -34,9 +34,6 @@ from vhost_user.vring import SplitLayout
 VISITS = 3
 """Good front ends before the first attack: by then a daemon has opened what it opens once."""
 
-SETTLING = 1.0
-"""Seconds within which a daemon lets go of what a front end left behind."""
-
 _VISITOR = "vhost-user-visitor"
 
 
@@ -67,8 +64,9 @@ class Result:
 class Runner:
     """Judges the daemon, which is started if it has to be. HostError where no good front end is served.
 
-    `timeout` in seconds is for each answer of the daemon, and `patience` how long to wait where none is likely. `seed`
-    makes what is random. `progress` is called with each attack before it is made.
+    `timeout` in seconds is for each answer of the daemon, `patience` is how long to wait where none is likely, and
+    `settling` within how long a daemon lets go of what a front end left behind, or ends after it. `seed` makes what is
+    random. `progress` is called with each attack before it is made.
     """
 
     def __init__(
@@ -77,6 +75,7 @@ class Runner:
         *,
         timeout: float = 5.0,
         patience: float = 0.1,
+        settling: float = 1.0,
         seed: int = 0,
         progress: Callable[[Attack], None] = lambda _: None,
     ) -> None:
@@ -84,6 +83,7 @@ class Runner:
         self.seed = seed
         self._timeout = timeout
         self._patience = patience
+        self._settling = settling
         self._progress = progress
         self._baseline: Counter[str] | None = None
         self._memory = OwnedFd(os.memfd_create(_VISITOR, os.MFD_CLOEXEC))
@@ -114,7 +114,7 @@ class Runner:
         self.daemon.ensure()
         try:
             offer = self._visit()
-            self.one_shot = bool(self.daemon.restart) and self.daemon.ends(SETTLING)
+            self.one_shot = bool(self.daemon.restart) and self.daemon.ends(self._settling)
             self._ensure()
             rings = offer.rings or self._count_rings()
             for _ in range(VISITS - 1):
@@ -244,7 +244,7 @@ class Runner:
             error = self._visit_fails()
             if not error:
                 return ("", "") if self.daemon.running or not self.daemon.watched else self._after_its_end()
-            if not self.daemon.ends(SETTLING):
+            if not self.daemon.ends(self._settling):
                 return self._hung(error)
         if self.daemon.running and self.one_shot and self._visited == self.daemon.restarts:
             return self._hung("it does not end with its front end any more")
@@ -300,7 +300,7 @@ class Runner:
             now = self.daemon.holdings() or Counter()
             return not more(now, baseline)
 
-        if wait_until(settled, SETTLING):
+        if wait_until(settled, self._settling):
             self._baseline = now
             return ""
         return more(now, baseline)

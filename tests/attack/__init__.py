@@ -1,0 +1,1 @@
+"""Tests of vhost_user.attack: our back end passes, and daemons that are broken on purpose do not."""
