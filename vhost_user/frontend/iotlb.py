@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vhost_user.errors import PeerError, Refused, UsageError
+from vhost_user.errors import FieldError, PeerError, Refused, UsageError
 from vhost_user.message import U64, FrontendRequest, Iotlb, IotlbPermission, IotlbType, Payload
 from vhost_user.units import U64_MAX, ByteCount, GuestAddress, UserAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vhost_user.frontend.regions import SharedRegions
     from vhost_user.frontend.requests import Requests
     from vhost_user.owned_fd import OwnedFd
@@ -46,12 +48,17 @@ class Iommu:
 
     def __init__(self, requests: Requests, regions: SharedRegions) -> None:
         self.active = False
-        self.updates = self.invalid_misses = 0
+        self.updates = self.updates_failed = self.invalid_misses = 0
+        """Misses that were answered, that could not be, and that had no answer."""
         self._requests = requests
         self._regions = regions
         self._starts: list[int] = []
         self._mappings: dict[int, IovaMapping] = {}
         self._to_tell: set[int] = set()
+
+    def __iter__(self) -> Iterator[IovaMapping]:
+        with self._requests.lock:
+            return iter([self._mappings[start] for start in self._starts])
 
     def begin(self, *, active: bool) -> None:
         """A back end came that was told nothing yet; whether it is to ask."""
@@ -133,8 +140,12 @@ class Iommu:
         mapping = self._mappings.get(iova)
         if mapping is None or not self._requests.connected:
             return
-        user = self._regions.to_user(mapping.guest_address, mapping.size)
-        self._tell(Iotlb(mapping.iova, mapping.size, user, mapping.permission, IotlbType.UPDATE))
+        try:
+            user = self._regions.to_user(mapping.guest_address, mapping.size)
+            self._tell(Iotlb(mapping.iova, mapping.size, user, mapping.permission, IotlbType.UPDATE))
+        except FieldError:
+            self.updates_failed += 1
+            raise
         self.updates += 1
 
     def _tell(self, message: Iotlb) -> None:
