@@ -110,7 +110,7 @@ def test_a_log_grows_with_memory_and_loses_nothing() -> None:
         keeping.mark(7)
         assert frontend.stop_logging() == {7}
         sent = [U64.decode(body).value for body in back.payloads_of(R.SET_FEATURES)]
-        assert [bool(features & F_LOG_ALL) for features in sent] == [False, True, True, False]
+        assert [bool(features & F_LOG_ALL) for features in sent] == [False, True, False]
         with pytest.raises(UsageError, match="start_logging"):
             frontend.take_dirty_pages()
 

@@ -19,8 +19,9 @@ from typing import Self
 from vhost_user.connection import Connection, connect
 from vhost_user.errors import Disconnected, HostError, PeerError, Refused, UsageError
 from vhost_user.frontend.channel import ChannelHandler, FrontendChannel
+from vhost_user.frontend.inflight import KeptInflight
 from vhost_user.frontend.iotlb import Iommu
-from vhost_user.frontend.log import SharedLog
+from vhost_user.frontend.log import DirtyLogging
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
 from vhost_user.frontend.state import MAX_STATE, TIME_LIMIT, load_state, save_state
@@ -35,13 +36,9 @@ from vhost_user.message import (
     BackendRequest,
     Config,
     FrontendRequest,
-    Inflight,
-    Log,
-    Opaque,
     ProtocolFeature,
 )
-from vhost_user.owned_fd import OwnedFd
-from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from vhost_user.units import GuestAddress
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
@@ -89,8 +86,8 @@ class Frontend:
         self._protocol_wanted = protocol_features
         self.iommu = Iommu(self.requests, self.regions)
         self._handlers = {BackendRequest.IOTLB_MSG: self.iommu.serve} | dict(handlers or {})
-        self._inflight: tuple[OwnedFd, Inflight] | None = None
-        self._log: SharedLog | None = None
+        self._inflight = KeptInflight(self.requests)
+        self._logging = DirtyLogging(self.requests, self.regions)
         try:
             self._negotiate()
         except BaseException:
@@ -250,30 +247,12 @@ class Frontend:
         if started := [vring.index for vring in self.vrings.values() if vring.started]:
             raise UsageError("rings", started, "all are stopped while state is transferred", "stop them first")
 
-    # Inflight.
+    # What outlives the back end, and what follows it.
 
     def track_inflight(self, num_queues: int, queue_size: int) -> None:
         """Have the back end note which requests it has, in memory that outlives it. Before rings are started."""
         self._require(ProtocolFeature.INFLIGHT_SHMFD)
-        question = Inflight(ByteCount(0), HostOffset(0), num_queues, queue_size)
-        area, fds = self.requests.ask_for_fds(FrontendRequest.GET_INFLIGHT_FD, Inflight, question)
-        if not fds:
-            raise Refused("GET_INFLIGHT_FD", "no descriptor", "the area's memory comes with the reply")
-        self._drop_inflight()
-        self._inflight = fds[0], Inflight(area.mmap_size, area.mmap_offset, num_queues, queue_size)
-        self._send_inflight()
-
-    def _send_inflight(self) -> None:
-        if self._inflight is not None:
-            fd, area = self._inflight
-            self.requests.tell(FrontendRequest.SET_INFLIGHT_FD, area, [fd.fileno()])
-
-    def _drop_inflight(self) -> None:
-        if self._inflight is not None:
-            self._inflight[0].close()
-            self._inflight = None
-
-    # The dirty log.
+        self._inflight.track(num_queues, queue_size)
 
     def start_logging(self, highest_address: GuestAddress) -> None:
         """Have the back end log each page that it writes to, up to guest address `highest_address` inclusive.
@@ -284,47 +263,15 @@ class Frontend:
         self._require(ProtocolFeature.LOG_SHMFD)
         if not self.offered & F_LOG_ALL:
             raise Refused("LOG_ALL", "not offered", "the back end has to offer it")
-        before = self._log
-        if before is not None and before.covers(highest_address):
-            return
-        log = SharedLog(highest_address)
-        try:
-            self._send_log(log)
-        except BaseException:
-            log.close()
-            raise
-        self._log = log
-        self.regions.prepare = self.start_logging
-        if before is not None:
-            log.put_back(before.take())
-            before.close()
-
-    def _send_log(self, log: SharedLog | None) -> None:
-        if log is not None:
-            question = Log(log.size, HostOffset(0))
-            self.requests.ask(FrontendRequest.SET_LOG_BASE, Opaque, question, [log.fileno()])
-            self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features | F_LOG_ALL))
+        self._logging.start(highest_address, self.features)
 
     def take_dirty_pages(self) -> set[int]:
         """The numbers of the pages of LOG_PAGE bytes that were logged since the last call. UsageError without a log."""
-        if self._log is None:
-            raise UsageError("log", "none", "logging began", "call start_logging() first")
-        return self._log.take()
+        return self._logging.take()
 
     def stop_logging(self) -> set[int]:
         """Have the back end log no more; the pages that it had logged and that nobody took."""
-        pages = self.take_dirty_pages()
-        self.requests.tell(FrontendRequest.SET_FEATURES, U64(self.features))
-        assert self._log is not None
-        pages |= self._log.take()
-        self._drop_log()
-        return pages
-
-    def _drop_log(self) -> None:
-        self.regions.prepare = lambda _: None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        return self._logging.stop()
 
     # Another connection.
 
@@ -344,9 +291,9 @@ class Frontend:
                 if (features, acked) != (self.features, self.requests.acked):
                     limit = f"the features {features:#x} and {acked!r} that are in use"
                     raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
-                self._send_inflight()
+                self._inflight.send()
                 self.regions.share_again()
-                self._send_log(self._log)
+                self._logging.send_again()
                 for vring in self.vrings.values():
                     vring.resume()
             except BaseException:
@@ -360,8 +307,8 @@ class Frontend:
         for vring in self.vrings.values():
             vring.close()
         self.vrings.clear()
-        self._drop_inflight()
-        self._drop_log()
+        self._inflight.close()
+        self._logging.close()
 
     def __enter__(self) -> Self:
         return self

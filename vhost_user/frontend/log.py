@@ -3,7 +3,8 @@
 One bit for each page of LOG_PAGE bytes, from guest address 0 on; dirty_log.py says how a back end sets them. Bits are
 taken out by an atomic exchange, and only then the pages are read: a page written later is logged once more.
 
-The back end has the file. It is sealed, so that nobody can make it shorter under our mapping.
+The back end has the file. It is sealed, so that nobody can make it shorter under our mapping. Memory that is shared
+while it logs may lie beyond the log's end: then the log is replaced by a larger one first, and what was logged is kept.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 from collections.abc import Iterator
 
 from vhost_user import _native
-from vhost_user.errors import HostError
+from vhost_user.errors import HostError, UsageError
+from vhost_user.frontend.regions import SharedRegions
+from vhost_user.frontend.requests import Requests
 from vhost_user.mapping import Mapping
-from vhost_user.message import LOG_PAGE
+from vhost_user.message import F_LOG_ALL, LOG_PAGE, U64, FrontendRequest, Log, Opaque
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, align_up
 
@@ -78,3 +81,63 @@ def _pages(raw: bytes) -> Iterator[int]:
             low = word & -word
             yield 8 * at + low.bit_length() - 1
             word ^= low
+
+
+class DirtyLogging:
+    """What a front end and its back end have of a log: nothing, until it is started."""
+
+    def __init__(self, requests: Requests, regions: SharedRegions) -> None:
+        self._requests = requests
+        self._regions = regions
+        self._log: SharedLog | None = None
+        self._features = 0
+
+    def start(self, highest: GuestAddress, features: int) -> None:
+        """Log up to address `highest`, under the virtio `features`; see `Frontend.start_logging`."""
+        with self._requests.lock:
+            before, self._features = self._log, features
+            if before is not None and before.covers(highest):
+                return
+            log = SharedLog(highest)
+            try:
+                self._send(log, switch=before is None)
+            except BaseException:
+                log.close()
+                raise
+            self._log = log
+            self._regions.prepare = lambda end: self.start(end, features)
+            if before is not None:
+                log.put_back(before.take())
+                before.close()
+
+    def _send(self, log: SharedLog, *, switch: bool) -> None:
+        question = Log(log.size, HostOffset(0))
+        self._requests.ask(FrontendRequest.SET_LOG_BASE, Opaque, question, [log.fileno()])
+        if switch:
+            self._requests.tell(FrontendRequest.SET_FEATURES, U64(self._features | F_LOG_ALL))
+
+    def send_again(self) -> None:
+        """Have another back end go on in the same log, if there is one."""
+        if self._log is not None:
+            self._send(self._log, switch=True)
+
+    def take(self) -> set[int]:
+        """The pages that were logged since they were last taken. UsageError without a log."""
+        if self._log is None:
+            raise UsageError("log", "none", "logging began", "call start_logging() first")
+        return self._log.take()
+
+    def stop(self) -> set[int]:
+        """Log no more; the pages that nobody took."""
+        pages = self.take()
+        self._requests.tell(FrontendRequest.SET_FEATURES, U64(self._features))
+        pages |= self.take()
+        self.close()
+        return pages
+
+    def close(self) -> None:
+        """Let go of the log; nothing is told to the back end."""
+        self._regions.prepare = lambda _: None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
