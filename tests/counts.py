@@ -105,3 +105,11 @@ BOOTS_AFTER_RESET = count(quick=0, ci=1, soak=5)
 
 # Frames that DPDK transmits to our back end, for each format of ring and for each of who connects to whom.
 DPDK_FRAMES = count(quick=100_000, ci=1_000_000, soak=10_000_000)
+
+# IOTLB entries that a front end sends without need, and pages that a guest unmaps and maps again under a running ring.
+IOTLB_UPDATES = count(quick=3_000, ci=20_000, soak=100_000)
+IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
+
+# Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
+# started again each time, and one that hangs is waited for.
+ATTACKS_ON_PEERS = count(quick=25, ci=1_000, soak=1_000)

@@ -110,5 +110,7 @@ def behind(form: str = "split", device: Device | None = None) -> Iterator[Behind
     device = device or EchoBehind()
     with pair(device, features=FEATURES[form]) as both:
         rig = Behind(both, device)
-        yield rig
-        rig.memory.replace(())
+        try:
+            yield rig
+        finally:
+            rig.memory.replace(())
