@@ -22,6 +22,7 @@ HUGE = 4096 + 12
 EXTRA = 64
 """Beyond the largest size that a payload has; some readers take a C structure's padding for a part of it."""
 
+_SURPLUS = "the message is as it should be; what came along has to be closed"
 _LONGER_MAY_BE = "the document gives no rule for bytes behind a payload"
 
 
@@ -52,7 +53,8 @@ def _add_shapes(request: FrontendRequest, spec: MessageSpec) -> None:
             act = partial(_sent, request, long, fds)
             codec.add(f"{name}.{shape}", "CVE-2019-14818 class", says, act, lawful=_LONGER_MAY_BE)
     says = f"{name} with eight descriptors."
-    codec.add(f"{name}.fds", "CVE-2022-0669, CVE-2019-14818", says, partial(_sent, request, size, 8))
+    act = partial(_sent, request, size, 8)
+    codec.add(f"{name}.fds", "CVE-2022-0669, CVE-2019-14818", says, act, lawful="" if spec.fds[1] else _SURPLUS)
 
 
 for _request, _spec in FRONTEND_MESSAGES.items():

@@ -194,11 +194,13 @@ def _judged(request: int, received: Received) -> Outcome:
     if not body:
         refuses = spec is not None and (spec.empty_reply or spec.reply_fds[1] > 0) and not received.fds
         return Outcome(Reaction.REFUSED if refuses else Reaction.ACCEPTED, "an empty reply")
+    number = int.from_bytes(body[:8], "little")
     if spec is not None and spec.reply is Reply.ALWAYS and spec.reply_payload is not U64:
         if request == FrontendRequest.SET_DEVICE_STATE_FD and body[0] & _FAILURES_OF_STATE_REPLIES:
             return Outcome(Reaction.REFUSED)
+        if len(body) == U64.max_size() and number == 1:
+            return Outcome(Reaction.REFUSED, "an acknowledgement of 1 in place of the reply")
         return Outcome(Reaction.ACCEPTED, f"a reply of {len(body)} bytes")
-    number = int.from_bytes(body[:8], "little")
     if request in _NUMBERS_THAT_ARE_ANSWERS:
         return Outcome(Reaction.ACCEPTED, f"answers {number:#x}")
     return Outcome(Reaction.REFUSED, "" if number == 1 else f"{number:#x}") if number else Outcome(Reaction.ACCEPTED)
