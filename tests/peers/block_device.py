@@ -50,7 +50,7 @@ CONFIG = struct.Struct("<Q I I 4x I 8x x x H 60x")  # capacity, size_max, seg_ma
 PIECE = MIB
 """Bytes that are copied at a time: a driver chooses how long a request is, and 4 GiB would be allowed."""
 
-PAUSE = 0.001
+PAUSE = 0.002
 """Seconds at most that a device with `shuffle` waits before a request's effect, and again before its used element."""
 
 MARK_SIZE = 32
