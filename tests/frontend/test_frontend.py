@@ -40,7 +40,7 @@ from vhost_user.message import (
     VringState,
 )
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.units import MIB, ByteCount, GuestAddress, UserAddress
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset, UserAddress
 from vhost_user.vring import PackedLayout, SplitLayout
 
 R = FrontendRequest
@@ -255,13 +255,14 @@ class TestReconnecting:
         with memory() as region, fake() as first, connected(first) as frontend:
             frontend.regions.share([region])
             frontend.vring(0).start(SPLIT)
+            assert not frontend.vring(1).started
             with fake(behaviour={asked: leave}) as second, pytest.raises(Disconnected):
                 frontend.reconnect(second.connection)
             with fake() as third:
                 frontend.reconnect(third.connection)
                 assert list(frontend.regions) == [region]
                 assert frontend.vring(0).started
-                assert R.SET_VRING_KICK in third.requests
+                assert len(third.payloads_of(R.SET_VRING_KICK)) == 1
 
     def test_without_a_connection_nothing_is_asked(self) -> None:
         with fake() as back, connected(back) as frontend:
@@ -330,6 +331,15 @@ class TestRefusals:
         with fake(offered=without, behaviour={R.SET_CONFIG: refuse}) as back, connected(back) as frontend:
             frontend.set_config(0, b"1")
             frontend.requests.confirm()
+
+    def test_descriptors_that_nobody_wants_are_closed(self) -> None:
+        question = Inflight(ByteCount(0), HostOffset(0), 1, 16)
+        with fake() as back, connected(back) as frontend:
+            assert frontend.requests.ask(R.GET_INFLIGHT_FD, Inflight, question).mmap_size == 4096
+            with pytest.raises(Refused, match="answered by a failure"):
+                frontend.requests.ask_for_fds(R.GET_INFLIGHT_FD, U64, question)
+            frontend.requests.give_up()
+            frontend.requests.give_up()
 
     def test_an_interrupt_within_a_request_costs_the_connection(self) -> None:
         def interrupt() -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -69,6 +69,32 @@ def test_a_state_larger_than_a_pipe() -> None:
         frontend.load_state(STATE)
         device.thread.join()
         assert device.loaded == STATE
+
+
+def test_a_channel_that_turns_out_not_to_be_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else who has the same end was faster."""
+    calls = {name: getattr(os, name) for name in ("read", "write")}
+    late = set()
+
+    def at_second_attempt(name: str) -> Callable[..., object]:
+        def call(fd: int, *rest: object) -> object:
+            if threading.current_thread() is threading.main_thread() and name not in late:
+                late.add(name)
+                raise BlockingIOError(11, "not now")
+            return calls[name](fd, *rest)
+
+        return call
+
+    device = ByPipe(STATE)
+    with connected({SET: device}) as frontend:
+        for name in calls:
+            monkeypatch.setattr(os, name, at_second_attempt(name))
+        assert frontend.save_state() == STATE
+        frontend.load_state(STATE)
+        monkeypatch.undo()
+        device.thread.join()
+        assert device.loaded == STATE
+    assert late == {"read", "write"}
 
 
 class ByOwnSocket(ByPipe):
