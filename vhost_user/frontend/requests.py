@@ -37,9 +37,6 @@ from vhost_user.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 
-_AFTERWARDS_AT_ONCE = 1024
-"""Requests that a back end can have us make before the one that we wanted to make returns."""
-
 Answer = TypeVar("Answer", bound=Payload)
 
 
@@ -166,10 +163,10 @@ class Requests:
                 self._busy = not outermost
 
     def _make_up(self) -> None:
-        """Make the requests that had to wait; no more than may reasonably have come up, as each may bring up others."""
-        for _ in range(_AFTERWARDS_AT_ONCE):
-            if not self._afterwards:
-                return
+        """Make the requests that had to wait. Each may bring up others, so a back end can hold the caller in here, but
+        not for much longer than `timeout`; what is left is made after the next request."""
+        deadline = time.monotonic() + self.timeout
+        while self._afterwards and time.monotonic() < deadline:
             try:
                 self._afterwards.popleft()()
             except FieldError as error:
