@@ -9,7 +9,7 @@ import sys
 from vhost_user.backend import Device, Server, Vring
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
-from vhost_user.message import ProtocolFeature
+from vhost_user.message import VIRTIO_F_IOMMU_PLATFORM, ProtocolFeature
 
 STATE = b"echo state"
 
@@ -19,6 +19,7 @@ class Echo(Device):
 
     name = "echo"
     queue_count = 2
+    features = VIRTIO_F_IOMMU_PLATFORM
     protocol_features = ProtocolFeature.DEVICE_STATE | ProtocolFeature.MTU | ProtocolFeature.RARP
 
     def __init__(self) -> None:

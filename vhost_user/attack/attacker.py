@@ -187,13 +187,13 @@ class Attacker:
         self.keep(ring)
         return ring
 
-    def start(self, *rings: HostileRing, num: int | None = None) -> None:
-        """Have the daemon serve these rings."""
+    def start(self, *rings: HostileRing, base: int = 0) -> None:
+        """Have the daemon serve these rings from `base` on."""
         line = self.line
         with self.reaching("starting a ring"):
             for ring in rings:
-                line.tell(F.SET_VRING_NUM, VringState(ring.index, ring.size if num is None else num))
-                line.tell(F.SET_VRING_BASE, VringState(ring.index, 0))
+                line.tell(F.SET_VRING_NUM, VringState(ring.index, ring.size))
+                line.tell(F.SET_VRING_BASE, VringState(ring.index, base))
                 line.tell(F.SET_VRING_ADDR, ring.addresses())
                 line.tell(F.SET_VRING_CALL, U64(ring.index), [ring.call])
                 line.tell(F.SET_VRING_KICK, U64(ring.index), [ring.kick])

@@ -9,15 +9,17 @@ from vhost_user.attack.channel import channel
 from vhost_user.attack.codec import codec
 from vhost_user.attack.device import config, state, status
 from vhost_user.attack.framing import framing
+from vhost_user.attack.iotlb import iotlb
 from vhost_user.attack.memory import memory
 from vhost_user.attack.order import order
+from vhost_user.attack.packed import packed
 from vhost_user.attack.ring_content import content
 from vhost_user.attack.rings import rings
 from vhost_user.attack.structures import inflight, log
 from vhost_user.attack.theme import Attack
 from vhost_user.errors import UsageError
 
-THEMES = (framing, codec, order, memory, rings, content, log, inflight, config, state, status, channel)
+THEMES = (framing, codec, order, memory, rings, content, packed, log, inflight, config, state, status, channel, iotlb)
 
 ATTACKS: tuple[Attack, ...] = tuple(attack for theme in THEMES for attack in theme.attacks)
 """Every one. The order is fixed: what a daemon suffers from one attack may show in the next."""
