@@ -28,7 +28,8 @@ from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
 from vhost_user.owned_fd import OwnedFd, close_all
 
-_ANCILLARY_ROOM = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+"""For each call: a socket that a peer made shares its O_NONBLOCK with that peer, who may clear it."""
 
 
 class Received:
@@ -105,14 +106,17 @@ class MessageReader:
 
 
 class Connection:
-    """A connected unix stream socket, taken over. `name` is what errors call it.
+    """A connected unix stream socket, taken over. `name` is what errors call it, and `most_fds` how many descriptors a
+    message from the peer may bring.
 
     One thread at a time may receive, and one may send. After any error but TimedOut on receiving before a first byte,
     only `close()` makes sense: the stream is somewhere within a message.
     """
 
-    def __init__(self, sock: socket.socket, name: str = "connection") -> None:
+    def __init__(self, sock: socket.socket, name: str = "connection", *, most_fds: int = MAX_FDS) -> None:
         self.name = name
+        self._most_fds = most_fds
+        self._ancillary_room = socket.CMSG_SPACE(most_fds * array.array("i").itemsize) if most_fds else 0
         self._reader = MessageReader()
         self._sock = sock
         sock.setblocking(False)
@@ -144,7 +148,7 @@ class Connection:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                sent = socket.send_fds(self._sock, [data], list(fds)) if fds else self._sock.send(data)
+                sent = self._send(data, fds)
             except BlockingIOError:
                 self._wait(select.POLLOUT, deadline, "takes a message")
                 continue
@@ -153,6 +157,11 @@ class Connection:
             data, fds = data[sent:], ()
             if not data:
                 return
+
+    def _send(self, data: bytes, fds: Sequence[int]) -> int:
+        if fds:
+            return socket.send_fds(self._sock, [data], list(fds), _FLAGS)
+        return self._sock.send(data, _FLAGS)
 
     def receive(self, timeout: float) -> Received:
         """The next message, within `timeout` seconds. Raises Disconnected, TimedOut or PeerError."""
@@ -168,7 +177,7 @@ class Connection:
         while True:
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
-                    self._reader.wanted, _ANCILLARY_ROOM, socket.MSG_CMSG_CLOEXEC
+                    self._reader.wanted, self._ancillary_room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
                 )
             except BlockingIOError:
                 return None
@@ -177,7 +186,7 @@ class Connection:
             fds = _owned(ancillary)
             if flags & socket.MSG_CTRUNC:
                 close_all(fds)
-                limit = f"at most {MAX_FDS} with a message, and as many as this process may still open"
+                limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
                 raise PeerError("descriptors", f"more than {len(fds)}", limit)
             if not data:
                 close_all(fds)

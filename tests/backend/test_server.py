@@ -16,7 +16,7 @@ from tests.backend.devices import Echo
 from tests.backend.rig import SPLIT, Ram, start_ring
 from vhost_user.backend import Server, link
 from vhost_user.connection import Connection
-from vhost_user.errors import Disconnected, HostError, TimedOut, UsageError
+from vhost_user.errors import Disconnected, HostError, Refused, TimedOut, UsageError
 from vhost_user.frontend import Frontend, accept
 from vhost_user.message import U64, FrontendRequest, VringFd, encode_message
 
@@ -295,3 +295,36 @@ def test_messages_can_be_pipelined() -> None:
             for _ in range(ours_count):
                 with connection.receive(5) as received:
                     assert U64.decode(received.body).value
+
+
+def test_a_channel_that_is_never_finished_keeps_nobody(path: str) -> None:
+    """The front end sends its own end of the channel along with half an answer: its end would never be seen."""
+    device = Echo()
+    with Server() as server:
+        server.listen(path, device)
+        with server.in_thread():
+            frontend = Frontend.connect(path, features=SPLIT)
+            assert frontend.channel is not None
+            channel = frontend.channel._connection
+            socket.send_fds(channel._sock, [b"\1"], [channel.fileno(), frontend.requests.fileno()])
+            frontend.close()
+            wait_until(lambda: "disconnected" in device.log)
+
+
+@pytest.mark.parametrize("kick", ["writing end", "semaphore"])
+def test_a_kick_that_would_never_end_is_refused(path: str, kick: str) -> None:
+    ram = Ram()
+    reader, writer = os.pipe()
+    semaphore = os.eventfd(1 << 31, os.EFD_SEMAPHORE | os.EFD_NONBLOCK)
+    with Server() as server:
+        server.listen(path, Echo())
+        with server.in_thread(), Frontend.connect(path, features=SPLIT) as frontend:
+            frontend.regions.share([ram.region])
+            ring = start_ring(frontend, ram)
+            fd = writer if kick == "writing end" else semaphore
+            with pytest.raises(Refused):
+                frontend.requests.tell(FrontendRequest.SET_VRING_KICK, VringFd(0), [fd])
+            ring.echo(b"by the kick before")
+    ram.close()
+    for fd in (reader, writer, semaphore):
+        os.close(fd)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.backend.devices import Echo, Faulting, Forgetful
-from tests.backend.rig import EVERYTHING, SPLIT, Ram, pair, start_ring
+from tests.backend.rig import EVERYTHING, FIRST_PACKED, RING_PACKED, SPLIT, Ram, pair, start_ring
 from vhost_user import _native
 from vhost_user.backend import PROTOCOL_FEATURES, Server, state_transfer
 from vhost_user.chain import Chain
@@ -329,3 +329,22 @@ def test_answers_that_nobody_asked_for_close_the_channel_only() -> None:
         start_ring(both.frontend, both.ram).echo(b"goes on")
         both.endpoint.config_changed()
         both.frontend.requests.confirm()
+
+
+def test_areas_of_the_other_format_are_refused_when_a_ring_is_started() -> None:
+    with pair(features=SPLIT) as both:
+        both.frontend.track_inflight(1, 16)
+        both.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(both.frontend.features | RING_PACKED))
+        both.frontend.features |= RING_PACKED
+        with pytest.raises(Refused):
+            start_ring(both.frontend, both.ram)
+        both.frontend.track_inflight(1, 16)
+        start_ring(both.frontend, both.ram).echo(b"with areas of its own")
+
+
+@FORMATS
+def test_after_a_reset_a_ring_begins_where_rings_begin(features: int) -> None:
+    with pair(features=features) as both:
+        start_ring(both.frontend, both.ram).echo(b"before")
+        both.frontend.reset_device()
+        assert both.frontend.vring(0).stop() == (FIRST_PACKED if features & RING_PACKED else 0)

@@ -24,6 +24,11 @@ def ends() -> tuple[Connection, socket.socket]:
     return Connection(ours), theirs
 
 
+def send_often(connection: Connection) -> None:
+    for _ in range(10_000):
+        connection.send(24, bytes(4000), timeout=0)
+
+
 def send_fds(sock: socket.socket, data: bytes, count: int) -> None:
     with open("/dev/null", "rb") as file:
         socket.send_fds(sock, [data], [file.fileno()] * count)
@@ -103,14 +108,8 @@ def test_silence_has_a_limit_and_the_message_can_still_come(ends: tuple[Connecti
 
 def test_who_does_not_read_is_not_waited_for(ends: tuple[Connection, socket.socket]) -> None:
     connection, theirs = ends
-    with connection, theirs:
-
-        def fill() -> None:
-            for _ in range(10_000):
-                connection.send(24, bytes(4000), timeout=0)
-
-        with pytest.raises(TimedOut, match="takes a message"):
-            fill()
+    with connection, theirs, pytest.raises(TimedOut, match="takes a message"):
+        send_often(connection)
 
 
 def test_a_long_message_is_sent_in_as_many_pieces_as_it_takes(ends: tuple[Connection, socket.socket]) -> None:
@@ -163,3 +162,23 @@ def test_anything_but_a_unix_stream_is_refused(kind: str) -> None:
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="start the daemon first"):
         connect(str(tmp_path / "nothing"), timeout=1)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_who_needs_no_descriptors_takes_none(most: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with Connection(ours, most_fds=most) as connection, theirs:
+        send_fds(theirs, MESSAGE[:4], most + 4)
+        with pytest.raises(PeerError, match=f"at most {most}"):
+            connection.receive_now()
+
+
+def test_a_socket_that_its_peer_makes_blocking_is_not_waited_for() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours.dup() as kept, Connection(ours) as connection, theirs:
+        kept.setblocking(True)
+        assert connection.receive_now() is None
+        theirs.sendall(MESSAGE[:6])
+        assert connection.receive_now() is None
+        with pytest.raises(TimedOut):
+            send_often(connection)

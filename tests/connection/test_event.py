@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -64,6 +67,42 @@ def test_a_pipe_without_a_reader_hears_nothing() -> None:
     with Event.to_signal(writer) as event:
         reader.close()
         event.signal()
+
+
+def test_an_eventfd_that_gives_one_ring_at_a_time_is_refused() -> None:
+    fd = OwnedFd(os.eventfd(0, os.EFD_SEMAPHORE))
+    with pytest.raises(PeerError, match="SEMAPHORE"):
+        Event.to_wait(fd)
+    assert fd.closed
+
+
+def test_the_wrong_end_of_a_pipe_can_not_be_waited_for() -> None:
+    reader, writer = (OwnedFd(fd) for fd in os.pipe())
+    with reader, pytest.raises(PeerError, match="can be read"):
+        Event.to_wait(writer)
+    assert writer.closed
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="io_setup has another number on this architecture")
+def test_a_host_without_asynchronous_io_loses_no_ring() -> None:
+    program = """
+import pathlib, resource
+from vhost_user import _native
+from vhost_user.event import Event
+limit = int(pathlib.Path("/proc/sys/fs/aio-max-nr").read_text())
+used = int(pathlib.Path("/proc/sys/fs/aio-nr").read_text())
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+context = ctypes.c_ulong()
+libc.syscall(206, limit - used, ctypes.byref(context))
+another = ctypes.c_ulong()
+assert libc.syscall(206, 1, ctypes.byref(another)) == -1, "there is room still"
+with Event.create() as event:
+    event.signal()
+    print(event.take(), event.take())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
 
 
 def test_no_descriptor_left_is_the_hosts_refusal() -> None:

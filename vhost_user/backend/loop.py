@@ -10,7 +10,6 @@ import heapq
 import itertools
 import logging
 import selectors
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -54,7 +53,7 @@ class EventLoop:
         self._soon: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Call]] = []
         self._order = itertools.count()
-        self._stopped = threading.Event()
+        self._stopped = False
         self.watch(self._wake, self._wake.take)
 
     def watch(self, file: HasFileno, callback: Callable[[], object], *, write: bool = False) -> None:
@@ -108,12 +107,12 @@ class EventLoop:
 
     def run(self) -> None:
         """Run until `stop()` is called. A loop that was stopped before runs not at all."""
-        while not self._stopped.is_set():
+        while not self._stopped:
             self.run_once()
 
     def stop(self) -> None:
         """End `run()`, now or when it is called. Any thread, and a signal handler, may ask for it."""
-        self._stopped.set()
+        self._stopped = True
         self._wake.signal()
 
     def close(self) -> None:

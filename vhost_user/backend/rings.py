@@ -153,8 +153,8 @@ class RingHandlers:
         vring.asked = None  # the driver may have mapped it by now
         try:
             vring.kick.take()
-        except EOFError:
-            log.info("%s: the kick pipe was closed", vring)
+        except (EOFError, OSError) as error:
+            log.info("%s: there will be no more kicks: %s", vring, error)
             self._forget_kick(vring)
         self._serve(vring)
 
@@ -167,8 +167,14 @@ class RingHandlers:
             self._serve(vring)
 
     def serve_soon(self, vring: Vring) -> None:
-        """Have the device look at `vring` again, without a kick."""
-        self._loop.call_soon(partial(self._serve, vring))
+        """Have the device look at `vring` again, without a kick: once, however often it is asked for meanwhile."""
+        if not vring.serve_pending:
+            vring.serve_pending = True
+            self._loop.call_soon(partial(self._serve_pending, vring))
+
+    def _serve_pending(self, vring: Vring) -> None:
+        vring.serve_pending = False
+        self._serve(vring)
 
     def _serve(self, vring: Vring) -> None:
         if vring.waiting and vring.broken is None and not self._closed:
@@ -230,7 +236,7 @@ class RingHandlers:
         for vring in self.vrings:
             self.stop(vring)
             vring.enabled = self._negotiated.starts_enabled
-            vring.base = 0
+            vring.base = None
 
     def close(self) -> None:
         """Stop everything, for good; each ring, whatever the device makes of the one before."""

@@ -16,7 +16,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from vhost_user.backend.device import Device
@@ -207,9 +207,10 @@ class Server:
 
     def close(self) -> None:
         """End every session, and close and remove the sockets. After `run()` has returned."""
-        for endpoint in self.endpoints:
-            endpoint.close()
-        self.loop.close()
+        with ExitStack() as steps:  # the last one first, each whatever the others raise
+            steps.callback(self.loop.close)
+            for endpoint in self.endpoints:
+                steps.callback(endpoint.close)
 
     def __enter__(self) -> Server:
         return self

@@ -39,13 +39,14 @@ class Vring:
         self.max_size = max_size
         self.size = 0
         self.address: VringAddr | None = None
-        self.base = 0
+        self.base: int | None = None
         self.enabled = False
         self.queue: DeviceQueue | None = None
         self.kick: Event | None = None
         self.call: Event | None = None
         self.err: Event | None = None
         self.polled = False
+        self.serve_pending = False
         self.broken: PeerError | None = None
         self.in_flight = 0
         self.waiting = False
@@ -224,12 +225,12 @@ class Vring:
 
     def _make_queue(self, layout: SplitLayout | PackedLayout) -> DeviceQueue:
         negotiated, memory = self._negotiated, self._negotiated.ring_memory
-        inflight = negotiated.inflight.queue(self.index) if negotiated.inflight is not None else None
+        inflight = self._inflight()
         event_idx = bool(negotiated.features & VIRTIO_F_EVENT_IDX)
         indirect = bool(negotiated.features & VIRTIO_F_INDIRECT_DESC)
         if isinstance(layout, PackedLayout):
             assert not isinstance(inflight, SplitInflight)
-            base = _packed_base(self.base)
+            base = _packed_base(self._first_base if self.base is None else self.base)
             return PackedQueue(
                 memory,
                 **vars(layout),
@@ -248,10 +249,24 @@ class Vring:
             **vars(layout),
             event_idx=event_idx,
             indirect=indirect,
-            next_avail=_split_base(self.base, next_used, self.size),
+            next_avail=_split_base(self.base or 0, next_used, self.size),
             next_used=next_used,
             inflight=inflight,
         )
+
+    @property
+    def _first_base(self) -> int:
+        """Where a ring begins that was never told where to."""
+        return PackedBase(0, True, 0, True).to_num() if self._negotiated.packed else 0
+
+    def _inflight(self) -> SplitInflight | PackedInflight | None:
+        buffer = self._negotiated.inflight
+        if buffer is None:
+            return None
+        if buffer.packed != self._negotiated.packed:
+            kind = "packed" if buffer.packed else "split"
+            raise PeerError("inflight areas", f"of {kind} rings", "of the kind that was negotiated", "set them anew")
+        return buffer.queue(self.index)
 
     def update_log(self) -> None:
         """Have the queue log, or not, as was agreed."""
@@ -271,7 +286,7 @@ class Vring:
             self.kick = None
         self.broken, self.polled, self.in_flight = None, False, 0
         self.waiting, self.asked, self._area_miss = False, None, None
-        return self.base
+        return self._first_base if self.base is None else self.base
 
     def call_again(self) -> None:
         """Call the driver without a reason: of what was pushed before, it may not have heard.

@@ -32,7 +32,8 @@ static int make_context(void)
 	return 0;
 }
 
-static int signal_eventfd(int fd)
+/* 1 if the kernel signalled, 0 where it has no context for us; or a negated errno, -EINVAL for what is no eventfd. */
+static int signal_by_kernel(int fd)
 {
 	char byte;
 	struct iocb read_zero = {
@@ -44,16 +45,26 @@ static int signal_eventfd(int fd)
 	};
 	struct iocb *submitted = &read_zero;
 	struct io_event done;
-	int result = make_context();
 
-	if (result)
-		return result;
+	if (make_context())
+		return 0;
 	read_zero.aio_fildes = zero;
 	if (syscall(SYS_io_submit, context, 1, &submitted) != 1)
-		return -errno;
+		return errno == EAGAIN || errno == ENOMEM ? 0 : -errno;
 	while (syscall(SYS_io_getevents, context, 1, 1, &done, NULL) < 0 && errno == EINTR)
 		continue;
-	return 0;
+	return 1;
+}
+
+/* The host has no asynchronous I/O left to give: a call must not be lost for that. */
+static int signal_by_write(int fd)
+{
+	uint64_t one = 1;
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK)))
+		return -errno;
+	return write(fd, &one, sizeof(one)) == sizeof(one) || errno == EAGAIN ? 0 : -errno;
 }
 
 int vu_event_signal(int fd)
@@ -61,9 +72,11 @@ int vu_event_signal(int fd)
 	int result;
 
 	pthread_mutex_lock(&lock);
-	result = signal_eventfd(fd);
+	result = signal_by_kernel(fd);
 	pthread_mutex_unlock(&lock);
-	return result;
+	if (result)
+		return result < 0 ? result : 0;
+	return signal_by_write(fd);
 }
 
 int vu_event_take(int fd)
