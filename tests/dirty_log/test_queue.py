@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.dirty_log.shared import clear, pages, touched
-from tests.rings.rig import BORDER, END, FORMATS, ISLAND, Rig, make_rig
+from tests.rings.rig import BORDER, END, FORMATS, ISLAND, RING, Rig, guest_memory, make_rig
 from vhost_user.chain import Chain
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.inflight import InflightBuffer
 from vhost_user.message import LOG_PAGE
 from vhost_user.units import GuestAddress
-from vhost_user.vring import PackedLayout, PackedQueue, QueueFull, SplitLayout, SplitQueue
+from vhost_user.vring import PackedLayout, PackedQueue, QueueFull, SplitDriver, SplitLayout, SplitQueue
 
 LOG_SIZE = 0x9000
 """Covers all of the rig's memory up to ISLAND's page, and the far used ring."""
@@ -34,6 +34,9 @@ BUFFERS = (0x100000, BORDER - 0x3000, END - 0x8000, ISLAND)
 
 TABLES = 0x180000
 """Of four descriptors each, more of them than chains can be in flight."""
+
+
+BASES = ("there", "far", None)
 
 
 @dataclass
@@ -51,26 +54,41 @@ class Logged(RuleBasedStateMachine):
     @initialize(
         form=st.sampled_from(FORMATS),
         size=st.sampled_from([1, 4, 512, 1024]),
+        start=st.integers(0, 2**16 - 1),
         event_idx=st.booleans(),
         inflight=st.booleans(),
+        base=st.sampled_from(BASES),
     )
-    def make(self, form: str, size: int, event_idx: bool, inflight: bool) -> None:
-        self.rig: Rig = make_rig(form, size, event_idx=event_idx)
+    def make(self, form: str, size: int, start: int, event_idx: bool, inflight: bool, base: str | None) -> None:
+        self.rig = self._make_rig(form, size, start, event_idx)
         self.event_idx = event_idx
         self.fd = os.memfd_create("log", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, LOG_SIZE)
         self.log = DirtyLog(self.fd, LOG_SIZE)
         self.buffer: InflightBuffer | None = None
         if inflight:
-            self._note_inflight(form, size)
+            self._note_inflight(form, size, self.position)
         self.expected: set[int] = set()
         self.waiting: deque[Sent] = deque()
         self.held: list[tuple[Chain, Sent, list[memoryview]]] = []
         self.sent = 0
-        self.position = 0  # slots used since the beginning
         self.before = self._memory()
+        self.switch_on(base)
 
-    def _note_inflight(self, form: str, size: int) -> None:
+    def _make_rig(self, form: str, size: int, start: int, event_idx: bool) -> Rig:
+        """As `make_rig`; a split ring's indices begin at `start`, so that any page of it may be the first one used."""
+        self.position = 0  # of the next used slot, without end
+        if form == "packed":
+            return make_rig(form, size, event_idx=event_idx)
+        self.position = start
+        memory, layout = guest_memory(), SplitLayout.place(size, RING)
+        driver = SplitDriver(memory, layout, event_idx=event_idx, start=start)
+        queue = SplitQueue(
+            memory, **vars(layout), event_idx=event_idx, indirect=True, next_avail=start, next_used=start
+        )
+        return Rig(memory, layout, driver, queue)
+
+    def _note_inflight(self, form: str, size: int, start: int) -> None:
         packed = form == "packed"
         fd, mmap_size, mmap_offset = InflightBuffer.create(1, size, packed=packed)
         with fd:
@@ -81,6 +99,7 @@ class Logged(RuleBasedStateMachine):
             **vars(self.rig.layout),
             event_idx=self.event_idx,
             indirect=True,
+            next_avail=start,
             inflight=self.buffer.queue(0),
         )
         self.rig = self.rig._replace(queue=queue)
@@ -189,7 +208,7 @@ class Logged(RuleBasedStateMachine):
 
     # The front end.
 
-    @rule(base=st.sampled_from(["there", "far", None]))
+    @rule(base=st.sampled_from(BASES))
     def switch_on(self, base: str | None) -> None:
         there = self.rig.layout.areas[self._used_area].address
         self.rig.queue.log_used = {"there": there, "far": FAR, None: None}[base]
@@ -243,13 +262,15 @@ class Logged(RuleBasedStateMachine):
         self._wrote()
 
     @precondition(lambda self: self.held)
-    @rule(which=st.integers(0, 63), fill=st.integers(0, 255))
-    def push(self, which: int, fill: int) -> None:
+    @rule(which=st.integers(0, 63), fill=st.integers(0, 255), more_views=st.booleans())
+    def push(self, which: int, fill: int, more_views: bool) -> None:
         chain, sent, views = self.held.pop(which % len(self.held))
+        views += chain.writable_views() if more_views else []
         for view in views:
             view[:] = bytes([fill]) * len(view)
         self.rig.queue.push(chain, 0)
         self._wrote(*(sent.rooms if views else ()), *self._used(sent.descriptors))
+        views.clear()
 
     @rule(enable=st.booleans())
     def advise(self, enable: bool) -> None:

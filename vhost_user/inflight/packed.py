@@ -45,6 +45,7 @@ from vhost_user import _native
 from vhost_user.inflight.area import InflightArea, Position, Positions, Retake, Shape, corrupt
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
+from vhost_user.vring.device import check_in_flight, slots_between
 from vhost_user.vring.layout import Layout, PackedLayout
 
 # The head's other words, as indices of 16 bits; and the eight bytes with the used words, as an index of 64.
@@ -101,6 +102,7 @@ class PackedInflight(InflightArea):
         size = ring.size
         copy = self._copy()
         if copy is None:
+            check_in_flight(slots_between(used, avail, size), size)
             self._initialise(size, used)
             return avail, used
         left = _Left(copy, self.shape, self.entries, size)

@@ -288,3 +288,9 @@ def check_in_flight(in_flight: int, size: int) -> None:
     """Raise PeerError where a device would have more of the ring than there is."""
     if in_flight > size:
         raise PeerError("next_avail", f"{in_flight} ahead of next_used", f"at most the {size} entries of the queue")
+
+
+def slots_between(start: tuple[int, bool], end: tuple[int, bool], size: int) -> int:
+    """Slots from one position of a packed ring, a slot and its wrap counter, on to another: less than two laps."""
+    laps_apart = 0 if start[1] == end[1] else size
+    return (end[0] - start[0] + laps_apart) % (2 * size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
-from vhost_user.vring.device import DeviceQueue, PackedState, check_in_flight
+from vhost_user.vring.device import DeviceQueue, PackedState, check_in_flight, slots_between
 from vhost_user.vring.layout import PackedLayout
 
 if TYPE_CHECKING:
@@ -43,16 +43,17 @@ class PackedQueue(DeviceQueue):
         for field, value in (("next_avail", next_avail), ("next_used", next_used)):
             if not 0 <= value < size:
                 raise PeerError(field, value, f"a slot of the ring, 0 to {size - 1}")
-        laps_apart = 0 if avail_wrap == used_wrap else size
-        check_in_flight((next_avail - next_used + laps_apart) % (2 * size), size)
+        avail, used = (next_avail, avail_wrap), (next_used, used_wrap)
+        if inflight is None:
+            check_in_flight(slots_between(used, avail, size), size)
         super().__init__(
             memory,
             layout,
             packed=True,
             event_idx=event_idx,
             indirect=indirect,
-            avail=(next_avail, avail_wrap),
-            used=(next_used, used_wrap),
+            avail=avail,
+            used=used,
             inflight=inflight,
         )
         if inflight is not None:

@@ -46,7 +46,8 @@ class SplitQueue(DeviceQueue):
         for field, value in (("next_avail", next_avail), ("next_used", next_used)):
             if not 0 <= value < 2**16:
                 raise PeerError(field, value, "a 16-bit index")
-        check_in_flight((next_avail - next_used) % 2**16, size)
+        if inflight is None:
+            check_in_flight((next_avail - next_used) % 2**16, size)
         super().__init__(
             memory,
             layout,
