@@ -98,8 +98,7 @@ class Iotlb(GuestMemory):
             self._cut(iova, size)
             if permission is not IotlbPermission.NO_ACCESS:
                 self._insert(self._joined(new))
-                while self._pieces > self.max_pieces and len(self._entries) > 1:
-                    self._forget(next(iter(self._entries)))
+            self._make_room()
             self._changed()
 
     def invalidate(self, iova: int, size: int) -> None:
@@ -107,6 +106,7 @@ class Iotlb(GuestMemory):
         bytes is on the wire. When this returns nothing can be reached by these addresses any more."""
         with self._lock:
             self._cut(iova, size or U64_MAX + 1 - iova)
+            self._make_room()  # of one entry two may be left
             self._changed()
 
     def memory_changed(self) -> None:
@@ -118,6 +118,7 @@ class Iotlb(GuestMemory):
                 again = self._resolve(entry.iova, entry.size, entry.user, entry.permission)
                 if again is not None:
                     self._insert(again)
+                    self._make_room()  # it may be more pieces than before
             self._changed()
 
     def clear(self) -> None:
@@ -193,6 +194,10 @@ class Iotlb(GuestMemory):
                     rest = self._resolve(start, stop - start, entry.user + start - entry.iova, entry.permission)
                     if rest is not None:
                         self._insert(rest)
+
+    def _make_room(self) -> None:
+        while self._pieces > self.max_pieces and len(self._entries) > 1:
+            self._forget(next(iter(self._entries)))
 
     def _insert(self, entry: Entry) -> None:
         self._starts.insert(bisect_left(self._starts, entry.iova), entry.iova)

@@ -160,6 +160,28 @@ def test_the_oldest_make_room(iotlb: Iotlb) -> None:
     assert [at for at in range(10) if iotlb.lacks(at * 2 * UNIT, UNIT, READ) is None] == [6, 7, 8, 9]
 
 
+def test_parts_that_are_left_and_pieces_that_grow_are_counted(iotlb: Iotlb) -> None:
+    iotlb.update(0, 64 * UNIT, USER, READ)
+    for unit in range(1, 40, 2):
+        iotlb.invalidate(unit * UNIT, UNIT)
+    assert len(iotlb) == 4
+    iotlb.invalidate(0, 0)
+    for at in range(4):
+        iotlb.update(at << 20, 64 * UNIT, USER, READ)
+    shared = iotlb._shared  # noqa: SLF001
+    shared.remove(region(0))
+    fd = os.memfd_create("halves", os.MFD_CLOEXEC)
+    os.ftruncate(fd, mmap.PAGESIZE)
+    for user in (0, 32 * UNIT):
+        half = MemoryRegion(
+            GuestAddress(0x10000 + user), ByteCount(32 * UNIT), UserAddress(USER + user), HostOffset(user)
+        )
+        shared.add(half, OwnedFd(os.dup(fd)))
+    os.close(fd)
+    iotlb.memory_changed()
+    assert len(iotlb) == 2  # of two pieces each
+
+
 def test_the_last_addresses_can_be_mapped_and_all_of_them_taken_back(iotlb: Iotlb) -> None:
     iotlb.update(2**64 - UNIT, UNIT, USER, READ)
     assert len(iotlb.read(GuestAddress(2**64 - UNIT), UNIT)) == UNIT
