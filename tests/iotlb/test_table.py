@@ -168,7 +168,7 @@ def test_parts_that_are_left_and_pieces_that_grow_are_counted(iotlb: Iotlb) -> N
     iotlb.invalidate(0, 0)
     for at in range(4):
         iotlb.update(at << 20, 64 * UNIT, USER, READ)
-    shared = iotlb._shared  # noqa: SLF001
+    shared = iotlb._shared
     shared.remove(region(0))
     fd = os.memfd_create("halves", os.MFD_CLOEXEC)
     os.ftruncate(fd, mmap.PAGESIZE)
