@@ -126,6 +126,14 @@ class Connection:
         return self._sock.fileno()
 
     @property
+    def names(self) -> set[object]:
+        """What the socket's ends are bound to: mostly the path that one of them listened at."""
+        try:
+            return {self._sock.getsockname(), self._sock.getpeername()} - {"", b"", None}
+        except OSError:
+            return set()
+
+    @property
     def within_message(self) -> bool:
         """Whether a part of a message has come."""
         return self._reader.within_message

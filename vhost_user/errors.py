@@ -41,7 +41,7 @@ class PeerError(FieldError):
     """The peer's violation: a guest, a front end or a back end said something that its protocol forbids."""
 
 
-class Disconnected(PeerError):
+class Disconnected(PeerError):  # noqa: N818
     """The peer closed the connection, or vanished. What it had confirmed before holds, as far as it told the truth."""
 
     def __init__(self, field: str, value: object, limit: str = "was closed by the peer", remedy: str = "connect again"):

@@ -328,3 +328,36 @@ def test_a_kick_that_would_never_end_is_refused(path: str, kick: str) -> None:
     ram.close()
     for fd in (reader, writer, semaphore):
         os.close(fd)
+
+
+def test_closing_goes_on_whatever_a_device_raises(tmp_path: Path) -> None:
+    class Faulty(Echo):
+        def disconnected(self) -> None:
+            raise ZeroDivisionError
+
+    paths = [tmp_path / name for name in "ab"]
+    frontends = []
+    server = Server()
+    for each in paths:
+        server.listen(each, Faulty())
+    with server.in_thread():
+        frontends = [Frontend.connect(str(each), features=SPLIT) for each in paths]
+    with pytest.raises(ZeroDivisionError):
+        server.close()
+    assert not any(each.exists() for each in paths)
+    for frontend in frontends:
+        frontend.close()
+
+
+def test_a_front_ends_own_end_is_no_channel_even_of_an_inherited_listener(path: str) -> None:
+    """Who is asked by the kernel's word for who listens is then somebody else than us."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    if os.fork() == 0:
+        listener.listen()
+        os._exit(0)
+    os.wait()
+    with Server() as server:
+        server.listen(listener, Echo())
+        with server.in_thread(), Frontend.connect(path, features=SPLIT) as frontend, pytest.raises(Refused):
+            frontend.requests.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[frontend.requests.fileno()])

@@ -348,3 +348,18 @@ def test_after_a_reset_a_ring_begins_where_rings_begin(features: int) -> None:
         start_ring(both.frontend, both.ram).echo(b"before")
         both.frontend.reset_device()
         assert both.frontend.vring(0).stop() == (FIRST_PACKED if features & RING_PACKED else 0)
+
+
+def test_a_ring_is_not_started_before_its_memory_may_be_touched(faulting: tuple[Server, Frontend]) -> None:
+    _, frontend = faulting
+    ram = Ram()
+    frontend.regions.share([ram.region])
+    requests = frontend.requests
+    _, (uffd,) = requests.ask_for_fds(FrontendRequest.POSTCOPY_ADVISE, Empty)
+    requests.tell(FrontendRequest.POSTCOPY_LISTEN)
+    requests.postcopy = True
+    with uffd:
+        requests.ask(FrontendRequest.SET_MEM_TABLE, MemoryTable, MemoryTable((ram.region.wire,)), [ram.fd])
+        with pytest.raises(Refused):
+            start_ring(frontend, ram)
+    ram.close()

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from vhost_user.connection import Connection, require_stream_socket
 from vhost_user.errors import PeerError, TimedOut
@@ -86,18 +86,19 @@ class BackendChannel:
             on_reply(False)
 
 
-def require_channel(fd: OwnedFd) -> socket.socket:
+def require_channel(fd: OwnedFd, own_names: Set[object]) -> socket.socket:
     """The socket behind a descriptor that came for the channel. Takes it over; PeerError for what can't be one.
 
     That is also a front end's end of a connection to this process: its own, or that of another session. Held here, it
-    would keep that session from ever ending, as the front end could go and the connection would still be open. The
-    kernel names us as its peer, and one of the ends has the name that was listened at; a pair of sockets has none, so
-    a front end may live in this process.
+    would keep that session from ever ending, as the front end could go and the connection would still be open. One of
+    the ends has the name that was listened at, which is one of `own_names`; or the kernel names us as its peer, and an
+    end has any name: a pair of sockets has none, so a front end may live in this process.
     """
     sock = require_stream_socket(fd)
     try:
         pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if pid == os.getpid() and (sock.getpeername() or sock.getsockname()):
+        names = {sock.getpeername(), sock.getsockname()} - {"", b"", None}
+        if names & own_names or (names and pid == os.getpid()):
             raise PeerError("descriptor", "a connection to this process", "a socket whose other end is the front end's")
     except OSError as error:
         sock.close()

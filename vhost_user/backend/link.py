@@ -32,9 +32,11 @@ class Link:
         loop: EventLoop,
         connection: Connection,
         protocol_features: ProtocolFeature,
+        own_names: Callable[[], set[object]],
         gone: Callable[[], None],
     ) -> None:
-        self.session = Session(device, loop, protocol_features=protocol_features)
+        self.session = Session(device, loop, protocol_features=protocol_features, own_names=own_names)
+        self.names = connection.names
         self._loop = loop
         self._connection = connection
         self._gone = gone

@@ -33,6 +33,8 @@ class RingHandlers:
         self._poll_timer: Call | None = None
         self._closed = False
         self.vrings = [Vring(index, negotiated, device.max_queue_size) for index in range(device.queue_count)]
+        self.memory_to_come: Callable[[], bool] = lambda: False
+        """Whether guest memory must not be touched yet."""
         self.on_trouble: Callable[[], None] = lambda: None
         """Called after a device has served a ring: memory may have failed under it."""
         self.table: Mapping[FrontendRequest, Handler] = {
@@ -83,6 +85,8 @@ class RingHandlers:
 
     def _set_vring_kick(self, payload: VringFd, fds: list[OwnedFd]) -> None:
         vring = self[payload.index]
+        if self.memory_to_come():
+            raise PeerError(str(vring), "started", "after the reply to SET_MEM_TABLE was acknowledged, in postcopy")
         kick = Event.to_wait(fds[0]) if fds else None
         was_started = vring.started
         try:
@@ -141,6 +145,7 @@ class RingHandlers:
         for vring in self.vrings:
             vring.enabled = vring.enabled or self._negotiated.starts_enabled
             vring.update_log()
+            self._serve(vring)
 
     def memory_moved(self) -> None:
         """The memory table is another one: a running ring that is not where it was can't go on."""

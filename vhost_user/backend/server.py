@@ -68,7 +68,10 @@ class Endpoint:
         assert self.link is None
         self.sessions += 1
         connection = Connection(sock, f"{self.name} session {self.sessions}")
-        self.link = Link(self.device, self._server.loop, connection, self._server.protocol_features, self._gone)
+        server = self._server
+        self.link = Link(
+            self.device, server.loop, connection, server.protocol_features, server.connected_names, self._gone
+        )
 
     def _gone(self) -> None:
         self.link = None
@@ -128,13 +131,16 @@ class Endpoint:
     def close(self) -> None:
         """End the session, and take no other."""
         self._closed = True
-        if self.link is not None:
-            self.link.close()
-        if self._listener is not None:
-            self._server.loop.forget(self._listener)
-            if self._own is not None:
-                _remove_socket(str(self._listener.getsockname()), self._own)
-            self._listener.close()
+        listener, self._listener = self._listener, None
+        try:
+            if self.link is not None:
+                self.link.close()
+        finally:
+            if listener is not None:
+                self._server.loop.forget(listener)
+                if self._own is not None:
+                    _remove_socket(str(listener.getsockname()), self._own)
+                listener.close()
 
 
 class Server:
@@ -147,6 +153,10 @@ class Server:
         self.protocol_features = protocol_features
         self.loop = EventLoop()
         self.endpoints: list[Endpoint] = []
+
+    def connected_names(self) -> set[object]:
+        """What the sockets are bound to that front ends are connected by."""
+        return {name for endpoint in self.endpoints if endpoint.link is not None for name in endpoint.link.names}
 
     def listen(self, where: str | Path | socket.socket, device: Device) -> Endpoint:
         """Serve `device` at a socket: its path, or a unix stream socket that listens already, which is taken over.

@@ -14,7 +14,7 @@ memory (structures.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from vhost_user.backend.answer import Answer, Deferred, Handler
@@ -43,6 +43,7 @@ from vhost_user.message import (
     decode_payload,
     name_of,
     spec_of,
+    without_support,
 )
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.shared_memory import SharedMemory
@@ -71,8 +72,14 @@ class Session:
     """Serves one front end for one device; made when it connects, closed when it goes."""
 
     def __init__(
-        self, device: Device, loop: EventLoop, *, protocol_features: ProtocolFeature = PROTOCOL_FEATURES
+        self,
+        device: Device,
+        loop: EventLoop,
+        *,
+        protocol_features: ProtocolFeature = PROTOCOL_FEATURES,
+        own_names: Callable[[], set[object]] = set,
     ) -> None:
+        self._own_names = own_names
         self.device = device
         self._loop = loop
         self.offered = device.features | RING_FEATURES | F_LOG_ALL | F_PROTOCOL_FEATURES
@@ -81,6 +88,7 @@ class Session:
         self.channel: BackendChannel | None = None
         self.rings = RingHandlers(device, loop, self.negotiated)
         self.postcopy = PostcopyHandlers(self.negotiated)
+        self.rings.memory_to_come = lambda: self.postcopy.unacknowledged
         self.memory = MemoryHandlers(device, self.negotiated, self.rings, self.postcopy)
         self.structures = StructureHandlers(device, loop, self.negotiated, self.rings)
         self.iotlb = IotlbHandlers(loop, self.negotiated, self.rings)
@@ -177,13 +185,13 @@ class Session:
         if unknown := payload.value & ~int(self.offered_protocol):
             raise PeerError("protocol features", f"{payload.value:#x}", f"bits that were offered, not {unknown:#x}")
         features = ProtocolFeature(payload.value)
-        if ProtocolFeature.GET_VRING_BASE_INFLIGHT in features and ProtocolFeature.INFLIGHT_SHMFD not in features:
-            raise PeerError("protocol features", repr(features), "INFLIGHT_SHMFD too, for GET_VRING_BASE_INFLIGHT")
+        if lacking := without_support(features):
+            raise PeerError("protocol features", repr(features), f"{lacking!r} only with what it rests on")
         self.negotiated.protocol_features = features
         self.negotiated.memory.gpa_addresses = ProtocolFeature.GPA_ADDRESSES in features
 
     def _set_backend_req_fd(self, _: object, fds: list[OwnedFd]) -> None:
-        sock = require_channel(fds[0])
+        sock = require_channel(fds[0], self._own_names())
         self._close_channel()
         self.channel = BackendChannel(Connection(sock, "back-end channel", most_fds=0), self._acked)
         self._loop.watch(self.channel, self._answer)
@@ -274,4 +282,5 @@ def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> Protoco
         features &= ~ProtocolFeature.CONFIG
     if ProtocolFeature.PAGEFAULT in features & device.protocol_features:
         features &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
-    return features & ~(DEVICE_SPECIFIC & ~device.protocol_features)
+    features &= ~(DEVICE_SPECIFIC & ~device.protocol_features)
+    return features & ~without_support(features)

@@ -37,6 +37,7 @@ from vhost_user.message import (
     Config,
     FrontendRequest,
     ProtocolFeature,
+    without_support,
 )
 from vhost_user.units import GuestAddress
 
@@ -127,6 +128,7 @@ class Frontend:
             self.features |= F_PROTOCOL_FEATURES
             offered = ProtocolFeature(ask(FrontendRequest.GET_PROTOCOL_FEATURES, U64).value)
             acked = offered & self._protocol_wanted
+            acked &= ~without_support(acked)
             tell(FrontendRequest.SET_PROTOCOL_FEATURES, U64(int(acked)))
             self.requests.acked = acked
         if self.features & VIRTIO_F_IOMMU_PLATFORM and not self.has(ProtocolFeature.BACKEND_REQ):
@@ -187,7 +189,7 @@ class Frontend:
 
     def _close_channel(self) -> None:
         if self.channel is not None:
-            del self.requests.watched[self.channel.fileno()]
+            self.requests.watched.pop(self.channel.fileno(), None)
             self.channel.close()
             self.channel = None
 

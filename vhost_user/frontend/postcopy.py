@@ -26,6 +26,7 @@ import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,7 +35,7 @@ from vhost_user.errors import HostError, PeerError, Refused, UsageError
 from vhost_user.frontend.regions import SharedRegion
 from vhost_user.mapping import page_size_of
 from vhost_user.message import U64, Empty, FrontendRequest, MemoryTable, ProtocolFeature
-from vhost_user.units import ByteCount, HostAddress, HostOffset
+from vhost_user.units import U64_MAX, ByteCount, HostAddress, HostOffset
 
 if TYPE_CHECKING:
     from vhost_user.frontend.frontend import Frontend
@@ -123,7 +124,7 @@ class Postcopy:
             raise PeerError("SET_MEM_TABLE", answer, "the reply has the regions that were sent, in the same order")
         if new and answer == sent:
             return _look_up(self._pid, new)
-        return [HostAddress(wire.user_address) for wire in answer.regions]
+        return _checked(new, answer)
 
     def serve(self) -> None:
         """Answer the faults that there are. PeerError for one in no region, HostError where the kernel refuses."""
@@ -188,6 +189,21 @@ def _page_size(region: SharedRegion) -> ByteCount:
     if region.offset % size or region.size % size:
         raise UsageError("region", region, f"consists of whole pages of {size} bytes of its file")
     return size
+
+
+def _checked(regions: tuple[SharedRegion, ...], answer: MemoryTable) -> list[HostAddress]:
+    """Where the back end says that it has mapped the regions. PeerError where no mapping of theirs can be."""
+    bases = [HostAddress(wire.user_address) for wire in answer.regions]
+    for region, base in zip(regions, bases, strict=True):
+        page_size = _page_size(region)
+        if (base - region.offset) % page_size or base + region.size - 1 > U64_MAX:
+            limit = f"a mapping's, by pages of {page_size}, of {region.size:#x} bytes"
+            raise PeerError("SET_MEM_TABLE address", f"{base:#x}", limit)
+    spans = sorted((base, base + region.size) for region, base in zip(regions, bases, strict=True))
+    for (_, end), (start, _) in pairwise(spans):
+        if end > start:
+            raise PeerError("SET_MEM_TABLE address", f"{start:#x}", "no part of another region's mapping")
+    return bases
 
 
 def _look_up(pid: int | None, regions: tuple[SharedRegion, ...]) -> list[HostAddress]:

@@ -215,9 +215,12 @@ class Requests:
             for each in (fd, *self.watched):
                 poll.register(each, select.POLLIN)
             left = max(0.0, deadline - time.monotonic())
-            ready = [each for each, _ in poll.poll(left * 1000)]
-            for each in ready:
-                self.watched.get(each, _nothing)()
+            ready = dict(poll.poll(left * 1000))
+            for each, events in ready.items():
+                if events & ~(select.POLLIN | select.POLLHUP) and each != fd:
+                    del self.watched[each]  # an error stays, and nothing will come of it
+                else:
+                    self.watched.get(each, _nothing)()
             # Who always has something for us to look after may not have us wait for ever.
             if fd in ready or left == 0.0:
                 return fd in ready

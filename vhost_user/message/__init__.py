@@ -45,6 +45,7 @@ from vhost_user.message.numbers import (
     IotlbType,
     ProtocolFeature,
     TransferDirection,
+    without_support,
 )
 from vhost_user.message.payload import Payload
 from vhost_user.message.payloads import (
@@ -129,4 +130,5 @@ __all__ = [
     "encode_message",
     "name_of",
     "spec_of",
+    "without_support",
 ]

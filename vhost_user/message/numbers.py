@@ -169,6 +169,21 @@ class ProtocolFeature(IntFlag):
     SHMEM_MAP = 1 << 22
 
 
+_RESTS_ON = (
+    (ProtocolFeature.GET_VRING_BASE_INFLIGHT, ProtocolFeature.INFLIGHT_SHMFD),
+    (ProtocolFeature.INBAND_NOTIFICATIONS, ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK),
+)
+
+
+def without_support(features: ProtocolFeature) -> ProtocolFeature:
+    """Those of `features` that the document allows only together with others, which are not among them."""
+    lacking = ProtocolFeature.NONE
+    for feature, needed in _RESTS_ON:
+        if feature in features and needed not in features:
+            lacking |= feature
+    return lacking
+
+
 class IotlbType(IntEnum):
     """What an IOTLB message is: the back end sends the first and the last, the front end the other two."""
 
