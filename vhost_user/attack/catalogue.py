@@ -10,10 +10,10 @@ from vhost_user.attack.codec import codec
 from vhost_user.attack.device import config, state, status
 from vhost_user.attack.framing import framing
 from vhost_user.attack.iotlb import iotlb
-from vhost_user.attack.memory import memory
+from vhost_user.attack.live import content
 from vhost_user.attack.order import order
 from vhost_user.attack.packed import packed
-from vhost_user.attack.ring_content import content
+from vhost_user.attack.regions import memory
 from vhost_user.attack.rings import rings
 from vhost_user.attack.structures import inflight, log
 from vhost_user.attack.theme import Attack
