@@ -1,0 +1,67 @@
+"""The system calls that Python lacks, and waking others without waiting for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vhost_user._core import ffi, lib
+from vhost_user._native.result import checked
+
+_BITS_PER_WORD = 8 * ffi.sizeof("unsigned long")
+
+
+def address_of(buffer: object) -> int:
+    """Where a writable buffer lies in this process; the buffer is not kept alive."""
+    with ffi.from_buffer(buffer, require_writable=True) as pointer:
+        return int(ffi.cast("uintptr_t", pointer))
+
+
+def map_fixed(address: int, length: int, prot: int, flags: int, fd: int, offset: int) -> None:
+    """mmap(2) with MAP_FIXED, over addresses that the caller owns."""
+    checked(lib.vu_map_fixed(address, length, prot, flags, fd, offset))
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """madvise(2) on any range."""
+    checked(lib.vu_madvise(address, length, advice))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), with a mode."""
+    checked(lib.vu_fallocate(fd, mode, offset, length))
+
+
+def mbind(address: int, length: int, mode: int, nodes: Iterable[int]) -> None:
+    """mbind(2) of a range to host NUMA `nodes`."""
+    mask = sum(1 << node for node in set(nodes))
+    words = max(1, -(-mask.bit_length() // _BITS_PER_WORD))
+    raw = mask.to_bytes(words * ffi.sizeof("unsigned long"), "little")
+    checked(lib.vu_mbind(address, length, mode, ffi.from_buffer("unsigned long[]", raw), words))
+
+
+def private_held(pagemap: int, address: int, length: int, *, scan: bool) -> int:
+    """Bytes of private pages, present or swapped, that the host holds for a range of this process.
+
+    With `scan` without the shared zero page, or ENOTTY before Linux 6.7; otherwise zero pages count as held.
+    """
+    return checked(lib.vu_private_held(pagemap, address, length, scan))
+
+
+def hugetlb_held(fd: int, offset: int, length: int, page_size: int) -> int:
+    """Bytes of huge pages that a hugetlb file holds in a range, whichever process touched them."""
+    return checked(lib.vu_hugetlb_held(fd, offset, length, page_size))
+
+
+def page_size(fd: int) -> int:
+    """The size of the pages that a mapping of the file has: of its huge pages on a hugetlbfs."""
+    return checked(lib.vu_page_size(fd))
+
+
+def event_signal(fd: int) -> None:
+    """Adds 1 to an eventfd, and never waits, whatever its flags; OSError with EINVAL where `fd` is none."""
+    checked(lib.vu_event_signal(fd))
+
+
+def event_take(fd: int) -> bool:
+    """Takes what an eventfd or a pipe holds, and never waits; whether there was something. EPIPE at a pipe's end."""
+    return bool(checked(lib.vu_event_take(fd)))
