@@ -92,7 +92,8 @@ class Device:
         """`vring` has stopped: forget what belongs to it."""
 
     def memory_changed(self, memory: SharedMemory) -> None:
-        """The front end shares other memory than before."""
+        """The front end shares other memory than before. Let go of views of what is gone: while one lives it is mapped,
+        although the front end is told that it is not. `Chain.read` and `write` leave none."""
 
     def set_status(self, status: int) -> None:
         """The virtio device status that the driver wrote; 0 is a device reset."""
