@@ -37,7 +37,6 @@ class Chain:
         "owner",
         "readable",
         "slots",
-        "visited",
         "writable",
     )
 
@@ -49,11 +48,16 @@ class Chain:
         self._memory = memory
         self._raw = raw
         self._viewed = False
-        header = _native.CHAIN.unpack_from(raw)
-        self.id, self.slots, self.visited, self._readables, _, self.readable, self.writable = header
+        self.id, self.slots, _, self._readables, _, self.readable, self.writable = _native.CHAIN.unpack_from(raw)
 
     def __repr__(self) -> str:
         return f"<Chain {self.id}: {self.readable} bytes to read, {self.writable} to write>"
+
+    @property
+    def visited(self) -> int:
+        """How many descriptors were read to find it."""
+        visited: int = _native.CHAIN.unpack_from(self._raw)[2]
+        return visited
 
     @property
     def readable_ranges(self) -> list[tuple[GuestAddress, ByteCount]]:
@@ -95,8 +99,8 @@ class Chain:
         except OSError:
             raise self._gone() from None
         finally:
-            if self.owner.log is not None:
-                self._mark(self.owner.log, offset, len(data))
+            if (log := self.owner.logging) is not None:
+                self._mark(log, offset, len(data))
 
     def readable_views(self) -> list[memoryview]:
         """The readable part itself, one view for each piece and region; see `GuestMemory.views`."""

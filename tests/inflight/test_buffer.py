@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,19 @@ def test_numbers_that_no_device_has(num_queues: int, queue_size: int, field: str
         InflightBuffer.create(num_queues, queue_size, packed=packed)
     with file_of(1 << 40) as fd, pytest.raises(PeerError, match=f"inflight {field}"):
         InflightBuffer.open(fd, 1 << 40, 0, num_queues, queue_size, packed=packed)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "call"), [(resource.RLIMIT_NOFILE, 3, "memfd_create"), (resource.RLIMIT_FSIZE, 64, "ftruncate")]
+)
+def test_a_host_that_has_no_room(limit: int, most: int, call: str) -> None:
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most, hard))
+    try:
+        with pytest.raises(HostError, match=call):
+            InflightBuffer.create(1, 128, packed=False)
+    finally:
+        resource.setrlimit(limit, (soft, hard))
 
 
 NEEDED = 2 * 128

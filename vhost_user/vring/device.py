@@ -87,7 +87,6 @@ class DeviceQueue(ABC):
         layout.check(memory)
         if inflight is not None:
             avail, used = inflight.take_over(memory, layout, avail, used)
-        self.log: DirtyLog | None = None
         self.log_used: GuestAddress | None = None
         self.inflight = inflight
         self.layout = layout
@@ -96,7 +95,11 @@ class DeviceQueue(ABC):
         self._rejected: Counter[str] = Counter()
         self.miss: Miss | None = None
         """What the last call had no translation for; None after a call that had all that it needed."""
-        self._alone = memory.translated
+        self.logging: DirtyLog | None = None
+        """What `log` says, for chains, which look at every write."""
+        # One look for every pop and push.
+        self._always_alone = memory.translated or inflight is not None
+        self._alone = self._always_alone
         self._owed: deque[tuple[Chain, int]] = deque()
         self._ring = _native.Ring(
             layout.size,
@@ -109,13 +112,23 @@ class DeviceQueue(ABC):
             translated=memory.translated,
         )
 
+    @property
+    def log(self) -> DirtyLog | None:
+        """Where writes to guest memory are marked; see the class."""
+        return self.logging
+
+    @log.setter
+    def log(self, log: DirtyLog | None) -> None:
+        self.logging = log
+        self._alone = self._always_alone or log is not None
+
     def pop(self) -> Chain | None:
         """The next chain that is well-formed, or None. Malformed ones are given back with length 0 and counted.
 
         None also comes after a ringful of malformed ones, so that no driver can hold the caller in here; wait for a
         notification only when `enable_notifications()` said that nothing is available.
         """
-        if self._alone or self.log is not None or self.inflight is not None:
+        if self._alone:
             return self._pop_alone()
         segments = self._ring.pop(self._memory.table)
         if segments < 0:
@@ -131,9 +144,9 @@ class DeviceQueue(ABC):
             raise UsageError("chain", chain.id, "was popped from this queue, and is pushed once")
         if not 0 <= written <= chain.writable:
             raise UsageError("written", written, f"0 to the {chain.writable} bytes of the writable part")
-        if self._alone or self.log is not None or self.inflight is not None:
-            if self.log is not None:
-                chain.mark_views(self.log)
+        if self._alone:
+            if self.logging is not None:
+                chain.mark_views(self.logging)
             result = self._give_in_order(chain, written)
         else:
             result = self._ring.push(self._memory.table, chain.id, chain.slots, written)
@@ -199,7 +212,7 @@ class DeviceQueue(ABC):
 
     def _give(self, table: _native.MemoryTable, chain: Chain, written: int) -> int:
         """Push a chain, note that it is gone, and mark what was written to the ring; what the C core says of it."""
-        area, log = self.inflight, self.log
+        area, log = self.inflight, self.logging
         (_, (position, _)) = self._ring.positions()
         if area is not None:
             area.giving(chain.entry)
@@ -226,15 +239,15 @@ class DeviceQueue(ABC):
     def disable_notifications(self) -> None:
         """Advise the driver that notifications are not needed. Some may come all the same."""
         self._checked(self._ring.disable_notifications(self._memory.table))
-        if self.log is not None and self.log_used is not None:
-            self._mark_advice(self.log, self.log_used, enable=False)
+        if self.logging is not None and self.log_used is not None:
+            self._mark_advice(self.logging, self.log_used, enable=False)
 
     def enable_notifications(self) -> bool:
         """Ask for a notification of the next chain. True if one is available already: then none may come for it."""
         missed = self.miss is not None
         available = self._checked(self._ring.enable_notifications(self._memory.table))
-        if self.log is not None and self.log_used is not None:
-            self._mark_advice(self.log, self.log_used, enable=True)
+        if self.logging is not None and self.log_used is not None:
+            self._mark_advice(self.logging, self.log_used, enable=True)
         if missed or self.miss is not None:
             return False
         return available or (self.inflight is not None and bool(self.inflight.retakes))
