@@ -12,7 +12,8 @@ import pytest
 from tests.backend.devices import Echo, Forgetful, Keeper, NoConfig
 from tests.backend.rig import EVERYTHING, RING_PACKED, SIZE, SPLIT, Ram, pair, start_ring
 from vhost_user.backend import PROTOCOL_FEATURES
-from vhost_user.errors import PeerError, Refused, UsageError
+from vhost_user.errors import Disconnected, PeerError, Refused, UsageError
+from vhost_user.event import Event
 from vhost_user.frontend import Frontend
 from vhost_user.message import (
     F_LOG_ALL,
@@ -425,3 +426,36 @@ def test_with_gpa_addresses_the_front_end_has_no_addresses_of_its_own() -> None:
             both.frontend.regions.add(both.ram.region)
         both.frontend.regions.add(replace(both.ram.region, user_address=None))
         start_ring(both.frontend, both.ram).echo(b"by guest address")
+
+
+# What is told, and how.
+
+
+def test_the_driver_is_called_for_what_is_completed_when_a_ring_stops() -> None:
+    device = Keeper()
+    with pair(device) as both:
+        ring = start_ring(both.frontend, both.ram)
+        ring.send(b"kept")
+        ring.vring.kick.signal()
+        while not device.kept:
+            both.frontend.requests.confirm()
+        ring.vring.call.take()
+        ring.vring.stop()
+        assert ring.vring.call.take()
+
+
+def test_a_new_call_descriptor_is_rung_at_once() -> None:
+    with pair() as both, Event.create() as call:
+        start_ring(both.frontend, both.ram)
+        both.frontend.requests.tell(FrontendRequest.SET_VRING_CALL, VringFd(0), [call.fileno()])
+        assert call.take()
+
+
+def test_a_message_with_a_reply_of_its_own_is_never_acknowledged() -> None:
+    """A number in the place of a ring's base would be taken for one: the session ends instead."""
+    with pair() as both:
+        connection = both.frontend.requests._connection
+        assert connection is not None
+        connection.send(FrontendRequest.GET_VRING_BASE, VringState(9, 0).encode(), need_reply=True, timeout=5)
+        with pytest.raises(Disconnected):
+            connection.receive(5)

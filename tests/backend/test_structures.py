@@ -14,11 +14,12 @@ import pytest
 
 from tests.backend.devices import Echo, Faulting, Forgetful
 from tests.backend.rig import EVERYTHING, FIRST_PACKED, RING_PACKED, SPLIT, Ram, pair, start_ring
+from tests.leaks import mapped_files
 from vhost_user import _native
 from vhost_user.backend import PROTOCOL_FEATURES, Server, state_transfer
 from vhost_user.chain import Chain
 from vhost_user.connection import Connection, connect
-from vhost_user.errors import PeerError, Refused
+from vhost_user.errors import Disconnected, PeerError, Refused
 from vhost_user.frontend import Frontend
 from vhost_user.memory import GuestMemory
 from vhost_user.message import (
@@ -212,10 +213,17 @@ def test_areas_come_before_the_rings_that_they_are_of() -> None:
             both.frontend.requests.tell(FrontendRequest.SET_INFLIGHT_FD, area, [both.ram.fd])
 
 
+def inflight_mappings() -> set[str]:
+    return {name for name in mapped_files() if "inflight" in name}
+
+
 def test_an_area_takes_the_place_of_the_last_one() -> None:
     with pair() as both:
         both.frontend.track_inflight(1, 16)
+        areas = inflight_mappings()
         both.frontend.track_inflight(2, 32)
+        assert len(inflight_mappings()) == len(areas) == 1
+        assert inflight_mappings() != areas
         start_ring(both.frontend, both.ram, 1, 32).echo(b"with the new one")
 
 
@@ -363,3 +371,35 @@ def test_a_ring_is_not_started_before_its_memory_may_be_touched(faulting: tuple[
         with pytest.raises(Refused):
             start_ring(frontend, ram)
     ram.close()
+
+
+def test_a_table_is_not_replaced_under_rings_while_memory_is_to_come(faulting: tuple[Server, Frontend]) -> None:
+    _, frontend = faulting
+    ram = Ram()
+    frontend.regions.share([ram.region])
+    start_ring(frontend, ram)
+    requests = frontend.requests
+    _, (uffd,) = requests.ask_for_fds(FrontendRequest.POSTCOPY_ADVISE, Empty)
+    requests.tell(FrontendRequest.POSTCOPY_LISTEN)
+    requests.postcopy = True
+    with uffd, pytest.raises(Disconnected):
+        requests.ask(FrontendRequest.SET_MEM_TABLE, MemoryTable, MemoryTable((ram.region.wire,)), [ram.fd])
+    ram.close()
+
+
+def test_a_state_beyond_the_limit_is_not_even_read_to_its_end() -> None:
+    class Small(Echo):
+        state_size_limit = 100
+        loaded = False
+
+        def load_state(self, data: bytes) -> None:
+            self.loaded = True
+
+    device = Small()
+    with pair(device) as both:
+        both.frontend.load_state(bytes(100))
+        assert device.loaded
+        device.loaded = False
+        with pytest.raises(PeerError):
+            both.frontend.load_state(bytes(101))
+        assert not device.loaded
