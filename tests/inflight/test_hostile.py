@@ -11,7 +11,7 @@ import pytest
 
 from tests import counts
 from tests.inflight.world import SharedBuffer, layout_of, make_driver, make_queue, shared_buffer
-from tests.rings.rig import FORMATS, guest_memory, pop
+from tests.rings.rig import AVAIL, FORMATS, USED, guest_memory, pop
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
@@ -130,6 +130,32 @@ def test_a_batch_of_several_from_another_back_end() -> None:
         queue = make_queue(memory, layout, buffer.queue(0))
         assert pop(queue).id == 1
         assert queue.pop() is None
+        buffer.close()
+        memory.replace([])
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_packed_batch_of_several_from_another_back_end(shown: bool) -> None:
+    """It was about to give back entries 0 and 2 at once; what counts is whether the driver can see the first one."""
+    with shared_buffer("packed", SIZE) as shared:
+        memory, layout = used_area("packed", shared)
+        assert isinstance(layout, PackedLayout)
+        poke(shared, packed_entry(0) + 2, u16(1))
+        poke(shared, packed_entry(2) + 2, u16(0))
+        poke(shared, 12, u16(2))
+        poke(shared, 16, u16(3))
+        if shown:
+            memory.store16(GuestAddress(layout.desc + 16 * 2 + 14), AVAIL | USED)
+            memory.store16(GuestAddress(layout.desc + 16 * 1 + 14), AVAIL | USED)
+        buffer = shared.open()
+        queue = make_queue(memory, layout, buffer.queue(0))
+        chains = [pop(queue) for _ in range(1 if shown else 3)]
+        assert [chain.entry for chain in chains] == ([3] if shown else [0, 2, 3])
+        assert queue.pop() is None
+        for chain in chains:
+            queue.push(chain, 0)
+        assert os.pread(shared.fd.fileno(), 8, 12) == u16(3) * 2 + u16(0) * 2
+        assert os.pread(shared.fd.fileno(), 2, 20) == bytes(2), "in the second lap"
         buffer.close()
         memory.replace([])
 
