@@ -110,6 +110,9 @@ DPDK_FRAMES = count(quick=100_000, ci=1_000_000, soak=10_000_000)
 IOTLB_UPDATES = count(quick=3_000, ci=20_000, soak=100_000)
 IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 
+# Attacks on our own back end, chosen at random where they are not all.
+ATTACKS_ON_OUR_BACK_END = count(quick=150, ci=1_000, soak=1_000)
+
 # Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
 # started again each time, and one that hangs is waited for.
 ATTACKS_ON_PEERS = count(quick=25, ci=1_000, soak=1_000)
