@@ -76,7 +76,7 @@ def _testpmd(driver: str, device: str, mebibytes: int, *arguments: str) -> list[
         "bin/dpdk-testpmd",
         "--lcores=" + ",".join(f"{thread}@{processor}" for thread, processor in enumerate(processors)),
         *("--no-huge", "-m", str(mebibytes), "--no-shconf", "--no-pci", "--no-telemetry"),
-        *(argument for path in loaded for argument in ("-d", str(path))),
+        *(argument for path in loaded for argument in ("-d", path.name)),
         f"--vdev={device}",
         "--",
         *("--no-mlockall", "--forward-mode=io", "--port-topology=loop", "--total-num-mbufs=8192"),

@@ -21,7 +21,9 @@ def command(program: str, *arguments: str) -> list[str]:
 
     The program ends with the thread that starts it, whatever becomes of the tests.
     """
-    linker = [str(LIBRARIES / "ld-linux-x86-64.so.2"), "--library-path", str(LIBRARIES)]
+    # DPDK's drivers too: it takes none by its path where a directory on the way to it can be written by everybody.
+    libraries = ":".join(map(str, (LIBRARIES, *LIBRARIES.glob("dpdk/pmds-*"))))
+    linker = [str(LIBRARIES / "ld-linux-x86-64.so.2"), "--library-path", libraries]
     return ["setpriv", "--pdeathsig=KILL", *linker, str(PEERS_TREE / "usr" / program), *arguments]
 
 
