@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -53,14 +54,38 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     settings.load_profile(counts.TIER)
     config.stash[FIGURES] = {}
-    config.stash[GUARD] = host.SettingsGuard()
+    if not _is_worker(config):
+        config.stash[GUARD] = host.SettingsGuard()
+        config.pluginmanager.register(ledger_for_this_run(), "skip-ledger")
     # It keeps a pipe open for good once a process is spawned: opened now, that is no test's leak.
     resource_tracker.ensure_running()
     # So does the C core at its first signal.
     with Event.create() as event:
         event.signal()
-    config.pluginmanager.register(ledger_for_this_run(), "skip-ledger")
     _interrupt_on_termination()
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs its share of the tests for another one, which reports them: pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker is done: its figures are the run's. One that died has none."""
+    node.config.stash[FIGURES].update(getattr(node, "workeroutput", {}).get("figures", {}))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What changes the host's settings runs in one process, one test after the other; so do those who wait for it.
+
+    Other people's daemons and VMMs have threads of their own, and take a processor each.
+    """
+    for item in items:
+        if item.get_closest_marker("needs_peers"):
+            item.add_marker(pytest.mark.xdist_group("peers"))
+        elif any(item.get_closest_marker(need) for need in host.PROBES):
+            item.add_marker(pytest.mark.xdist_group("settings"))
 
 
 def _interrupt_on_termination() -> None:
@@ -79,6 +104,8 @@ def _interrupt_on_termination() -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
+    if _is_worker(config):
+        return []
     watches = config.stash[GUARD].watches
     return [
         f"tier: {counts.TIER}",
@@ -104,6 +131,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 # Last, that is, after the fixtures that outlive a test have put back what they changed.
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _is_worker(session.config):
+        session.config.workeroutput["figures"] = session.config.stash[FIGURES]  # type: ignore[attr-defined]
+        return
     found = session.config.stash[CHANGED_SETTINGS] = session.config.stash[GUARD].restore()
     if found and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -40,7 +40,7 @@ HYPOTHESIS_STATEFUL_STEPS = count(quick=30, ci=50, soak=50)
 TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
 
 # Random requests to a device and to its model, on each backing of memory.
-REQUESTS_PER_BACKING = count(quick=1_500, ci=10_000, soak=100_000)
+REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
 
 # Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
@@ -111,7 +111,7 @@ IOTLB_UPDATES = count(quick=3_000, ci=20_000, soak=100_000)
 IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 
 # Attacks on our own back end, chosen at random where they are not all.
-ATTACKS_ON_OUR_BACK_END = count(quick=1_000, ci=1_000, soak=1_000)
+ATTACKS_ON_OUR_BACK_END = count(quick=100, ci=1_000, soak=1_000)
 
 # Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
 # started again each time, and one that hangs is waited for.
