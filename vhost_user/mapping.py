@@ -172,7 +172,10 @@ def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
     """
     if size <= 0:
         raise PeerError("size", size, "1 byte or more")
-    about = os.fstat(fd)
+    try:
+        about = os.fstat(fd)
+    except OSError as error:
+        raise HostError.from_os_error("fd", fd, "fstat", error) from error
     if not stat.S_ISREG(about.st_mode):
         raise PeerError("fd", fd, "a file: a memfd, or one on a tmpfs, hugetlbfs or disk")
     if not 0 <= offset <= offset + size <= about.st_size:

@@ -101,13 +101,13 @@ def test_the_descriptor_is_not_needed_afterwards() -> None:
     ("size", "offset", "field"),
     [
         (0, 0, "log size"),
-        (8193, 0, "log offset"),
-        (1, 8192, "log offset"),
-        (8192, 1, "log offset"),
-        (2**64 - 1, 0, "log offset"),
-        (1, 2**64 - 1, "log offset"),
-        (2**64 - 1, 2**64 - 1, "log offset"),
-        (2**64 - 4096, 8192, "log offset"),
+        (8193, 0, "log mmap_offset"),
+        (1, 8192, "log mmap_offset"),
+        (8192, 1, "log mmap_offset"),
+        (2**64 - 1, 0, "log mmap_offset"),
+        (1, 2**64 - 1, "log mmap_offset"),
+        (2**64 - 1, 2**64 - 1, "log mmap_offset"),
+        (2**64 - 4096, 8192, "log mmap_offset"),
     ],
 )
 def test_a_part_that_is_not_in_the_file_is_refused(size: int, offset: int, field: str) -> None:
@@ -166,7 +166,7 @@ def test_a_directory_with_a_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with opened(str(tmp_path), os.O_RDONLY) as fd:
         assert os.fstat(fd).st_size
-        with pytest.raises(PeerError, match="can be mapped"):
+        with pytest.raises(PeerError, match="log fd=.*a file: a memfd"):
             DirtyLog(fd, 1, 0)
 
 

@@ -77,13 +77,13 @@ NEEDED = 2 * 128
     [
         (0, 0, "mmap_size"),
         (NEEDED - 1, 0, "mmap_size"),
-        (8193, 0, "offset"),
-        (NEEDED, 8192, "offset"),
-        (NEEDED, 8192 - NEEDED + 8, "offset"),
+        (8193, 0, "mmap_offset"),
+        (NEEDED, 8192, "mmap_offset"),
+        (NEEDED, 8192 - NEEDED + 8, "mmap_offset"),
         (NEEDED, 4, "mmap_offset"),
-        (NEEDED, 2**64 - 8, "offset"),
-        (2**64 - 1, 0, "offset"),
-        (2**64 - 8192, 8192, "offset"),
+        (NEEDED, 2**64 - 8, "mmap_offset"),
+        (2**64 - 1, 0, "mmap_offset"),
+        (2**64 - 8192, 8192, "mmap_offset"),
     ],
 )
 def test_a_part_that_cannot_be_the_buffer(mmap_size: int, mmap_offset: int, field: str) -> None:
@@ -108,7 +108,7 @@ def test_the_buffer_may_lie_anywhere_in_its_file(offset: int) -> None:
 
 @pytest.mark.parametrize("path", ["/dev/null", "/proc/self"])
 def test_a_descriptor_of_no_such_file(path: str) -> None:
-    with OwnedFd(os.open(path, os.O_RDONLY)) as fd, pytest.raises(PeerError, match="inflight offset"):
+    with OwnedFd(os.open(path, os.O_RDONLY)) as fd, pytest.raises(PeerError, match="inflight fd"):
         InflightBuffer.open(fd, NEEDED, 0, 2, 4, packed=False)
 
 
