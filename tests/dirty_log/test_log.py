@@ -166,7 +166,7 @@ def test_a_directory_with_a_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with opened(str(tmp_path), os.O_RDONLY) as fd:
         assert os.fstat(fd).st_size
-        with pytest.raises(PeerError, match="log fd=.*a file: a memfd"):
+        with pytest.raises(PeerError, match=r"log fd=.*a file: a memfd"):
             DirtyLog(fd, 1, 0)
 
 
