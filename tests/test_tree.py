@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import virtio_mem
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.relative_to(ROOT) for top in ("vhost_user", "virtio_mem") for path in (ROOT / top).rglob("*.py"))
@@ -65,14 +68,31 @@ def test_no_module_is_too_long(module: Path) -> None:
     assert len((ROOT / module).read_text().splitlines()) <= most
 
 
-@pytest.mark.parametrize("package", ["vhost_user", "virtio_mem"])
+@pytest.mark.parametrize("package", ["vhost_user.frontend", "vhost_user.backend", "virtio_mem"])
 def test_import_is_light(package: str) -> None:
-    program = f"import sys; before = set(sys.modules); import {package}; print(*(set(sys.modules) - before))"
+    program = f"import sys; before = set(sys.modules); from {package} import *; print(*(set(sys.modules) - before))"
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert package in loaded.split()
     assert NOT_AT_IMPORT & set(loaded.split()) == set()
+
+
+def test_names_that_are_imported_late_are_found_where_they_are_said_to_be() -> None:
+    """The lists of virtio_mem/__init__.py: what type checkers read, what `import *` gives, and where each name is."""
+    (for_types,) = (
+        node for node in ast.parse((ROOT / "virtio_mem/__init__.py").read_text()).body if isinstance(node, ast.If)
+    )
+    read = {
+        alias.name: node.module for node in for_types.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert read == virtio_mem._HOME
+    assert sorted(read) == virtio_mem.__all__
+    for name in virtio_mem.__all__:
+        assert getattr(virtio_mem, name) is getattr(importlib.import_module(read[name] or ""), name)
+    with pytest.raises(AttributeError, match="nothing"):
+        virtio_mem.nothing  # noqa: B018
+    assert set(virtio_mem.__all__) <= set(dir(virtio_mem))
 
 
 def test_headers_are_plain_declarations() -> None:

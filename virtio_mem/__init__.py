@@ -3,18 +3,26 @@
 `MemoryManager` makes a machine's memory from a `VmMemoryConfig`; `MmioTransport` puts a zone's device in front of a
 guest; `MemoryManager.share()` shares memory with vhost-user daemons. `VirtioMemDevice` is the device alone, without
 memory, clock or socket.
+
+Each name is imported when it is first used: a program that needs the device alone does not pay for the rest.
 """
 
-from vhost_user.errors import FieldError, HostError, PeerError, UsageError
-from virtio_mem.config import ConfigError, VmMemoryConfig
-from virtio_mem.device import Effect, VirtioMemDevice
-from virtio_mem.geometry import Geometry, UsableRegion
-from virtio_mem.manager import MemoryManager
-from virtio_mem.mmio import MmioTransport
-from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
-from virtio_mem.service import DeviceService, MemoryListener, Section
-from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
-from virtio_mem.zone import Zone, ZoneSpec
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vhost_user.errors import FieldError, HostError, PeerError, UsageError
+    from virtio_mem.config import ConfigError, VmMemoryConfig
+    from virtio_mem.device import Effect, VirtioMemDevice
+    from virtio_mem.geometry import Geometry, UsableRegion
+    from virtio_mem.manager import MemoryManager
+    from virtio_mem.mmio import MmioTransport
+    from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
+    from virtio_mem.service import DeviceService, MemoryListener, Section
+    from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
+    from virtio_mem.zone import Zone, ZoneSpec
 
 __all__ = [
     "BlockState",
@@ -45,3 +53,36 @@ __all__ = [
     "ZoneSpec",
     "require_shareable",
 ]
+
+_HOMES = {
+    "vhost_user.errors": ("FieldError", "HostError", "PeerError", "UsageError"),
+    "virtio_mem.config": ("ConfigError", "VmMemoryConfig"),
+    "virtio_mem.device": ("Effect", "VirtioMemDevice"),
+    "virtio_mem.geometry": ("Geometry", "UsableRegion"),
+    "virtio_mem.manager": ("MemoryManager",),
+    "virtio_mem.mmio": ("MmioTransport",),
+    "virtio_mem.protocol": (
+        "BlockState",
+        "ConfigSpace",
+        "Feature",
+        "Request",
+        "RequestType",
+        "Response",
+        "ResponseType",
+    ),
+    "virtio_mem.service": ("DeviceService", "MemoryListener", "Section"),
+    "virtio_mem.sharing": ("HotplugSharing", "MemoryShare", "require_shareable"),
+    "virtio_mem.zone": ("Zone", "ZoneSpec"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
