@@ -68,6 +68,12 @@ class BlockMap:
         self._bits.setall(0)
         self._plugged = 0
 
+    def copy(self) -> BlockMap:
+        """The map as it is at this moment, for who takes its time to look at it."""
+        copied = BlockMap(0)
+        copied._bits, copied._plugged = bitarray(self._bits), self._plugged
+        return copied
+
     def count(self, run: Run) -> int:
         """How many blocks of `run` are plugged."""
         return self._bits.count(1, *self._bounds(run))

@@ -85,6 +85,17 @@ class MemoryListener(Protocol):
         """Memory is about to go: nobody may touch it once this returns."""
 
 
+class ServiceObserver(Protocol):
+    """Somebody who wants to know what comes of requests, and can't refuse them. Both are called under the service's
+    lock; what they raise is logged, and keeps no request from being answered."""
+
+    def answered(self, request: Request, response: Response) -> None:
+        """`request` is about to be answered by `response`, and the device is as it says."""
+
+    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+        """`unplugged` bytes were given back, of which the host still holds `kept`; None where it can't tell."""
+
+
 class DeviceService:
     """Serves one device. With `prefault`, memory is populated before a PLUG is granted.
 
@@ -99,6 +110,7 @@ class DeviceService:
         self.memory = memory
         self.prefault = prefault
         self.listeners: list[MemoryListener] = []
+        self.observers: list[ServiceObserver] = []
         self.answers: Counter[tuple[str, str]] = Counter()
         self.failed_undos = 0
         self.unplugged_bytes = 0
@@ -240,11 +252,15 @@ class DeviceService:
         """Whether the bytes went back is for the host to say: two numbers, what was unplugged and what it still has."""
         unplugged = self.device.plugged_size if effect.everything else effect.size
         self.unplugged_bytes += unplugged
+        kept: ByteCount | None = None
         with suppress(HostError):
-            kept = sum(self.memory.held(section.offset, section.size) for section in self._discarded(effect))
+            held = (self.memory.held(section.offset, section.size) for section in self._discarded(effect))
+            kept = ByteCount(sum(held))
             self.unreturned_bytes += kept
             if kept:
                 log.warning("%s: the host still holds %d of %d bytes", effect.type.value, kept, unplugged)
+        for observer in self.observers:
+            self._tell(partial(observer.discarded, ByteCount(unplugged), kept))
 
     def _discarded(self, effect: Effect) -> Iterator[Section]:
         """What to ask the host about. Of a whole region the plugged parts: before Linux 6.7 the kernel looks at every
@@ -284,3 +300,12 @@ class DeviceService:
         self.answers[name, response.type.name] += 1
         if response.type is not ResponseType.ACK:
             log.debug("%s %#x+%d: %s: %s", name, request.addr, request.nb_blocks, response.type.name, response.reason)
+        for observer in self.observers:
+            self._tell(partial(observer.answered, request, response))
+
+    @staticmethod
+    def _tell(observe: Callable[[], None]) -> None:
+        try:
+            observe()
+        except Exception:
+            log.exception("an observer failed")
