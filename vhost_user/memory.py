@@ -15,22 +15,32 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from vhost_user import _native
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.mapping import Mapping
+from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import U64_MAX, ByteCount, GuestAddress, HostOffset, UserAddress
 
 Bytes = bytes | bytearray | memoryview
+
+
+class RegionFile(NamedTuple):
+    """The file that a region lies in, and where in it, in bytes."""
+
+    fd: OwnedFd
+    offset: HostOffset
 
 
 @dataclass(frozen=True)
 class Region:
     """`size` bytes of guest memory from `guest_address` on: those of `mapping` from `offset` on.
 
-    `user_address` is where the vhost-user front end has them, where there is one. Raises UsageError for a region that
+    `user_address` is where the vhost-user front end has them, where there is one. `file` is there where a device asked
+    for it (`Device.keeps_file`), and is closed when the region goes. Raises UsageError for a region that
     is empty, wraps past 2**64 or reaches beyond its mapping.
     """
 
@@ -39,6 +49,7 @@ class Region:
     mapping: Mapping
     offset: HostOffset = HostOffset(0)
     user_address: UserAddress | None = None
+    file: RegionFile | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.size <= 0:

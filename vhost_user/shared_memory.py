@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from typing import NamedTuple
@@ -31,14 +31,17 @@ from weakref import WeakSet
 from vhost_user import _native
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import Mapping, map_part
-from vhost_user.memory import GuestMemory, Region
+from vhost_user.memory import GuestMemory, Region, RegionFile
 from vhost_user.message import MemoryRegion
 from vhost_user.owned_fd import OwnedFd, close_all
-from vhost_user.units import U64_MAX, GuestAddress, HostAddress, UserAddress
+from vhost_user.units import U64_MAX, GuestAddress, HostAddress, HostOffset, UserAddress
 
 MAX_REGIONS = 509
 """As many as libvhost-user and rust-vmm's back ends take: KVM's 512 memory slots, less the three that it kept to itself
 on x86-64 when front ends came to rely on the number."""
+
+MAX_KEPT_FILES = 16
+"""Regions whose files are kept open for the device that asked; those beyond go without."""
 
 
 class UserSpan(NamedTuple):
@@ -57,11 +60,18 @@ class SharedMemory:
     it is the host's, leaves everything as it was, but for the descriptors, which are closed.
     """
 
-    def __init__(self, max_regions: int = MAX_REGIONS, *, gpa_addresses: bool = False) -> None:
+    def __init__(
+        self,
+        max_regions: int = MAX_REGIONS,
+        *,
+        gpa_addresses: bool = False,
+        keeps_file: Callable[[MemoryRegion], bool] = lambda _: False,
+    ) -> None:
         self.guest_memory = GuestMemory()
         self.max_regions = max_regions
         self.gpa_addresses = gpa_addresses
         """Whether GPA_ADDRESSES was negotiated: user addresses of regions and rings are guest addresses."""
+        self._keeps_file = keeps_file
         self._lock = threading.Lock()
         self._lingering: WeakSet[object] = WeakSet()
         self._faults_looked_at = _native.guard_faults()
@@ -72,7 +82,9 @@ class SharedMemory:
         try:
             with self._lock, ExitStack() as undo:
                 self._check([region for region, _ in regions_with_fds], [])
-                mapped = [self._map(region, fd, undo) for region, fd in regions_with_fds]
+                mapped: list[Region] = []
+                for region, fd in regions_with_fds:
+                    mapped.append(self._map(region, fd, mapped, undo))
                 self._install(mapped)
                 undo.pop_all()
         finally:
@@ -83,7 +95,7 @@ class SharedMemory:
         with fd, self._lock, ExitStack() as undo:
             present = self.guest_memory.regions
             self._check([region], present)
-            self._install([*present, self._map(region, fd, undo)])
+            self._install([*present, self._map(region, fd, present, undo)])
             undo.pop_all()
 
     def remove(self, region: MemoryRegion) -> None:
@@ -195,12 +207,16 @@ class SharedMemory:
             limit = f"the guest address, {region.guest_address:#x}, under GPA_ADDRESSES"
             raise PeerError("user_address", f"{region.user_address:#x}", limit)
 
-    @staticmethod
-    def _map(region: MemoryRegion, fd: OwnedFd, undo: ExitStack) -> Region:
+    def _map(self, region: MemoryRegion, fd: OwnedFd, others: Sequence[Region], undo: ExitStack) -> Region:
+        file = None
         with fd:
             mapping, offset = map_part(fd.fileno(), region.mmap_offset, region.size)
-        undo.callback(mapping.close)
-        return Region(region.guest_address, region.size, mapping, offset, region.user_address)
+            undo.callback(mapping.close)
+            kept = sum(other.file is not None for other in others)
+            if kept < MAX_KEPT_FILES and self._keeps_file(region):
+                file = RegionFile(OwnedFd(fd.take()), HostOffset(region.mmap_offset))
+                undo.callback(file.fd.close)
+        return Region(region.guest_address, region.size, mapping, offset, region.user_address, file)
 
     def _find(self, wanted: MemoryRegion) -> Region:
         key = (wanted.guest_address, wanted.user_address, wanted.size)
@@ -218,6 +234,8 @@ class SharedMemory:
         for region in before:
             if id(region) not in stay:
                 self._unmap(region.mapping)
+                if region.file is not None:
+                    region.file.fd.close()
 
     def _unmap(self, mapping: Mapping) -> None:
         try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.vring import DeviceQueue
-from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, Response
 from virtio_mem.service import DeviceService
 
 
@@ -20,6 +20,29 @@ class Progress(NamedTuple):
 
     notify: bool
     more: bool
+
+
+def read_request(chain: Chain) -> Request:
+    """The request that a chain holds. PeerError, its field the reason to count, for a chain that can't be served."""
+    if chain.readable < REQUEST_SIZE:
+        limit = f"{REQUEST_SIZE} bytes or more to read"
+        raise PeerError("request_too_short", chain.readable, limit)
+    if chain.writable < RESPONSE_SIZE:
+        limit = f"{RESPONSE_SIZE} bytes or more to write"
+        raise PeerError("no_room_for_response", chain.writable, limit)
+    try:
+        return Request.decode(chain.read(0, REQUEST_SIZE))
+    except PeerError as error:
+        raise PeerError("memory_gone", error.value, error.limit) from error
+
+
+def write_response(chain: Chain, response: Response) -> int:
+    """Put a response into a chain; how many bytes it has. PeerError as `read_request`."""
+    try:
+        chain.write(response.encode())
+    except PeerError as error:
+        raise PeerError("memory_gone", error.value, error.limit) from error
+    return RESPONSE_SIZE
 
 
 class GuestRequestQueue:
@@ -48,23 +71,10 @@ class GuestRequestQueue:
         return Progress(queue.should_notify(), more)
 
     def _serve(self, chain: Chain) -> None:
-        if chain.readable < REQUEST_SIZE:
-            self.queue.reject(chain, "request_too_short")
-        elif chain.writable < RESPONSE_SIZE:
-            self.queue.reject(chain, "no_room_for_response")
-        else:
-            self._answer(chain)
-
-    def _answer(self, chain: Chain) -> None:
         try:
-            request = Request.decode(chain.read(0, REQUEST_SIZE))
-        except PeerError:
-            self.queue.reject(chain, "memory_gone")
-            return
-        response = self.service.request(request).encode()
-        try:
-            chain.write(response)
-        except PeerError:
-            self.queue.reject(chain, "memory_gone")
+            response = self.service.request(read_request(chain))
+            written = write_response(chain, response)
+        except PeerError as error:
+            self.queue.reject(chain, error.field)
         else:
-            self.queue.push(chain, RESPONSE_SIZE)
+            self.queue.push(chain, written)

@@ -14,6 +14,7 @@ from vhost_user.message import ProtocolFeature
 
 if TYPE_CHECKING:
     from vhost_user.backend.vring import Vring
+    from vhost_user.message import MemoryRegion
     from vhost_user.shared_memory import SharedMemory
 
 
@@ -90,6 +91,11 @@ class Device:
 
     def stopped(self, vring: Vring) -> None:
         """`vring` has stopped: forget what belongs to it."""
+
+    def keeps_file(self, region: MemoryRegion) -> bool:
+        """Whether the device needs the file of a region that the front end is about to share: see `Region.file`."""
+        del region
+        return False
 
     def memory_changed(self, memory: SharedMemory) -> None:
         """The front end shares other memory than before. Let go of views of what is gone: while one lives it is mapped,

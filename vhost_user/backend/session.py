@@ -84,7 +84,7 @@ class Session:
         self._loop = loop
         self.offered = device.features | RING_FEATURES | F_LOG_ALL | F_PROTOCOL_FEATURES
         self.offered_protocol = _without_what_it_lacks(protocol_features, device)
-        self.negotiated = Negotiated(SharedMemory())
+        self.negotiated = Negotiated(SharedMemory(keeps_file=device.keeps_file))
         self.channel: BackendChannel | None = None
         self.rings = RingHandlers(device, loop, self.negotiated)
         self.postcopy = PostcopyHandlers(self.negotiated)
