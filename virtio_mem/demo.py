@@ -34,7 +34,8 @@ from virtio_mem.guest.process import pattern
 from virtio_mem.machine import Machine
 from virtio_mem.managed_zone import ManagedZone, SharedPart
 from virtio_mem.manager import MemoryManager
-from virtio_mem.picture import Cell, draw, human_size
+from virtio_mem.picture import ZoneBlocks, draw, human_size
+from virtio_mem.picture.terminal import coloured
 
 HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 HUGE_ZONE_SIZE = 256 * MIB
@@ -47,8 +48,6 @@ PATIENCE = 30.0
 MEMORY = "size=0,hotplug_method=virtio-mem"
 ZONES = ("id=mem0,size=64M,shared=on,hotplug_size=1G,hotplugged_size=256M",)
 HUGE_ZONE = "id=huge0,size=0,hugepages=on,hugepage_size=2M,hotplug_size=512M,hotplugged_size=128M"
-
-COLOURS = {Cell.PLUGGED: "green", Cell.MIXED: "yellow", Cell.UNPLUGGED: "blue", Cell.UNUSABLE: "dim"}
 
 PICTURE = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg" xml:space="preserve">
 <style>
@@ -134,23 +133,12 @@ class Show:
             if zone.service is None or zone.zone.hotplug is None:
                 self.say(f"{zone_id}: {human_size(zone.plan.spec.size)}, no virtio-mem")
                 continue
-            bar, *rest = draw(zone_id, zone.service.device)
-            self.console.print(_coloured(bar))
-            *ruler, sizes = rest
-            for line in ruler:
-                self.console.print(Text(line, style="dim"))
-            held = zone.zone.hotplug.held()
-            self.console.print(Text(sizes, style="dim").append(f"; the host holds {held:,} bytes", style="not dim"))
-
-
-def _coloured(bar: str) -> Text:
-    colours = {cell.value: colour for cell, colour in COLOURS.items()}
-    text = Text()
-    inside = False
-    for letter in bar:
-        inside = letter == "▕" or (inside and letter != "▏")
-        text.append(letter, style=colours.get(letter, "") if inside else "")
-    return text
+            with zone.service.lock:
+                blocks = ZoneBlocks.of(zone.service.device)
+            *picture, sizes = draw(zone_id, blocks)
+            for line in picture:
+                self.console.print(coloured(line))
+            self.console.print(coloured(sizes), Text(f"the host holds {zone.zone.hotplug.held():,} bytes"), sep="; ")
 
 
 @contextmanager

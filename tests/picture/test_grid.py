@@ -1,0 +1,120 @@
+"""The map of the blocks: every block is in one cell, whatever the region's size and the width."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.device.helpers import ADDR, BLOCK
+from virtio_mem.picture import ASCII, UNICODE, Glyphs, ZoneBlocks, grid, legend, plain, zone_map
+from virtio_mem.picture.grid import MOST_ROWS, cells_of, scale_for
+from virtio_mem.picture.spans import width_of
+
+MANY = 8 << 20
+
+BITMAPS = st.lists(st.booleans(), min_size=1, max_size=3000)
+WIDTHS = st.integers(min_value=1, max_value=300)
+
+
+def runs_of(bitmap: list[bool]) -> list[tuple[int, int]]:
+    runs, first = [], 0
+    for plugged, group in groupby(bitmap):
+        size = len(list(group))
+        if plugged:
+            runs.append((first, size))
+        first += size
+    return runs
+
+
+def blocks(nb_blocks: int, plugged: list[tuple[int, int]], *, usable: int = -1, requested: int = 0) -> ZoneBlocks:
+    return ZoneBlocks(
+        addr=ADDR,
+        block_size=BLOCK,
+        nb_blocks=nb_blocks,
+        usable_blocks=nb_blocks if usable < 0 else usable,
+        requested_blocks=requested,
+        plugged=plugged,
+    )
+
+
+def drawn(zone: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
+    return [plain(line) for line in grid(zone, width, glyphs)]
+
+
+@given(bitmap=BITMAPS, width=WIDTHS, data=st.data())
+def test_cells_have_each_block_once(bitmap: list[bool], width: int, data: st.DataObject) -> None:
+    usable = data.draw(st.integers(0, len(bitmap)))
+    zone = blocks(len(bitmap), runs_of(bitmap), usable=usable)
+    assert zone.nb_plugged == sum(bitmap)
+    for cells in (zone.cut(width), cells_of(zone, scale_for(len(bitmap), width))):
+        assert [cell.first for cell in cells[1:]] == [cell.first + cell.nb_blocks for cell in cells[:-1]]
+        assert sum(cell.nb_blocks for cell in cells) == len(bitmap)
+        assert sum(cell.usable for cell in cells) == usable
+        for cell in cells:
+            assert cell.plugged == sum(bitmap[cell.first : cell.first + cell.nb_blocks])
+
+
+@given(bitmap=BITMAPS, width=WIDTHS, requested=st.integers(0, 3000))
+def test_every_map_fits_its_width(bitmap: list[bool], width: int, requested: int) -> None:
+    zone = blocks(len(bitmap), runs_of(bitmap), requested=min(requested, len(bitmap)))
+    lines = grid(zone, width)
+    rows = [line for line in lines if "▕" in plain(line)]
+    assert 1 <= len(rows) <= MOST_ROWS
+    assert all(width_of(line) <= max(width, 21) for line in rows)
+    assert sum("▲ requested" in plain(line) for line in lines) == 1
+    assert sum("┊ usable" in plain(line) for line in lines) == 1
+
+
+@pytest.mark.parametrize("runs", [[(0, 0)], [(0, 9)], [(-1, 2)], [(3, 1), (0, 1)], [(0, 3), (2, 1)], [(8, 1)]], ids=str)
+def test_runs_that_cannot_be(runs: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="overlap, are out of order, or lie outside"):
+        blocks(8, runs)
+
+
+def test_eight_blocks_are_wide_and_set_apart() -> None:
+    zone = blocks(8, [(0, 2), (3, 1)], usable=6, requested=4)
+    assert drawn(zone, 48, ASCII) == [
+        "+0 B       [### ### ... ### ... ...         ]",
+        "                            ^ requested 8 MiB",
+        "                                    | usable 12 MiB",
+    ]
+
+
+def test_rows_begin_at_round_offsets() -> None:
+    zone = blocks(100, [(0, 40)], requested=40)
+    assert drawn(zone, 60) == [
+        "+0 B       ▕" + "█" * 32 + "▏",
+        "+64 MiB    ▕" + "█" * 8 + "·" * 24 + "▏",
+        " " * 20 + "▲ requested 80 MiB",
+        "+128 MiB   ▕" + "·" * 32 + "▏",
+        "+192 MiB   ▕····▏",
+        " " * 16 + "┊ usable 200 MiB",
+    ]
+
+
+def test_a_zone_in_words() -> None:
+    heading, figures, *_ = map(plain, zone_map("mem0", blocks(MANY, [(0, 1), (4, 1)], requested=2), 80))
+    assert heading == "mem0  16 TiB at 0x100000000, 8,388,608 blocks of 2 MiB"
+    assert figures == "4 MiB plugged in 2 runs; a cell is 8,192 blocks"
+
+
+def test_no_region_at_all() -> None:
+    assert drawn(blocks(0, []), 40)[0].startswith("+0 B")
+
+
+def test_the_legend_has_every_letter() -> None:
+    assert plain(legend()).startswith("█ plugged  ░▒▓ partly  · unplugged")
+    assert plain(legend(ASCII)).startswith("# plugged  1-9 tenths plugged  . unplugged")
+
+
+@pytest.mark.parametrize("nb_blocks", [8, MANY])
+def test_eight_and_eight_million_within_a_second(nb_blocks: int) -> None:
+    runs = [(first, 7) for first in range(0, nb_blocks, 64)]
+    before = time.process_time()
+    lines = drawn(blocks(nb_blocks, runs), 100)
+    assert time.process_time() - before < 1
+    assert len(lines) <= MOST_ROWS + 2
