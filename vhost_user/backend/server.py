@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import logging
 import socket
-import stat
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from vhost_user import unix_socket
 from vhost_user.backend.device import Device
 from vhost_user.backend.link import Link
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.session import PROTOCOL_FEATURES
 from vhost_user.connection import Connection
-from vhost_user.errors import HostError, UsageError
+from vhost_user.errors import UsageError
 from vhost_user.message import ProtocolFeature
 
 log = logging.getLogger(__name__)
-
-BACKLOG = 16
-"""Front ends that may wait for their turn; more are refused by the kernel."""
 
 RECONNECT_INTERVAL = 1.0
 """Seconds between two tries to reach a front end that listens itself."""
@@ -139,7 +136,7 @@ class Endpoint:
             if listener is not None:
                 self._server.loop.forget(listener)
                 if self._own is not None:
-                    _remove_socket(str(listener.getsockname()), self._own)
+                    unix_socket.remove(str(listener.getsockname()), self._own)
                 listener.close()
 
 
@@ -167,9 +164,8 @@ class Server:
         if isinstance(where, socket.socket):
             listener, own = where, None
         else:
-            listener = _bind(str(where))
-            info = Path(where).stat()
-            own = (info.st_dev, info.st_ino)
+            listener = unix_socket.listen(where)
+            own = unix_socket.identity(where)
         endpoint = self._endpoint(device, str(listener.getsockname()))
         endpoint.listen(listener, own)
         return endpoint
@@ -227,43 +223,3 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _bind(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        _remove_stale(path)
-        sock.bind(path)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise HostError.from_os_error("socket", path, "bind", error, "name a path in a directory of yours") from error
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens at."""
-    try:
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
-            return  # bind will say that it is in use
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink()
-            return
-    raise HostError("socket", path, "another server listens there", "end that one, or name another path")
-
-
-def _remove_socket(path: str, own: tuple[int, int]) -> None:
-    """Remove our socket file, unless it is another's by now."""
-    with suppress(FileNotFoundError):
-        info = Path(path).stat()
-        if (info.st_dev, info.st_ino) == own:
-            Path(path).unlink()

@@ -1,0 +1,74 @@
+"""Sockets in the file system: bound where only a dead server's socket file was, removed only while they are ours."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from vhost_user.errors import HostError
+
+BACKLOG = 16
+"""Peers that may wait to be accepted; more are refused by the kernel."""
+
+PROBE_SECONDS = 1.0
+"""How long a server may take to accept, to be seen to live. To connect to one whose backlog is full waits that long."""
+
+
+def listen(path: str | Path, *, backlog: int = BACKLOG, mode: int | None = None) -> socket.socket:
+    """A unix stream socket that listens at `path`. A socket file that nobody listens at any more is replaced.
+
+    `mode` is the file's access mode from the first moment on, whatever the process's umask; without it the umask
+    decides. HostError where another server listens there, and where the kernel refuses.
+    """
+    path = str(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        _remove_stale(path)
+        if mode is not None:
+            os.fchmod(sock.fileno(), mode)  # bind(2) gives the file the socket's mode, less the umask
+        sock.bind(path)
+        if mode is not None and stat.S_IMODE(Path(path).lstat().st_mode) != mode:
+            Path(path).chmod(mode)  # gives back what the umask took, and no more
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise HostError.from_os_error("socket", path, "bind", error, "name a path in a directory of yours") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def identity(path: str | Path) -> tuple[int, int]:
+    """The device and inode of a socket file: whether the file at a path is still the same one."""
+    info = Path(path).stat()
+    return info.st_dev, info.st_ino
+
+
+def remove(path: str | Path, own: tuple[int, int]) -> None:
+    """Remove the socket file at `path`, unless it is another's by now."""
+    with suppress(FileNotFoundError):
+        if identity(path) == own:
+            Path(path).unlink()
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens at."""
+    try:
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+            return  # bind will say that it is in use
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return
+        except (BlockingIOError, TimeoutError):
+            pass  # its backlog is full, so somebody listens
+    raise HostError("socket", path, "another server listens there", "end that one, or name another path")
