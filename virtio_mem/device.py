@@ -22,10 +22,11 @@ multiples of block_size; no plugged block outside the usable region.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from vhost_user.errors import PeerError
+from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
 from virtio_mem.geometry import Geometry
@@ -158,6 +159,28 @@ class VirtioMemDevice:
         self._owes_notice = False
 
     # What the host does.
+
+    def restore(self, requested_size: int, usable_region_size: int, plugged: Iterable[Run]) -> None:
+        """Be where another device of this geometry was; `plugged` are its plugged blocks, in ascending order.
+
+        For a device that nobody has used yet. Raises UsageError where no device can be there.
+        """
+        assert not self.blocks.plugged and self._pending is None
+        target, block_size = self.geometry.checked_target(requested_size), self.geometry.block_size
+        if usable_region_size % block_size or not target <= usable_region_size <= self.geometry.region_size:
+            limit = (
+                f"blocks of {block_size}, from requested_size, {target}, to region_size, {self.geometry.region_size}"
+            )
+            raise UsageError("usable_region_size", usable_region_size, limit)
+        end = 0
+        for run in plugged:
+            if not end <= run.first < run.first + run.nb_blocks <= usable_region_size // block_size:
+                self.blocks.unplug_all()
+                limit = f"above block {end}, and within usable_region_size, {usable_region_size}"
+                raise UsageError("plugged", f"{run.nb_blocks} blocks from {run.first}", limit)
+            end = run.first + run.nb_blocks
+            self.blocks.plug(run)
+        self.requested_size, self.usable_region_size = target, ByteCount(usable_region_size)
 
     def resize(self, requested_size: int) -> None:
         """Set the target, in bytes; it grows the usable region and gives notice.

@@ -27,6 +27,7 @@ from virtio_mem.managed_zone import ManagedZone, SharedPart
 from virtio_mem.service import DeviceService
 from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
 from virtio_mem.sharing.check import require_known
+from virtio_mem.targets import hotplugged_part
 from virtio_mem.zone import Zone
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class MemoryManager:
         if shareable:
             require_shareable(config)
         self.config = config
+        self.block_size = block_size
+        self.usable_region = usable_region
         self._shares: list[MemoryShare] = []
         self._numbers = count(1)
         for warning in config.warnings:
@@ -94,24 +97,15 @@ class MemoryManager:
             raise UsageError("zone", zone_id, f"one of {', '.join(self.zones)}", "name a zone that there is")
         self._resize(self.zones[zone_id], size, f"zone {zone_id} size")
 
-    def _resize(self, zone: ManagedZone, size: int, field: str) -> None:
-        spec = zone.plan.spec
-        if not spec.size <= size <= spec.size + spec.hotplug_size:
-            limit = f"from its boot size, {spec.size}, to {spec.size + spec.hotplug_size} bytes"
-            raise UsageError(field, size, limit, "hotplug_size is what can be added to the boot size")
-        if zone.service is not None:
-            self._check_blocks(zone.service.device.geometry.block_size, spec.size, size, field)
-            zone.service.resize(size - spec.size)
-        elif size != spec.size:
-            limit = f"hotplug_method={zone.plan.hotplug_method}: resizing by ACPI is not there yet"
-            raise UsageError(field, size, limit, "use hotplug_method=virtio-mem")
-
     @staticmethod
-    def _check_blocks(block_size: int, boot_size: int, size: int, field: str) -> None:
-        over = (size - boot_size) % block_size
-        if over:
-            limit = f"its boot size, {boot_size}, and whole blocks of {format_size(block_size)}"
-            raise UsageError(field, size, limit, f"the nearest are {size - over} and {size - over + block_size}")
+    def _resize(zone: ManagedZone, size: int, field: str) -> None:
+        spec, service = zone.plan.spec, zone.service
+        block_size = service.device.geometry.block_size if service else None
+        plugged = hotplugged_part(
+            field, size, boot_size=spec.size, hotplug_size=spec.hotplug_size, block_size=block_size
+        )
+        if service is not None:
+            service.resize(plugged)
 
     # In service.
 

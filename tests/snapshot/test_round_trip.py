@@ -1,0 +1,183 @@
+"""A machine that is saved and restored is the same: each block's state and content, on each kind of memory."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.host import HugePagePool
+from tests.snapshot.helpers import (
+    BLOCK,
+    BOOT,
+    HOTPLUG,
+    OPTIONS,
+    TARGET,
+    ask,
+    config,
+    content,
+    fill,
+    parts,
+    service_of,
+    write,
+)
+from vhost_user.errors import HostError, UsageError
+from vhost_user.units import MIB, GuestAddress
+from virtio_mem.config import VmMemoryConfig
+from virtio_mem.geometry import UsableRegion
+from virtio_mem.manager import MemoryManager
+from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
+from virtio_mem.snapshot import restore, save
+
+KINDS = [pytest.param(name, marks=pytest.mark.needs_hugetlb) if name == "hugetlb" else name for name in OPTIONS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_blocks_state_and_content_is_what_it_was(
+    kind: str, tmp_path: Path, rng: random.Random, hugepages: Callable[[int, int], HugePagePool]
+) -> None:
+    if kind == "hugetlb":
+        hugepages(2 * MIB, 2 * (BOOT + HOTPLUG) // (2 * MIB))
+    snapshot = tmp_path / "snapshot"
+    with MemoryManager(config(kind, tmp_path)) as manager:
+        fill(manager, rng)
+        before, device = content(manager), service_of(manager).device
+        manager.pause()
+        held = manager.zones["mem0"].zone.info()["held"]
+        save(manager, snapshot)
+        assert manager.zones["mem0"].zone.info()["held"] == held, "saving had the host allocate memory"
+        space, blocks = device.config, list(device.blocks.plugged_runs())
+    with restore(snapshot) as manager:
+        device = service_of(manager).device
+        assert device.paused
+        assert device.config == space
+        assert list(device.blocks.plugged_runs()) == blocks
+        assert content(manager) == before
+        manager.resume()
+        for block in range(HOTPLUG // BLOCK):
+            addr = GuestAddress(device.geometry.addr + block * BLOCK)
+            answer = service_of(manager).request(Request(RequestType.STATE, addr, 1))
+            assert answer.state is (BlockState.PLUGGED if f"block {block}" in before else BlockState.UNPLUGGED)
+        # The restored device goes on: what is plugged can be unplugged, and what is not be plugged.
+        free = next(block for block in range(HOTPLUG // BLOCK) if f"block {block}" not in before)
+        taken = next(block for block in range(HOTPLUG // BLOCK) if f"block {block}" in before)
+        assert ask(manager, RequestType.PLUG, free) is ResponseType.ACK
+        assert ask(manager, RequestType.UNPLUG, taken) is ResponseType.ACK
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "memfd", "shared directory"])
+def test_what_is_zero_takes_no_room_neither_saved_nor_restored(kind: str, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    with MemoryManager(config(kind, tmp_path)) as manager:
+        manager.resize_zone("mem0", BOOT + TARGET)
+        assert ask(manager, RequestType.PLUG, 0, 24) is ResponseType.ACK
+        _, hotplug = parts(manager.zones["mem0"])
+        write(hotplug, 7 * BLOCK, b"x")
+        manager.pause()
+        save(manager, snapshot)
+    assert (snapshot / "mem0.hotplug").stat().st_size == HOTPLUG
+    assert (snapshot / "mem0.hotplug").stat().st_blocks * 512 <= MIB
+    with restore(snapshot) as manager:
+        _, hotplug = parts(manager.zones["mem0"])
+        assert hotplug.held() <= 2 * MIB  # a chunk, or the huge page that it lies in
+
+
+def test_unplugged_blocks_are_not_in_a_snapshot(tmp_path: Path) -> None:
+    """A guest that wrote where nothing is plugged, or an earlier owner of the block, does not get it saved."""
+    snapshot = tmp_path / "snapshot"
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        manager.resize_zone("mem0", BOOT + TARGET)
+        assert ask(manager, RequestType.PLUG, 3) is ResponseType.ACK
+        _, hotplug = parts(manager.zones["mem0"])
+        write(hotplug, 3 * BLOCK, b"plugged")
+        write(hotplug, 9 * BLOCK, b"secret")
+        manager.pause()
+        save(manager, snapshot)
+    saved = (snapshot / "mem0.hotplug").read_bytes()
+    assert b"plugged" in saved
+    assert b"secret" not in saved
+
+
+def test_a_shared_file_is_named_and_not_copied(tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    with MemoryManager(config("shared file", tmp_path)) as manager:
+        fill(manager, random.Random(1))
+        manager.pause()
+        save(manager, snapshot)
+    assert sorted(path.name for path in snapshot.iterdir()) == ["mem0.blocks", "snapshot.json"]
+    (tmp_path / "zone").rename(tmp_path / "elsewhere")
+    (tmp_path / "zone").write_bytes(bytes(BOOT + HOTPLUG))
+    with pytest.raises(UsageError, match=r"zone mem0 file=.* is inode"):
+        restore(snapshot)
+    (tmp_path / "elsewhere").rename(tmp_path / "zone")
+    with restore(snapshot) as manager:
+        assert content(manager)
+
+
+def test_options_besides_the_configuration_are_kept(tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    line = VmMemoryConfig.parse("--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=64M")
+    with MemoryManager(line, block_size=4 * MIB, usable_region=UsableRegion.WHOLE_REGION) as manager:
+        manager.pause()
+        save(manager, snapshot)
+        options = str(manager.config)
+    with restore(snapshot) as manager:
+        (zone,) = manager.zones.values()
+        assert zone.service is not None
+        assert zone.service.device.geometry.block_size == 4 * MIB
+        assert zone.service.device.usable_region_size == 64 * MIB
+        assert str(manager.config) == options
+
+
+def test_a_machine_that_runs_is_not_saved(tmp_path: Path) -> None:
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        with pytest.raises(UsageError, match="zone mem0=running"):
+            save(manager, tmp_path / "snapshot")
+        manager.pause()
+        (tmp_path / "there").mkdir()
+        with pytest.raises(UsageError, match="is there already"):
+            save(manager, tmp_path / "there")
+        with pytest.raises(HostError, match="mkdir"):
+            save(manager, tmp_path / "no" / "where")
+    assert not (tmp_path / "snapshot").exists()
+
+
+def test_where_there_is_no_room_nothing_is_left(tmp_path: Path) -> None:
+    """A full disk, as far as a process can have one: no file may be longer than 1 MiB."""
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        manager.pause()
+        child = os.fork()
+        if child == 0:
+            import resource  # noqa: PLC0415
+            import signal  # noqa: PLC0415
+
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
+            try:
+                save(manager, tmp_path / "snapshot")
+            except HostError:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert not (tmp_path / "snapshot").exists()
+
+
+@pytest.mark.needs_hugetlb
+def test_restoring_with_too_few_huge_pages_is_refused_and_leaves_nothing(
+    tmp_path: Path, hugepages: Callable[[int, int], HugePagePool]
+) -> None:
+    """QEMU d71920d425: a destination short of huge pages died of SIGBUS."""
+    hugepages(2 * MIB, (BOOT + HOTPLUG) // (2 * MIB))
+    snapshot = tmp_path / "snapshot"
+    with MemoryManager(config("hugetlb", tmp_path)) as manager:
+        manager.resize_zone("mem0", BOOT + HOTPLUG)
+        assert ask(manager, RequestType.PLUG, 0, HOTPLUG // BLOCK) is ResponseType.ACK
+        manager.pause()
+        save(manager, snapshot)
+        with pytest.raises(HostError, match="huge pages"):
+            restore(snapshot)
+    with restore(snapshot) as manager:
+        assert service_of(manager).device.plugged_size == HOTPLUG

@@ -1,0 +1,114 @@
+"""The content of memory in a sparse file, chunk by chunk: what is zero is a hole.
+
+The digest is over the chunks that are not zero, each with its number, so it doesn't depend on how a file system places
+holes. Chunks are 1 MiB, the smallest block that a device can have: none lies in two blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from vhost_user.errors import HostError
+from vhost_user.units import MIB, ByteCount, HostOffset, align_up
+from virtio_mem.hostmem.backing import Hugetlb, PrivateFile
+from virtio_mem.hostmem.memory import HostMemory
+
+CHUNK = MIB
+_ZEROS = bytes(CHUNK)
+
+
+class Range(NamedTuple):
+    """`size` bytes of a part of memory from `offset` on; both are multiples of the page size."""
+
+    offset: int
+    size: int
+
+
+class Digest:
+    """Of chunks, in ascending order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=32)
+
+    def add(self, offset: int, data: bytes | memoryview) -> None:
+        """A chunk that is not zero."""
+        self._hash.update(offset.to_bytes(8, "little") + len(data).to_bytes(8, "little"))
+        self._hash.update(data)
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()
+
+
+def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
+    """Write what ranges of `memory` hold to the file, which is as long as it and empty; their digest.
+
+    Nothing is allocated by looking: what the host doesn't hold is not read where reading would allocate it.
+    """
+    digest = Digest()
+    for offset, size in _chunks(ranges):
+        if not _worth_reading(memory, offset, size):
+            continue
+        with memory.view(HostOffset(offset), ByteCount(size)) as view:
+            data = bytes(view)
+        if data != _ZEROS[:size]:
+            digest.add(offset, data)
+            os.pwrite(fd, data, offset)
+    return str(digest)
+
+
+def _worth_reading(memory: HostMemory, offset: int, size: int) -> bool:
+    """False for shared memory that the host doesn't hold: it is zero, and reading would have the host allocate it."""
+    if not memory.backing.shared:
+        return True
+    start = offset // memory.page_size * memory.page_size
+    end = align_up(offset + size, memory.page_size)
+    return memory.held(HostOffset(start), ByteCount(end - start)) > 0
+
+
+def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory) -> str:
+    """Write what the file holds to ranges of `memory`; its digest. HostError where the host lacks the memory for it.
+
+    Memory that is zero already is not touched where the file is zero.
+    """
+    digest = Digest()
+    overwrite = isinstance(memory.backing, PrivateFile)  # its memory begins with what is in the file behind it
+    for offset, size in _chunks(ranges):
+        if not overwrite and not _has_data(fd, offset, size):
+            continue
+        data = os.pread(fd, size, offset)
+        if data != _ZEROS[: len(data)]:
+            digest.add(offset, data)
+        elif not overwrite:
+            continue
+        populate(memory, Range(offset, size))
+        with memory.view(HostOffset(offset), ByteCount(size)) as view:
+            view[: len(data)] = data
+    return str(digest)
+
+
+def populate(memory: HostMemory, wanted: Range) -> None:
+    """Have the host hold the whole pages that a range lies in: to touch what it has no memory for can be a signal."""
+    start = wanted.offset // memory.page_size * memory.page_size
+    end = align_up(wanted.offset + wanted.size, memory.page_size)
+    if isinstance(memory.backing, Hugetlb) and memory.held(HostOffset(start), ByteCount(end - start)) == end - start:
+        return
+    memory.populate(HostOffset(start), ByteCount(end - start))
+
+
+def _has_data(fd: int, offset: int, size: int) -> bool:
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) < offset + size
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False
+        raise HostError.from_os_error("snapshot", offset, "lseek", error) from error
+
+
+def _chunks(ranges: Iterable[Range]) -> Iterator[Range]:
+    for start, size in ranges:
+        for offset in range(start, start + size, CHUNK):
+            yield Range(offset, min(CHUNK, start + size - offset))
