@@ -1,0 +1,120 @@
+"""The command `virtio-mem`: finds the subcommand, imports it and nothing else, and ends the way a command should.
+
+Each subcommand is a module whose `main(arguments: list[str]) -> int` has a parser of its own and returns the exit
+status. What goes wrong is one line on standard error. A reader that went away (`| head`) and Ctrl-C end it with the
+status that a shell gives to a program killed by SIGPIPE or SIGINT.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vhost_user.errors import FieldError, UsageError
+
+FAILED = 1
+USAGE = 2
+_KILLED_BY = 128
+
+
+class Subcommand(NamedTuple):
+    """Where a subcommand is, and what it is for."""
+
+    module: str
+    summary: str
+
+
+SUBCOMMANDS = {
+    "serve": Subcommand("serve", "serve virtio-mem devices to VMMs, one vhost-user socket a zone"),
+    "boot": Subcommand("boot", "boot a Linux guest whose memory is ours and whose CPUs are QEMU's"),
+    "info": Subcommand("info", "show zones: sizes, what the host holds, the last resize"),
+    "resize": Subcommand("resize", "set the size of a machine's memory"),
+    "resize-zone": Subcommand("resize_zone", "set the size of one zone"),
+    "map": Subcommand("map", "draw which blocks are plugged, in the terminal or in a file"),
+    "watch": Subcommand("watch", "follow requests, resizes and events while they happen"),
+}
+
+_HEAD = """usage: virtio-mem SUBCOMMAND ...
+
+Memory that comes to a Linux guest and goes again while it runs, by the virtio-mem device.
+
+Two subcommands run devices and own their API socket; the others ask it, or change sizes by it:
+"""
+
+_TAIL = """
+For example, a zone of up to 2 GiB for a VMM that connects to mem0.sock, of which the guest is to plug 1 GiB, then 1.5:
+
+    virtio-mem serve --zone id=mem0,socket=mem0.sock,addr=4G,hotplug_size=2G,hotplugged_size=1G --api-socket api.sock
+    virtio-mem resize-zone --api-socket api.sock mem0 1536M --wait
+    virtio-mem map --api-socket api.sock
+
+Each subcommand has a --help with an example that works.
+
+exit status:
+  0    done
+  1    the server is not there, went away or failed, or the host refused
+  2    an argument or a size that can't be: the line says which, its limit, and what to do
+  130  interrupted by Ctrl-C
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, or the process's; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = f"virtio-mem {arguments[0]}" if arguments and arguments[0] in SUBCOMMANDS else "virtio-mem"
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except FieldError as error:
+        return _say(name, error, USAGE if isinstance(error, UsageError) else FAILED)
+    except KeyboardInterrupt:
+        return _KILLED_BY + signal.SIGINT
+    except BrokenPipeError:
+        _give_up_output()
+        return _KILLED_BY + signal.SIGPIPE
+    except OSError as error:
+        _give_up_output()
+        return _say(name, error, FAILED)
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _help()
+        return 0 if arguments else USAGE
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version  # noqa: PLC0415 - it costs as much as all the rest
+
+        sys.stdout.write(f"virtio-mem {version('virtio-mem')}\n")
+        return 0
+    name, *rest = arguments
+    if name not in SUBCOMMANDS:
+        raise UsageError("SUBCOMMAND", name, f"one of {', '.join(SUBCOMMANDS)}", "see virtio-mem --help")
+    module = importlib.import_module(f"virtio_mem.cli.{SUBCOMMANDS[name].module}")
+    try:
+        return int(module.main(rest))
+    except SystemExit as end:  # argparse's way to end after --help and after a mistake
+        return end.code if isinstance(end.code, int) else USAGE if end.code else 0
+
+
+def _help() -> None:
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  {name:<{width}}  {subcommand.summary}\n" for name, subcommand in SUBCOMMANDS.items()]
+    sys.stdout.write(_HEAD + "".join(lines) + _TAIL)
+
+
+def _say(name: str, error: Exception, status: int) -> int:
+    line = " ".join(str(error).split())
+    sys.stderr.write(f"{name}: {line}\n")
+    return status
+
+
+def _give_up_output() -> None:
+    """What is still buffered has nowhere to go; the interpreter would try again at its end, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
