@@ -1,18 +1,19 @@
 """The command `virtio-mem`: finds the subcommand, imports it and nothing else, and ends the way a command should.
 
-Each subcommand is a module whose `main(arguments: list[str]) -> int` has a parser of its own and returns the exit
-status. What goes wrong is one line on standard error. A reader that went away (`| head`) and Ctrl-C end it with the
-status that a shell gives to a program killed by SIGPIPE or SIGINT.
+Each subcommand is a module with `add_arguments(parser)`, which also sets the parser's epilog, and `run(arguments)`,
+which returns the exit status. What goes wrong is one line on standard error. A reader that went away (`| head`) and
+Ctrl-C end it with the status that a shell gives to a program killed by SIGPIPE or SIGINT.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from vhost_user.errors import FieldError, UsageError
 
@@ -46,20 +47,31 @@ Two subcommands run devices and own their API socket; the others ask it, or chan
 """
 
 _TAIL = """
-For example, a zone of up to 2 GiB for a VMM that connects to mem0.sock, of which the guest is to plug 1 GiB, then 1.5:
+For example, a zone of up to 2 GiB, for a VMM that connects to mem0.sock; the
+guest is to plug 1 GiB of it at first, then 1.5 GiB:
 
-    virtio-mem serve --zone id=mem0,socket=mem0.sock,addr=4G,hotplug_size=2G,hotplugged_size=1G --api-socket api.sock
-    virtio-mem resize-zone --api-socket api.sock mem0 1536M --wait
-    virtio-mem map --api-socket api.sock
+  virtio-mem serve --api-socket api.sock \\
+      --zone id=mem0,socket=mem0.sock,addr=4G,hotplug_size=2G,hotplugged_size=1G
+  virtio-mem resize-zone --api-socket api.sock mem0 1536M --wait
+  virtio-mem map --api-socket api.sock
 
 Each subcommand has a --help with an example that works.
 
 exit status:
   0    done
   1    the server is not there, went away or failed, or the host refused
-  2    an argument or a size that can't be: the line says which, its limit, and what to do
+  2    an argument or a size that can't be: one line says which, its limit, and
+       what to do about it
   130  interrupted by Ctrl-C
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and the way to more."""
+        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _give_up_output()
         return _KILLED_BY + signal.SIGPIPE
-    except OSError as error:
+    except OSError as error:  # of those that nobody foresaw; most of all, that standard output is full
         _give_up_output()
         return _say(name, error, FAILED)
     return status
@@ -95,8 +107,15 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in SUBCOMMANDS:
         raise UsageError("SUBCOMMAND", name, f"one of {', '.join(SUBCOMMANDS)}", "see virtio-mem --help")
     module = importlib.import_module(f"virtio_mem.cli.{SUBCOMMANDS[name].module}")
+    parser = Parser(
+        prog=f"virtio-mem {name}",
+        description=SUBCOMMANDS[name].summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
     try:
-        return int(module.main(rest))
+        return int(module.run(parser.parse_args(rest)))
     except SystemExit as end:  # argparse's way to end after --help and after a mistake
         return end.code if isinstance(end.code, int) else USAGE if end.code else 0
 

@@ -1,4 +1,4 @@
-"""What the subcommands share: a parser whose errors are one line, and a screen that may have colours or not."""
+"""What the clients share: the API socket, the manner of their --help, and a screen that may have colours or not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from virtio_mem.cli import USAGE
 from virtio_mem.picture.spans import ASCII, UNICODE, Line, plain
 
 if TYPE_CHECKING:
@@ -17,30 +16,20 @@ if TYPE_CHECKING:
 EXIT_STATUS = """exit status:
   0    done
   1    the server is not there, went away or failed
-  2    an argument that can't be: the line says which, its limit, and what to do
+  2    an argument that can't be: one line says which, and its limit
   130  interrupted by Ctrl-C"""
 
 
-class Parser(argparse.ArgumentParser):
-    """A subcommand's parser: `example` is shown as it is typed, `more` stands between it and `exit_status`."""
+def teach(parser: argparse.ArgumentParser, does: str, *examples: str, exit_status: str = EXIT_STATUS) -> None:
+    """What --help says before and after the arguments."""
+    parser.description = does
+    lines = "".join(f"  {example}\n" for example in examples)
+    parser.epilog = f"example{'s' if len(examples) > 1 else ''}:\n{lines}\n{exit_status}"
 
-    def __init__(self, name: str, does: str, example: str, *, more: str = "", exit_status: str = EXIT_STATUS) -> None:
-        epilog = f"example:\n  {example}\n\n{more}{exit_status}"
-        super().__init__(
-            prog=f"virtio-mem {name}",
-            description=does,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
 
-    def error(self, message: str) -> NoReturn:
-        """One line, and the way to more."""
-        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-    def add_api_socket(self) -> None:
-        """The option that says which server."""
-        self.add_argument("--api-socket", required=True, metavar="PATH", help="the server's API socket")
+def add_api_socket(parser: argparse.ArgumentParser) -> None:
+    """The option that says which server."""
+    parser.add_argument("--api-socket", required=True, metavar="PATH", help="the server's API socket")
 
 
 class Screen:

@@ -1,0 +1,96 @@
+"""`virtio-mem info`: the zones, their sizes, what the host holds, and the state of the last resize."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from virtio_mem.cli.common import Screen, add_api_socket, teach
+from virtio_mem.cli.outcome import outcome
+from virtio_mem.client import Client
+from virtio_mem.picture.sizes import human_size
+from virtio_mem.picture.spans import Line, Role, Span
+
+_GAP = "  "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    teach(parser, "Show each zone's sizes and what became of its last resize.", "virtio-mem info --api-socket api.sock")
+    add_api_socket(parser)
+    parser.add_argument("--json", action="store_true", help="what the API says, as it says it: sizes in bytes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print; the exit status."""
+    client = Client(arguments.api_socket)
+    info = client.info()
+    if arguments.json:
+        sys.stdout.write(json.dumps(info, indent=2) + "\n")
+        return 0
+    last = {operation.get("zone"): operation for operation in client.operations()}
+    screen = Screen()
+    columns = [_column(zone, last.get(zone.get("id"))) for zone in info["zones"]]
+    screen.show(table([*(title for title, _ in ROWS), "last resize"], columns, screen.width))
+    return 0
+
+
+def _size(key: str) -> Any:
+    return lambda zone: "?" if zone.get(key) is None else human_size(zone[key])
+
+
+def _answers(zone: dict[str, Any]) -> str:
+    bad = {name: count for name, count in zone.get("answers", {}).items() if not name.endswith(" ACK")}
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(bad.items())) or "none"
+
+
+ROWS: list[tuple[str, Any]] = [
+    ("zone", lambda zone: zone.get("id", "?")),
+    ("boot memory", _size("boot_size")),
+    ("plugged", _size("plugged_size")),
+    ("requested", _size("requested_size")),
+    ("usable", _size("usable_region_size")),
+    ("region", _size("hotplug_size")),
+    ("at address", lambda zone: f"{zone.get('addr', 0):#x}"),
+    ("block size", _size("block_size")),
+    ("guest node", lambda zone: "none" if zone.get("guest_numa_id") is None else str(zone["guest_numa_id"])),
+    ("held by the host", _size("held")),
+    ("unplugged so far", _size("unplugged_bytes")),
+    ("  not given back", _size("unreturned_bytes")),
+    ("requests refused", _answers),
+    ("front end", lambda zone: {True: "connected", False: "none"}.get(zone.get("connected"), "?")),
+    ("serving", lambda zone: "paused" if zone.get("paused") else "yes"),
+]
+"""What a person wants to know of a zone, in this order. "?" is what the server can't tell."""
+
+
+def _column(zone: dict[str, Any], operation: dict[str, Any] | None) -> list[str]:
+    """A zone's cells. A server that says something else than it should gets "?" for it."""
+    cells = []
+    for _, cell in ROWS:
+        try:
+            cells.append(str(cell(zone)))
+        except (TypeError, ValueError, AttributeError):
+            cells.append("?")
+    return [*cells, "none" if operation is None else outcome(operation)]
+
+
+def table(titles: list[str], columns: list[list[str]], width: int) -> list[Line]:
+    """Titles at the left, then as many columns as fit beside each other; the others follow below."""
+    lines: list[Line] = []
+    margin = max(map(len, titles))
+    while columns:
+        sizes = [max(map(len, column)) for column in columns]
+        taken, room = 0, width - margin
+        while taken < len(columns) and (not taken or sizes[taken] + len(_GAP) <= room):
+            room -= sizes[taken] + len(_GAP)
+            taken += 1
+        lines += [[]] if lines else []
+        for row, title in enumerate(titles):
+            role = Role.TEXT if row else Role.NAME
+            cells = (f"{_GAP}{column[row]:<{size}}" for column, size in zip(columns[:taken], sizes, strict=False))
+            lines.append([Span(f"{title:<{margin}}", Role.QUIET), Span("".join(cells), role)])
+        columns = columns[taken:]
+    return lines

@@ -1,0 +1,215 @@
+"""A client of the API socket: asks, has sizes changed, listens to events.
+
+Each request has a connection of its own, so that one that a dying server broke off costs nothing but itself, and may
+just be made again. Nothing that comes back is taken on trust: answers are bounded and have to be what the API says.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+from urllib.parse import quote
+
+from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut, UsageError
+from virtio_mem.picture.blocks import ZoneBlocks
+
+PREFIX = "/api/v1/"
+PATIENCE = 10.0
+"""Seconds that the server has for each step of an answer. To replace one that crashed takes a fraction of one."""
+
+MOST_BYTES = 256 << 20
+"""Of an answer: twice what eight million blocks take, of which every second one is plugged."""
+
+_LONGEST_PATH = 107
+"""What sockaddr_un.sun_path holds, less the zero byte at its end: unix(7)."""
+
+_MOST_OF_LINE = 1 << 16
+
+
+class NoServer(HostError):  # noqa: N818
+    """Nobody listens at the socket: there is no server, or it has gone."""
+
+
+class NotNow(HostError):  # noqa: N818
+    """The server is there and can't answer just now: it is being replaced, or has too much to do."""
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect; NoServer where nobody listens."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            self.close()
+            raise _no_server(self._path, error) from None
+
+
+def _no_server(path: str, error: OSError) -> NoServer:
+    match error:
+        case PermissionError():
+            remedy = "be the user who runs the server, or root"
+        case ConnectionRefusedError():
+            remedy = "nobody listens there: start virtio-mem serve or boot with this --api-socket"
+        case _:
+            remedy = "start virtio-mem serve or boot with this --api-socket"
+    return NoServer.from_os_error("--api-socket", path, "connect", error, remedy)  # type: ignore[return-value]
+
+
+class Client:
+    """Asks the server at the unix socket `path`.
+
+    Every method raises NoServer where nobody listens, NotNow, Disconnected or TimedOut where the server is there and
+    did not answer (to ask again may help), UsageError where it says that the request can't be, PeerError where it
+    answers what the API doesn't have.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = PATIENCE) -> None:
+        self.path = os.fspath(path)
+        self.timeout = timeout
+        if not 0 < len(os.fsencode(self.path)) <= _LONGEST_PATH or "\0" in self.path:
+            limit = f"the path of a unix socket has 1 to {_LONGEST_PATH} bytes"
+            raise UsageError("--api-socket", self.path, limit, "give a shorter one, such as one below /run")
+
+    # What the API has.
+
+    def info(self) -> dict[str, Any]:
+        """`vm.info`: the zones under "zones", each a dict."""
+        answer = self._get("vm.info")
+        zones = answer.get("zones") if isinstance(answer, dict) else None
+        if not isinstance(zones, list) or not all(isinstance(zone, dict) for zone in zones):
+            raise _unexpected("vm.info", answer)
+        return dict(answer)
+
+    def operations(self) -> list[dict[str, Any]]:
+        """Every resize that the server remembers, the oldest first."""
+        answer = self._get("operations")
+        if not isinstance(answer, list) or not all(isinstance(operation, dict) for operation in answer):
+            raise _unexpected("operations", answer)
+        return answer
+
+    def operation(self, number: int, wait: float = 0.0) -> dict[str, Any]:
+        """One resize; the server answers when it ends, or after `wait` seconds."""
+        question = f"operations/{number}" + (f"?wait={wait:g}" if wait else "")
+        answer = self._get(question, self.timeout + wait)
+        if not isinstance(answer, dict):
+            raise _unexpected(question, answer)
+        return answer
+
+    def blocks(self, zone: str) -> ZoneBlocks:
+        """A zone's blocks as they are now."""
+        question = f"zones/{quote(zone, safe='')}/blocks"
+        answer = self._get(question)
+        try:
+            sizes = {
+                name: _whole(answer[name]) for name in ("block_size", "nb_blocks", "usable_blocks", "requested_blocks")
+            }
+            return ZoneBlocks(addr=_whole(answer.get("addr", 0)), plugged=answer["plugged"], **sizes)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise _unexpected(question, f"{type(error).__name__}: {error}") from None
+
+    def resize(self, size: int) -> int:
+        """`vm.resize` to `size` bytes; the operation's number."""
+        return self._resize("vm.resize", {"desired_ram": size})
+
+    def resize_zone(self, zone: str, size: int) -> int:
+        """`vm.resize-zone` to `size` bytes, boot memory included; the operation's number."""
+        return self._resize("vm.resize-zone", {"id": zone, "desired_ram": size})
+
+    def events(self, *, idle: float = PATIENCE) -> Iterator[dict[str, Any]]:
+        """Events as they happen, until the server ends the stream. It says something at least every `idle` seconds."""
+        with self._exchange("GET", "events", None, idle) as response:
+            while line := response.readline(_MOST_OF_LINE + 1):
+                if len(line) > _MOST_OF_LINE:
+                    raise _unexpected("events", f"a line of more than {_MOST_OF_LINE} bytes")
+                if line.startswith(b"data:"):
+                    event = _decoded("events", line[len(b"data:") :])
+                    if not isinstance(event, dict):
+                        raise _unexpected("events", event)
+                    yield event
+
+    # How it is asked.
+
+    def _get(self, question: str, timeout: float | None = None) -> Any:
+        with self._exchange("GET", question, None, timeout or self.timeout) as response:
+            return _decoded(question, _read(question, response))
+
+    def _resize(self, action: str, body: dict[str, Any]) -> int:
+        with self._exchange("PUT", action, body, self.timeout) as response:
+            number = response.headers.get("Operation-Id", "")
+            if not (number.isascii() and number.isdigit()):
+                raise _unexpected(action, f"Operation-Id: {number}")
+            return int(number[:20])
+
+    @contextmanager
+    def _exchange(
+        self, method: str, question: str, body: dict[str, Any] | None, timeout: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        """One request and the head of its answer, which is a good one."""
+        text = None if body is None else json.dumps(body)
+        headers = {} if text is None else {"Content-Type": "application/json"}
+        try:
+            with closing(_Connection(self.path, timeout)) as connection:
+                connection.request(method, PREFIX + question, text, headers)
+                with connection.getresponse() as response:
+                    if response.status >= http.client.MULTIPLE_CHOICES:
+                        raise _refusal(question, response)
+                    yield response
+        except TimeoutError:
+            raise TimedOut(question, self.path, f"no answer within {timeout:g} s", "try again") from None
+        except (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError, EOFError):
+            raise Disconnected(question, self.path, "the server broke off", "try again") from None
+        except (http.client.HTTPException, ValueError) as error:
+            raise _unexpected(question, f"{type(error).__name__}: {error}") from None
+
+
+def _read(question: str, response: http.client.HTTPResponse) -> bytes:
+    body = response.read(MOST_BYTES + 1)
+    if len(body) > MOST_BYTES:
+        raise _unexpected(question, f"more than {MOST_BYTES} bytes")
+    return body
+
+
+def _decoded(question: str, text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise _unexpected(question, text[:60]) from None
+
+
+def _refusal(question: str, response: http.client.HTTPResponse) -> Exception:
+    """What a bad answer says, as the error that it is."""
+    try:
+        said = json.loads(response.read(_MOST_OF_LINE))
+        field, value, limit, remedy = (said[name] for name in ("field", "value", "limit", "remedy"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return _unexpected(question, f"{response.status} {response.reason}")
+    if response.status == http.client.SERVICE_UNAVAILABLE:
+        return NotNow(field, value, limit, remedy)
+    if response.status >= http.client.INTERNAL_SERVER_ERROR:
+        return HostError(field, value, limit, remedy)
+    return UsageError(field, value, limit, remedy)
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _unexpected(question: str, answer: object) -> PeerError:
+    return PeerError(question, str(answer)[:200], "is no answer that the API has", "is this virtio-mem's API socket?")
