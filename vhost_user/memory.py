@@ -54,9 +54,9 @@ class Region:
     def __post_init__(self) -> None:
         if self.size <= 0:
             raise UsageError("size", self.size, "a region holds at least one byte")
-        for field, address in (("guest_address", self.guest_address), ("user_address", self.user_address or 0)):
+        for what, address in (("guest_address", self.guest_address), ("user_address", self.user_address or 0)):
             if address < 0 or address + self.size - 1 > U64_MAX:
-                raise UsageError(field, f"{address:#x}+{self.size:#x}", "a region ends at 2**64 or before")
+                raise UsageError(what, f"{address:#x}+{self.size:#x}", "a region ends at 2**64 or before")
         if self.offset < 0 or self.offset + self.size > self.mapping.size:
             raise UsageError("offset", f"{self.offset}+{self.size}", f"within the mapping's {self.mapping.size} bytes")
 

@@ -2,13 +2,21 @@
 
 They are `--memory`, `--memory-zone`, `--numa` and `--sgx-epc`. Each is a frozen object, made from keyword arguments, or
 from the option's text by `parse`, and printed as such text by `str`. `VmMemoryConfig` is all of them together.
+
+Each name is imported when it is first used: a program with options of its own does not pay for these.
 """
 
-from virtio_mem.config.errors import ConfigError
-from virtio_mem.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig, SgxEpcConfig
-from virtio_mem.config.numa import NumaConfig, NumaDistance
-from virtio_mem.config.vm import VmMemoryConfig
-from virtio_mem.config.zones import DEFAULT_ZONE, ZonePlan
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from virtio_mem.config.errors import ConfigError
+    from virtio_mem.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig, SgxEpcConfig
+    from virtio_mem.config.numa import NumaConfig, NumaDistance
+    from virtio_mem.config.vm import VmMemoryConfig
+    from virtio_mem.config.zones import DEFAULT_ZONE, ZonePlan
 
 __all__ = [
     "DEFAULT_ZONE",
@@ -22,3 +30,19 @@ __all__ = [
     "VmMemoryConfig",
     "ZonePlan",
 ]
+
+_HOMES = {
+    "virtio_mem.config.errors": ("ConfigError",),
+    "virtio_mem.config.memory": ("HotplugMethod", "MemoryConfig", "MemoryZoneConfig", "SgxEpcConfig"),
+    "virtio_mem.config.numa": ("NumaConfig", "NumaDistance"),
+    "virtio_mem.config.vm": ("VmMemoryConfig",),
+    "virtio_mem.config.zones": ("DEFAULT_ZONE", "ZonePlan"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value

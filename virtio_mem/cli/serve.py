@@ -1,0 +1,68 @@
+"""`virtio-mem serve`: virtio-mem devices for VMMs that have the memory, one vhost-user socket a zone."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = """\
+A guest that has 2 GiB for itself, and up to 2 GiB more by virtio-mem:
+
+  virtio-mem serve --zone id=mem0,socket=/tmp/mem0.sock,addr=4G,hotplug_size=2G,hotplugged_size=1G \\
+                   --api-socket /tmp/mem.api
+
+  qemu-system-x86_64 -machine q35,memory-backend=ram0 -m 4G -nographic \\
+    -object memory-backend-memfd,id=ram0,size=4G,share=on \\
+    -kernel vmlinuz -initrd initrd -append "console=ttyS0 mem=2G memhp_default_state=online_movable" \\
+    -chardev socket,id=c0,path=/tmp/mem0.sock \\
+    -device vhost-user-test-device-pci,chardev=c0,virtio-id=24,num_vqs=1,vq_size=128,config_size=56
+"""
+
+_MORE = """\
+QEMU has to be 10.2 or later. Its machine q35 puts what is above 2 GiB of RAM at 4 GiB. mem=2G has the guest leave that
+alone until it is plugged. The memory is QEMU's, and has to be share=on; the zone, from addr to addr + hotplug_size,
+has to be RAM that QEMU has. `ready` is printed when every socket listens: start QEMU then.
+
+keys of --zone:
+  id=NAME                        the zone's name
+  socket=PATH                    where the VMM connects
+  addr=SIZE                      the region's guest-physical address, such as 4G
+  hotplug_size=SIZE              the region's size
+  hotplugged_size=SIZE           how much of it the guest is asked to plug at first (0)
+  block_size=SIZE                the unit in which memory comes and goes (2M)
+  guest_numa_id=N                the guest's NUMA node for it, an ACPI proximity domain (none)
+  prefault=on|off                have the host allocate memory before the guest is told that it has it (off). What this
+                                 process populates is charged to its own memory cgroup, not to the VMM's
+  unplugged_inaccessible=on|off  offer VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE, which a driver then has to accept (on)
+
+signals:
+  TERM, INT                      end
+  HUP                            start the code that serves anew, as after an upgrade; no VMM notices
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.epilog = f"{EXAMPLE}\n{_MORE}"
+    parser.add_argument("--zone", action="append", nargs="+", metavar="KEY=VALUE,...", required=True)
+    parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
+    parser.add_argument("--state-dir", metavar="DIR", help="keep each zone's state in a file in this directory")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say who asked what; twice: each message")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status."""
+    # Not before the arguments are known to be good: --help is for people who wait.
+    from virtio_mem.serve.daemon import serve  # noqa: PLC0415
+    from virtio_mem.serve.plan import ServePlan  # noqa: PLC0415
+    from virtio_mem.serve.zone_option import ServedZoneOption, check_together  # noqa: PLC0415
+
+    zones = [ServedZoneOption.parse(text) for group in arguments.zone for text in group]
+    check_together(zones)
+    plan = ServePlan(
+        zones=tuple(zone.planned() for zone in zones),
+        api=arguments.api_socket is not None,
+        state_dir=arguments.state_dir,
+        options=" ".join(f"--zone {zone}" for zone in zones),
+        verbose=arguments.verbose,
+    )
+    return serve(plan, {zone.id: zone.socket for zone in zones}, api_socket=arguments.api_socket)

@@ -1,0 +1,56 @@
+"""What is served, as plain data: made from options by whoever starts the service, read by each worker."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vhost_user.units import ByteCount, GuestAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedZone:
+    """One device. `addr` is the guest address of its region, sizes are in bytes.
+
+    `hotplugged_size` is the first target; `boot_size` is what the guest has of the zone besides the region: it counts
+    in what the API tells.
+    """
+
+    id: str
+    addr: GuestAddress
+    hotplug_size: ByteCount
+    block_size: ByteCount
+    hotplugged_size: ByteCount = ByteCount(0)
+    guest_numa_id: int | None = None
+    prefault: bool = False
+    unplugged_inaccessible: bool = True
+    boot_size: ByteCount = ByteCount(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan:
+    """All that a worker has to know. `options` is what the user wrote; `verbose` counts the -v's.
+
+    `user_zones`: the zones were made by the user, so that the machine as a whole can't be resized, only each of them.
+    `api`, `qmp`: whether the supervisor keeps such a socket.
+    """
+
+    zones: tuple[ServedZone, ...]
+    user_zones: bool = True
+    api: bool = False
+    qmp: bool = False
+    state_dir: str | None = None
+    options: str = ""
+    verbose: int = 0
+
+    def encode(self) -> bytes:
+        """The plan as JSON."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> ServePlan:
+        """The plan from what `encode` gave."""
+        fields: dict[str, Any] = json.loads(data)
+        zones = tuple(ServedZone(**zone) for zone in fields.pop("zones"))
+        return cls(zones=zones, **fields)
