@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import os
 import selectors
 import time
 from collections import deque
@@ -16,7 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from vhost_user.event import Event
+from vhost_user.errors import HostError
+from vhost_user.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +51,12 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._wake = Event.create()
+        self._wake = _new_eventfd()
         self._soon: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Call]] = []
         self._order = itertools.count()
         self._stopped = False
-        self.watch(self._wake, self._wake.take)
+        self.watch(self._wake, lambda: os.eventfd_read(self._wake.fileno()))
 
     def watch(self, file: HasFileno, callback: Callable[[], object], *, write: bool = False) -> None:
         """Have `callback` called whenever `file` can be read, or written. OSError for what can't be waited for."""
@@ -68,7 +70,7 @@ class EventLoop:
     def call_soon(self, callback: Callable[[], object]) -> None:
         """Have `callback` called once, in the loop's thread. Any thread may ask for it."""
         self._soon.append(callback)
-        self._wake.signal()
+        os.eventfd_write(self._wake.fileno(), 1)
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Call:
         """Have `callback` called once, after `seconds`."""
@@ -113,9 +115,17 @@ class EventLoop:
     def stop(self) -> None:
         """End `run()`, now or when it is called. Any thread, and a signal handler, may ask for it."""
         self._stopped = True
-        self._wake.signal()
+        os.eventfd_write(self._wake.fileno(), 1)
 
     def close(self) -> None:
         """Close what is the loop's own."""
         self._selector.close()
         self._wake.close()
+
+
+def _new_eventfd() -> OwnedFd:
+    """Not an `Event`: it is nobody's but ours, and the C core need not be loaded for it."""
+    try:
+        return OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    except OSError as error:
+        raise HostError.from_os_error("eventfd", "new", "eventfd", error, "raise the limit on open files") from error

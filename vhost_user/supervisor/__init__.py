@@ -1,0 +1,29 @@
+"""A back end that survives SIGKILL: a small supervisor holds what must not be lost, and a worker does the work.
+
+The supervisor (supervisor.py) knows no device. It holds the connections of front ends, the descriptors and messages
+that a session consists of, and whatever bytes and descriptors a worker asks it to keep. The worker (worker.py) serves
+devices as any back end does, by messages and rings; when it dies, the next one is given all of that and goes on.
+journal.py has the theory: which order of writes makes it true.
+
+Each name is imported when it is first used: the supervisor pays for nothing that only a worker needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vhost_user.supervisor.supervisor import Supervisor
+    from vhost_user.supervisor.worker import Worker
+
+__all__ = ["Supervisor", "Worker"]
+
+_HOME = {"Supervisor": "vhost_user.supervisor.supervisor", "Worker": "vhost_user.supervisor.worker"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
