@@ -1,0 +1,9 @@
+"""A machine's memory as its operator sees it: sizes to set, operations to wait for, events, and what there is to know.
+
+The interfaces that an operator uses, the HTTP API above all, stand on `Control`.
+"""
+
+from virtio_mem.control.control import Control, Hooks
+from virtio_mem.control.zone import ControlledZone, UnknownZone
+
+__all__ = ["Control", "ControlledZone", "Hooks", "UnknownZone"]

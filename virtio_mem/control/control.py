@@ -1,0 +1,274 @@
+"""The control of a machine's memory: thread-safe, and the one place where a resize becomes an operation.
+
+The order of locks: a device's first, then that of the operations, then that of the events. None of them is held while a
+zone's `notify`, a hook of the machine or `save` is called.
+
+    control = Control.from_manager(manager, notify=transport_notified)
+    operation = control.resize(2 << 30)
+    control.poll(time.monotonic())                # once a second
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vhost_user.errors import UsageError
+from virtio_mem.control.info import ZoneBlocks, machine_counters, machine_info
+from virtio_mem.control.watch import ZoneWatch
+from virtio_mem.control.zone import ControlledZone, UnknownZone, always, nothing
+from virtio_mem.events import Events
+from virtio_mem.operation import Operation, State, ZoneView
+from virtio_mem.operations import Operations
+from virtio_mem.service import DeviceService
+from virtio_mem.targets import hotplugged_part
+
+if TYPE_CHECKING:
+    from virtio_mem.manager import MemoryManager
+
+log = logging.getLogger(__name__)
+
+_EVENTS = {State.REACHED: "reached", State.SUPERSEDED: "superseded", State.STALLED: "stalled"}
+"""The events that tell of an operation's state; of one that is refused the guest's requests told already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a machine does besides: `pause` is called before the devices are paused, `resume` after they were resumed.
+
+    HostError where that fails; a pause that fails leaves the devices as they were.
+    """
+
+    pause: Callable[[], None] = nothing
+    resume: Callable[[], None] = nothing
+
+
+class Control:
+    """Controls the memory of a machine. Close it, or use it as a context manager: it then lets go of the devices.
+
+    With `user_zones` the machine has no size of its own, and its zones are resized one by one; without, it has exactly
+    one zone. `memory_options` and `config` are what `vm.info` says of --memory and of the machine besides. `save` is
+    called with what `load()` takes, whenever there is something new, in the thread that brought it and before that is
+    answered.
+    """
+
+    def __init__(
+        self,
+        zones: Iterable[ControlledZone],
+        *,
+        user_zones: bool = True,
+        memory_options: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        hooks: Hooks | None = None,
+        save: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.zones = {zone.id: zone for zone in zones}
+        if not user_zones and len(self.zones) != 1:
+            raise UsageError("zones", len(self.zones), "a machine without user zones has one", "use user_zones=True")
+        self.user_zones = user_zones
+        self.memory_options = dict(memory_options or {})
+        self.config = dict(config or {})
+        self.operations = Operations()
+        self.events = Events()
+        self._hooks = hooks or Hooks()
+        self._save = save
+        self._watches = [ZoneWatch(self, zone, service) for zone, service in self._devices()]
+
+    @classmethod
+    def from_manager(
+        cls,
+        manager: MemoryManager,
+        *,
+        notify: Callable[[str], None] | None = None,
+        connected: Callable[[], bool] = always,
+        **options: Any,
+    ) -> Control:
+        """The control of a manager that a VMM embeds. Call its `poll()` in place of the manager's own.
+
+        `notify` is called with the id of a zone whose guest may be due a notice: have it call `notify_config()` of the
+        zone's transport. `options` are those of the class.
+        """
+        from virtio_mem.control.options import memory_options, zone_options  # noqa: PLC0415
+
+        zones = [
+            ControlledZone(
+                id=zone.id,
+                service=zone.service,
+                boot_size=zone.plan.spec.size,
+                guest_numa_id=zone.plan.guest_numa_id,
+                notify=partial(notify, zone.id) if notify else nothing,
+                connected=connected,
+                options=zone_options(zone),
+            )
+            for zone in manager.zones.values()
+        ]
+        config = manager.config
+        return cls(zones, user_zones=config.user_zones, memory_options=memory_options(config), **options)
+
+    # Resizing.
+
+    def resize(self, size: int) -> Operation:
+        """Let the machine have `size` bytes in all. UsageError as of `resize_zone`, and with user zones."""
+        if self.user_zones:
+            limit = "a machine with memory zones has no size of its own to set"
+            raise UsageError("desired_ram", size, limit, f"resize one of its zones: {', '.join(self.zones)}")
+        (zone,) = self.zones.values()
+        return self._resize(zone, size)
+
+    def resize_zone(self, zone_id: str, size: int) -> Operation:
+        """Let zone `zone_id` have `size` bytes in all, boot memory included.
+
+        The same target again is the same operation again, or one that is reached at once. UsageError, and nothing
+        changed, for a size that the zone can't have; UnknownZone.
+        """
+        return self._resize(self.zone(zone_id), size)
+
+    def _resize(self, zone: ControlledZone, size: int) -> Operation:
+        service, sizes = zone.service, {"boot_size": zone.boot_size, "hotplug_size": zone.hotplug_size}
+        plugged = hotplugged_part("desired_ram", size, **sizes, block_size=zone.block_size)
+        now = time.monotonic()
+        if service is None:
+            operation, _ = self.operations.start(zone.id, size, size, 1, now)
+        else:
+            with service.lock:
+                service.resize(plugged)
+                operation, before = self.operations.start(
+                    zone.id, size, zone.size, service.device.geometry.block_size, now
+                )
+                self.events.publish("requested", zone.id, operation=operation.id, target=size, plugged=zone.size)
+                for settled in filter(None, (before, operation)):
+                    self.tell(settled)
+        zone.notify()
+        self.save()
+        return operation
+
+    def wait(
+        self, operation_id: int, seconds: float, given_up: Callable[[], bool] | None = None
+    ) -> dict[str, Any] | None:
+        """The operation as plain data once it does not run any more, or after `seconds`, or once `given_up()`, which is
+        asked about once a second. None for one that is not known."""
+        return self.operations.wait(operation_id, seconds, self._settle, given_up or (lambda: False))
+
+    # The machine.
+
+    def pause(self) -> None:
+        """Have every device answer BUSY to what would change a block, and do what else pausing means here."""
+        self._hooks.pause()
+        for _, service in self._devices():
+            service.pause()
+        self.events.publish("paused")
+        self.save(always=True)
+
+    def resume(self) -> None:
+        """Have everything go on."""
+        for zone, service in self._devices():
+            service.resume()
+            zone.notify()
+        self.events.publish("resumed")
+        self.save(always=True)
+        self._hooks.resume()
+
+    def system_reset(self) -> bool:
+        """The machine was reset: every block is unplugged. False where the host refused to, or a device is paused."""
+        resets = [service.system_reset() for _, service in self._devices()]
+        done = all(resets)
+        self.events.publish("system-reset", done=done)
+        for zone, _ in self._devices():
+            zone.notify()
+        self._settle()
+        return done
+
+    @property
+    def paused(self) -> bool:
+        """Whether a device is paused."""
+        return any(service.device.paused for _, service in self._devices())
+
+    def poll(self, now: float) -> None:
+        """To be called about once a second, with time.monotonic(): drivers that were told BUSY are asked to try again,
+        and operations are judged."""
+        for zone, service in self._devices():
+            service.poll(now)
+            zone.notify()
+        self._settle()
+
+    # From one process to the next.
+
+    def save(self, *, always: bool = False) -> None:
+        """Save what is new, or what there is, if somebody wants it saved."""
+        if self._save is not None and (always or self.operations.changed):
+            saved = {"paused": self.paused, "operations": self.operations.dump()}
+            self._save(json.dumps(saved).encode())
+
+    def load(self, saved: bytes) -> None:
+        """Go on where the process before was. What can't be read is logged, and given up."""
+        try:
+            state = json.loads(saved)
+            operations, paused = Operations.load(state["operations"]), bool(state["paused"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            log.warning("what was saved of the operations can't be read, and they begin anew: %r", error)
+            return
+        self.operations = operations
+        for _, service in self._devices() if paused else ():
+            service.pause()
+
+    # Information.
+
+    def info(self) -> dict[str, Any]:
+        """All that there is to know, as plain data: the body of `vm.info`."""
+        return machine_info(self)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What only grows, by zone: the body of `vm.counters`."""
+        return machine_counters(self)
+
+    def blocks(self, zone_id: str) -> ZoneBlocks:
+        """Which blocks of a zone are plugged; UnknownZone."""
+        return ZoneBlocks(self.zone(zone_id))
+
+    def zone(self, zone_id: str) -> ControlledZone:
+        """The zone of that name; UnknownZone."""
+        if zone_id not in self.zones:
+            raise UnknownZone("id", zone_id, f"one of {', '.join(self.zones)}", "name a zone that there is")
+        return self.zones[zone_id]
+
+    def tell(self, operation: Operation) -> None:
+        """Publish what became of `operation`, if there is something to tell."""
+        kind = _EVENTS.get(operation.state)
+        facts = self.operations.get(operation.id)
+        if kind is None or facts is None:
+            return
+        log.info("zone %s: operation %d: %s", operation.zone, operation.id, facts["verdict"])
+        details = {name: facts[name] for name in ("target", "plugged", "reason", "verdict")}
+        self.events.publish(kind, operation.zone, operation=operation.id, **details)
+
+    def close(self) -> None:
+        """Let go of the devices, and end who waits for events."""
+        for watch in self._watches:
+            watch.close()
+        self.events.close()
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Private.
+
+    def _devices(self) -> list[tuple[ControlledZone, DeviceService]]:
+        return [(zone, zone.service) for zone in self.zones.values() if zone.service is not None]
+
+    def _settle(self) -> None:
+        for zone, service in self._devices():
+            connected = zone.connected()
+            with service.lock:
+                view = ZoneView(zone.size, zone.target, connected, service.device.paused)
+                operation = self.operations.settle(zone.id, view, time.monotonic())
+                if operation is not None:
+                    self.tell(operation)
+        self.save()

@@ -1,0 +1,74 @@
+"""What a device's observer makes of its requests: events, and the progress of an operation."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from vhost_user.units import ByteCount
+from virtio_mem.control.zone import ControlledZone
+from virtio_mem.protocol import Request, RequestType, Response, ResponseType
+from virtio_mem.service import DeviceService
+
+if TYPE_CHECKING:
+    from virtio_mem.control.control import Control
+
+_NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
+
+
+class ZoneWatch:
+    """Watches the device of one zone from its making to `close()`. All of it is called under the device's lock."""
+
+    def __init__(self, control: Control, zone: ControlledZone, service: DeviceService) -> None:
+        self._control = control
+        self._zone = zone
+        self._service = service
+        self._unplugged = ByteCount(0)
+        with service.lock:
+            service.observers.append(self)
+
+    def answered(self, request: Request, response: Response) -> None:
+        """A request was answered: blocks came or went, or it was refused, or it was a question."""
+        if response.type is not ResponseType.ACK:
+            self._refused(request, response)
+        elif request.type == RequestType.STATE:
+            self._control.operations.answered(self._zone.id)
+        else:
+            self._moved(request)
+
+    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+        """Bytes were given back to the host, which says what it still holds of them."""
+        self._unplugged = unplugged
+        self._control.events.publish("freed", self._zone.id, size=unplugged, held=kept)
+
+    def _moved(self, request: Request) -> None:
+        device, zone = self._service.device, self._zone
+        place: dict[str, Any] = {"addr": request.addr, "size": request.nb_blocks * device.geometry.block_size}
+        if request.type == RequestType.UNPLUG_ALL:
+            place = {"addr": device.geometry.addr, "size": self._unplugged}
+        kind = "plugged" if request.type == RequestType.PLUG else "unplugged"
+        self._control.events.publish(kind, zone.id, **place, plugged=zone.size)
+        operation = self._control.operations.moved(zone.id, zone.size, time.monotonic())
+        if operation is not None:
+            self._control.tell(operation)
+
+    def _refused(self, request: Request, response: Response) -> None:
+        zone, reason = self._zone, response.reason
+        self._control.events.publish(
+            "refused",
+            zone.id,
+            request=_NAMES.get(request.type, "unknown"),
+            answer=response.type.name,
+            addr=request.addr,
+            blocks=request.nb_blocks,
+            reason=reason,
+        )
+        busy = reason if response.type is ResponseType.BUSY else ""
+        error = reason if response.type is ResponseType.ERROR else ""
+        self._control.operations.answered(zone.id, busy=busy, error=error)
+
+    def close(self) -> None:
+        """Watch no more."""
+        with self._service.lock:
+            if self in self._service.observers:
+                self._service.observers.remove(self)
