@@ -1,5 +1,7 @@
 """Which memory blocks are plugged: one bit a block, so 16 TiB of 2 MiB blocks cost 1 MiB.
 
+The bits may lie in memory of the caller's that outlives the process, block n in bit n % 8 of byte n // 8.
+
 Range questions scan the bitmap a machine word at a time; the number of plugged blocks is kept, never counted again.
 A range outside the map is our own bug: the device has checked the guest's numbers before it asks.
 """
@@ -25,15 +27,27 @@ class Run(NamedTuple):
 
 
 class BlockMap:
-    """The state of `size` memory blocks, all of them unplugged at first."""
+    """The state of `size` memory blocks, all of them unplugged at first.
 
-    def __init__(self, size: int) -> None:
-        self._bits = bitarray(size)
-        self._bits.setall(0)
-        self._plugged = 0
+    With `memory`, writable, the bits are there, and as they are found; it can't be unmapped before `release()`.
+    """
+
+    def __init__(self, size: int, memory: memoryview | None = None) -> None:
+        self._size = size
+        if memory is None:
+            self._bits = bitarray(size)
+            self._bits.setall(0)
+        else:
+            assert len(memory) * 8 >= size
+            self._bits = bitarray(buffer=memory, endian="little")
+        self._plugged = self._bits.count(1, 0, size)
 
     def __len__(self) -> int:
-        return len(self._bits)
+        return self._size
+
+    def release(self) -> None:
+        """Let go of the caller's memory. The map is of no use any more."""
+        self._bits, self._size, self._plugged = bitarray(), 0, 0
 
     @property
     def plugged(self) -> int:
@@ -65,13 +79,20 @@ class BlockMap:
 
     def unplug_all(self) -> None:
         """Mark every block unplugged."""
-        self._bits.setall(0)
+        self._bits[: self._size] = 0
         self._plugged = 0
+
+    def put(self, run: Run, state: BlockState) -> None:
+        """Mark the blocks of `run` PLUGGED or UNPLUGGED, whatever they were."""
+        first, end = self._bounds(run)
+        self._plugged -= self.count(run)
+        self._bits[first:end] = plugged = int(state is BlockState.PLUGGED)
+        self._plugged += plugged * run.nb_blocks
 
     def copy(self) -> BlockMap:
         """The map as it is at this moment, for who takes its time to look at it."""
         copied = BlockMap(0)
-        copied._bits, copied._plugged = bitarray(self._bits), self._plugged
+        copied._bits, copied._size, copied._plugged = bitarray(self._bits), self._size, self._plugged
         return copied
 
     def count(self, run: Run) -> int:
@@ -80,7 +101,7 @@ class BlockMap:
 
     def plugged_runs(self) -> Iterator[Run]:
         """The plugged blocks as maximal runs, in order. The map must not change meanwhile."""
-        return self._runs(1, 0, len(self._bits))
+        return self._runs(1, 0, self._size)
 
     def unplugged_runs(self, within: Run) -> Iterator[Run]:
         """The unplugged blocks of `within` as maximal runs, in order. The map must not change meanwhile."""
@@ -96,5 +117,5 @@ class BlockMap:
 
     def _bounds(self, run: Run) -> tuple[int, int]:
         first, nb_blocks = run
-        assert first >= 0 and nb_blocks > 0 and first + nb_blocks <= len(self._bits), (run, len(self._bits))
+        assert first >= 0 and nb_blocks > 0 and first + nb_blocks <= self._size, (run, self._size)
         return first, first + nb_blocks

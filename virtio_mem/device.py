@@ -166,13 +166,8 @@ class VirtioMemDevice:
         For a device that nobody has used yet. Raises UsageError where no device can be there.
         """
         assert not self.blocks.plugged and self._pending is None
-        target, block_size = self.geometry.checked_target(requested_size), self.geometry.block_size
-        if usable_region_size % block_size or not target <= usable_region_size <= self.geometry.region_size:
-            limit = (
-                f"blocks of {block_size}, from requested_size, {target}, to region_size, {self.geometry.region_size}"
-            )
-            raise UsageError("usable_region_size", usable_region_size, limit)
-        end = 0
+        target, usable = self._checked_sizes(requested_size, usable_region_size)
+        end, block_size = 0, self.geometry.block_size
         for run in plugged:
             if not end <= run.first < run.first + run.nb_blocks <= usable_region_size // block_size:
                 self.blocks.unplug_all()
@@ -180,7 +175,34 @@ class VirtioMemDevice:
                 raise UsageError("plugged", f"{run.nb_blocks} blocks from {run.first}", limit)
             end = run.first + run.nb_blocks
             self.blocks.plug(run)
-        self.requested_size, self.usable_region_size = target, ByteCount(usable_region_size)
+        self.requested_size, self.usable_region_size = target, usable
+
+    def adopt(self, requested_size: int, usable_region_size: int, blocks: BlockMap) -> None:
+        """As `restore`, with a map of the caller's that is the device's from now on."""
+        assert not self.blocks.plugged and self._pending is None and len(blocks) == self.geometry.nb_blocks
+        target, usable = self._checked_sizes(requested_size, usable_region_size)
+        nb_usable = usable // self.geometry.block_size
+        beyond = Run(BlockIndex(nb_usable), len(blocks) - nb_usable)
+        if beyond.nb_blocks and (outside := blocks.count(beyond)):
+            raise UsageError("plugged", f"{outside} blocks", f"within usable_region_size, {usable}")
+        self.requested_size, self.usable_region_size, self.blocks = target, usable, blocks
+
+    def _checked_sizes(self, requested_size: int, usable_region_size: int) -> tuple[ByteCount, ByteCount]:
+        target, block_size = self.geometry.checked_target(requested_size), self.geometry.block_size
+        if usable_region_size % block_size or not target <= usable_region_size <= self.geometry.region_size:
+            limit = (
+                f"blocks of {block_size}, from requested_size, {target}, to region_size, {self.geometry.region_size}"
+            )
+            raise UsageError("usable_region_size", usable_region_size, limit)
+        return target, ByteCount(usable_region_size)
+
+    def finish(self, type_: EffectType, run: Run) -> None:
+        """Do to the blocks what an effect was to do that a device before this one didn't bring to its end."""
+        assert self._pending is None
+        if type_ in (EffectType.UNPLUG_ALL, EffectType.SYSTEM_RESET):
+            self._unplug_everything(type_)
+        else:
+            self.blocks.put(run, BlockState.PLUGGED if type_ is EffectType.PLUG else BlockState.UNPLUGGED)
 
     def resize(self, requested_size: int) -> None:
         """Set the target, in bytes; it grows the usable region and gives notice.

@@ -23,6 +23,7 @@ from vhost_user.errors import FieldError, HostError, UsageError
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
 from virtio_mem.blocks import Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
+from virtio_mem.keeper import Keeper, KeepsNothing
 from virtio_mem.protocol import Feature, Request, RequestType, Response, ResponseType
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class DeviceService:
         self.prefault = prefault
         self.listeners: list[MemoryListener] = []
         self.observers: list[ServiceObserver] = []
+        self.keeper: Keeper = KeepsNothing()
         self.answers: Counter[tuple[str, str]] = Counter()
         self.failed_undos = 0
         self.unplugged_bytes = 0
@@ -128,6 +130,11 @@ class DeviceService:
             self._record(request, response)
             return response
 
+    def replay(self, request: Request, response: Response) -> None:
+        """`request` gets `response` again, which it was to get from a process before this one: count it as well."""
+        with self.lock:
+            self._record(request, response)
+
     def device_reset(self) -> None:
         """The driver resets the device; see `VirtioMemDevice.device_reset`."""
         with self.lock:
@@ -144,12 +151,14 @@ class DeviceService:
                 self.device.device_reset()
                 return False
             response = self._carry_out(self.device.system_reset())
+            self.keeper.done()
         return response.type is ResponseType.ACK
 
     def resize(self, requested_size: int) -> None:
         """Set the device's target in bytes. UsageError as in `VirtioMemDevice.resize`."""
         with self.lock:
             self.device.resize(requested_size)
+            self.keeper.changed()
 
     def info(self) -> dict[str, Any]:
         """The device as it is at one moment, as plain data; sizes in bytes."""
@@ -171,11 +180,13 @@ class DeviceService:
         """Answer BUSY to what would change a block; a request that is being served is served to its end first."""
         with self.lock:
             self.device.pause()
+            self.keeper.changed()
 
     def resume(self) -> None:
         """Serve again."""
         with self.lock:
             self.device.resume()
+            self.keeper.changed()
 
     def poll(self, now: float) -> None:
         """To be called about once a second, with a clock that never goes back, in seconds: where a driver was told
@@ -191,18 +202,24 @@ class DeviceService:
 
     def _carry_out(self, effect: Effect) -> Response:
         try:
+            self.keeper.opening(effect)
             if effect.type is EffectType.PLUG:
                 self._plug(effect)
             else:
                 self._unplug(effect)
         except Exception as error:
             self._log_refusal(effect, error)
+            self.keeper.done()
             return self.device.abandon(effect, str(error))
         except BaseException:
+            self.keeper.done()
             self.device.abandon(effect, "interrupted")
             raise
         self._logged_refusal = ""
-        return self.device.commit(effect)
+        self.keeper.granted(effect)
+        response = self.device.commit(effect)
+        self.keeper.changed()
+        return response
 
     def _log_refusal(self, effect: Effect, error: Exception) -> None:
         """A guest can repeat a request as fast as it likes: one line is enough until something else happens."""
