@@ -76,6 +76,7 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[FIGURES].update(getattr(node, "workeroutput", {}).get("figures", {}))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What changes the host's settings runs in one process, one test after the other; so do those who wait for it.
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-LATE = 60.0
+LATE = 100.0
 """Seconds after which something is taken not to happen. On an idle machine the slowest, a guest's boot, takes five."""
 
 SHOWN = 20_000
