@@ -66,6 +66,7 @@ class Events:
         self._subscriptions: list[Subscription] = []
         self._condition = threading.Condition(threading.Lock())
         self._closed = False
+        self._wakes = 0
 
     def publish(self, kind: str, zone: str | None = None, **details: Any) -> None:
         """Tell everybody who listens."""
@@ -105,6 +106,17 @@ class Events:
         """Whether there will be no more events."""
         return self._closed
 
+    @property
+    def wakes(self) -> int:
+        """How often everybody was woken."""
+        return self._wakes
+
+    def wake(self) -> None:
+        """End every `get()` that waits, with None where there is nothing to get."""
+        with self._condition:
+            self._wakes += 1
+            self._condition.notify_all()
+
     def close(self) -> None:
         """There are no more events: who waits for one waits no longer."""
         with self._condition:
@@ -132,9 +144,13 @@ class Subscription:
         return 1
 
     def get(self, timeout: float | None = None) -> Event | None:
-        """The next event; None when none came within `timeout` seconds, and when there will be no more."""
+        """The next event; None when none came within `timeout` seconds or before all are woken, and when there will be
+        no more."""
         with self._condition:
-            self._condition.wait_for(lambda: self._queue or self._lost or self._over, timeout)
+            wakes = self._events.wakes
+            self._condition.wait_for(
+                lambda: self._queue or self._lost or self._over or self._events.wakes != wakes, timeout
+            )
             if self._lost:
                 lost, self._lost = self._lost, 0
                 return Event(0, time.time(), "lost", None, {"count": lost})
@@ -145,8 +161,9 @@ class Subscription:
         return self._closed or self._events.closed
 
     def __iter__(self) -> Iterator[Event]:
-        while (event := self.get()) is not None:
-            yield event
+        while not self._over or self._queue:
+            if (event := self.get()) is not None:
+                yield event
 
     def close(self) -> None:
         """Listen no more. Any thread may call it, and it ends a `get()` in another one."""

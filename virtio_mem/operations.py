@@ -131,6 +131,11 @@ class Operations:
                     return operation.as_dict(time.monotonic()) if operation else None
                 self._condition.wait(min(left, _WAIT_SECONDS))
 
+    def wake(self) -> None:
+        """Have everybody who waits look whether to give up."""
+        with self._condition:
+            self._condition.notify_all()
+
     # From one process to the next.
 
     def dump(self) -> dict[str, Any]:

@@ -246,6 +246,11 @@ class Control:
         details = {name: facts[name] for name in ("target", "plugged", "reason", "verdict")}
         self.events.publish(kind, operation.zone, operation=operation.id, **details)
 
+    def wake(self) -> None:
+        """Have those who wait for operations and events look whether they are to give up."""
+        self.operations.wake()
+        self.events.wake()
+
     def close(self) -> None:
         """Let go of the devices, and end who waits for events."""
         for watch in self._watches:
