@@ -22,6 +22,9 @@ PREFIX = "/api/v1/"
 PATIENCE = 10.0
 """Seconds that the server has for each step of an answer. To replace one that crashed takes a fraction of one."""
 
+SILENCE = 40.0
+"""Seconds after which a stream of events counts as broken: the server says that it is there every 15 s."""
+
 MOST_BYTES = 256 << 20
 """Of an answer: twice what eight million blocks take, of which every second one is plugged."""
 
@@ -110,15 +113,15 @@ class Client:
             raise _unexpected(question, answer)
         return answer
 
-    def blocks(self, zone: str) -> ZoneBlocks:
-        """A zone's blocks as they are now."""
+    def blocks(self, zone: str, addr: int = 0) -> ZoneBlocks:
+        """A zone's blocks as they are now; `addr` is its region's guest address, which `info()` has."""
         question = f"zones/{quote(zone, safe='')}/blocks"
         answer = self._get(question)
         try:
             sizes = {
                 name: _whole(answer[name]) for name in ("block_size", "nb_blocks", "usable_blocks", "requested_blocks")
             }
-            return ZoneBlocks(addr=_whole(answer.get("addr", 0)), plugged=answer["plugged"], **sizes)
+            return ZoneBlocks(addr=addr, plugged=answer["plugged"], **sizes)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise _unexpected(question, f"{type(error).__name__}: {error}") from None
 
@@ -130,9 +133,13 @@ class Client:
         """`vm.resize-zone` to `size` bytes, boot memory included; the operation's number."""
         return self._resize("vm.resize-zone", {"id": zone, "desired_ram": size})
 
-    def events(self, *, idle: float = PATIENCE) -> Iterator[dict[str, Any]]:
-        """Events as they happen, until the server ends the stream. It says something at least every `idle` seconds."""
-        with self._exchange("GET", "events", None, idle) as response:
+    def events(self, *, after: int | None = None, idle: float = SILENCE) -> Iterator[dict[str, Any]]:
+        """Events as they happen, until the server ends the stream or says nothing for `idle` seconds.
+
+        With `after`, the number of an event, the first are those that came since, as far as the server knows them.
+        """
+        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        with self._exchange("GET", "events", None, idle, headers) as response:
             while line := response.readline(_MOST_OF_LINE + 1):
                 if len(line) > _MOST_OF_LINE:
                     raise _unexpected("events", f"a line of more than {_MOST_OF_LINE} bytes")
@@ -157,11 +164,16 @@ class Client:
 
     @contextmanager
     def _exchange(
-        self, method: str, question: str, body: dict[str, Any] | None, timeout: float
+        self,
+        method: str,
+        question: str,
+        body: dict[str, Any] | None,
+        timeout: float,
+        headers: dict[str, str] | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         """One request and the head of its answer, which is a good one."""
         text = None if body is None else json.dumps(body)
-        headers = {} if text is None else {"Content-Type": "application/json"}
+        headers = headers or ({} if text is None else {"Content-Type": "application/json"})
         try:
             with closing(_Connection(self.path, timeout)) as connection:
                 connection.request(method, PREFIX + question, text, headers)

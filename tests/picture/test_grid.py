@@ -65,8 +65,10 @@ def test_every_map_fits_its_width(bitmap: list[bool], width: int, requested: int
     rows = [line for line in lines if "▕" in plain(line)]
     assert 1 <= len(rows) <= MOST_ROWS
     assert all(width_of(line) <= max(width, 21) for line in rows)
-    assert sum("▲ requested" in plain(line) for line in lines) == 1
-    assert sum("┊ usable" in plain(line) for line in lines) == 1
+    for glyph, size in (("▲", "requested"), ("┊", "usable")):
+        (mark,) = (plain(line) for line in lines if glyph in plain(line))
+        assert f"{glyph} {size} " in mark or mark.endswith(f"B {glyph}")
+        assert mark.index(glyph) <= width_of(rows[0])
 
 
 @pytest.mark.parametrize("runs", [[(0, 0)], [(0, 9)], [(-1, 2)], [(3, 1), (0, 1)], [(0, 3), (2, 1)], [(8, 1)]], ids=str)
@@ -79,8 +81,27 @@ def test_eight_blocks_are_wide_and_set_apart() -> None:
     zone = blocks(8, [(0, 2), (3, 1)], usable=6, requested=4)
     assert drawn(zone, 48, ASCII) == [
         "+0 B       [### ### ... ### ... ...         ]",
-        "                            ^ requested 8 MiB",
-        "                                    | usable 12 MiB",
+        "            requested 8 MiB ^",
+        "                      usable 12 MiB |",
+    ]
+
+
+def test_what_is_not_usable_is_one_line() -> None:
+    zone = blocks(128, [(0, 2)], usable=40, requested=2)
+    assert drawn(zone, 45, ASCII) == [
+        "+0 B       [##..............................]",
+        "              ^ requested 4 MiB",
+        "+64 MiB    [........                        ]",
+        "                    | usable 80 MiB",
+        "+128 MiB   [           not usable           ]",
+    ]
+
+
+def test_nothing_requested_and_nothing_usable() -> None:
+    assert drawn(blocks(64, [], usable=0), 80, ASCII) == [
+        "+0 B       [" + " " * 27 + "not usable" + " " * 27 + "]",
+        " " * 12 + "^ requested 0 B",
+        " " * 12 + "| usable 0 B",
     ]
 
 

@@ -1,9 +1,10 @@
 """A region's blocks as a map: rows of cells from the lowest address on, as a page of text is read.
 
-    +0 B      ▕████████████████████████████████████████▓▒░░····················▏
-    +128 MiB  ▕································                                ▏
-                                               ▲ requested 192 MiB
-                                               ┊ usable 192 MiB
+    +0 B       ▕████████████████████████████████▓▒░·····························▏
+    +128 MiB   ▕··············                                                  ▏
+                 ▲ requested 130 MiB
+                              ┊ usable 156 MiB
+    +256 MiB   ▕                           not usable                           ▏
 
 A cell stands for a power of two of blocks, so that rows begin at round addresses; a region of fewer blocks than columns
 is one row in which each block is as wide as it can be. Marks go under the row in which a size ends.
@@ -39,15 +40,15 @@ class Scale(NamedTuple):
         return self.columns * self.per_cell
 
 
-def scale_for(nb_blocks: int, width: int) -> Scale:
-    """The scale for a picture that is at most `width` columns wide, if that leaves room for 8 cells."""
+def scale_for(nb_blocks: int, width: int, *, rows: int = MOST_ROWS) -> Scale:
+    """The scale for a map of at most `rows` rows, and at most `width` columns if that leaves room for 8 cells."""
     room = max(8, width - GUTTER - 2)
     if nb_blocks <= room:
         columns = max(1, nb_blocks)
         return Scale(columns, 1, min(room, MOST_COLUMNS) // columns)
     columns = min(MOST_COLUMNS, 1 << room.bit_length() - 1)
     per_cell = 1
-    while nb_blocks > columns * per_cell * MOST_ROWS:
+    while nb_blocks > columns * per_cell * rows:
         per_cell *= 2
     return Scale(columns, per_cell, 1)
 
@@ -59,15 +60,21 @@ def cells_of(blocks: ZoneBlocks, scale: Scale) -> list[Cell]:
 
 
 def grid(blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> list[Line]:
-    """The map's lines."""
+    """The map's lines. Rows that are not usable at all are one line, which says so."""
     scale = scale_for(blocks.nb_blocks, width)
     cells = cells_of(blocks, scale)
     lines: list[Line] = []
-    for row in range(0, max(1, len(cells)), scale.columns):
-        offset = f"+{human_size(blocks.size(row * scale.per_cell))}"
-        letters = joined([span for cell in cells[row : row + scale.columns] for span in _letters(cell, scale, glyphs)])
-        lines.append([Span(f"{offset:<{GUTTER}}", Role.QUIET), *framed(letters, glyphs)])
-        lines += _marks(blocks, scale, row // scale.columns, glyphs)
+    for row in range(max(1, -(-len(cells) // scale.columns))):
+        within = cells[row * scale.columns : (row + 1) * scale.columns]
+        usable = any(cell.usable for cell in within)
+        if usable:
+            letters = joined([span for cell in within for span in _letters(cell, scale, glyphs)])
+        else:
+            letters = [Span(f"{'not usable':^{scale.columns * scale.cell_width}}", Role.QUIET)]
+        offset = f"{row_offset(blocks, scale, row):<{GUTTER}}"
+        lines += [[Span(offset, Role.QUIET), *framed(letters, glyphs)], *_marks(blocks, scale, row, glyphs)]
+        if not usable:
+            break
     return lines
 
 
@@ -87,23 +94,39 @@ def _marks(blocks: ZoneBlocks, scale: Scale, row: int, glyphs: Glyphs) -> list[L
     ):
         if max(0, end - 1) // scale.per_row == row:
             column = -(-(end - row * scale.per_row) // scale.per_cell) * scale.cell_width
-            label = f" {name} {human_size(blocks.size(end))}"
-            marks.append([Span(" " * (GUTTER + 1 + column)), Span(glyph, role), Span(label, Role.QUIET)])
+            marks.append(_mark(column, scale, Span(glyph, role), f"{name} {human_size(blocks.size(end))}"))
     return marks
 
 
-def zone_map(name: str, blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE, remark: str = "") -> list[Line]:
-    """A zone: a heading with its name, place and figures, and the map. `remark` ends the heading."""
-    scale = scale_for(blocks.nb_blocks, width)
+def _mark(column: int, scale: Scale, glyph: Span, label: str) -> Line:
+    """A glyph under a column, and what it marks: to the right of it or, where the map ends before that, to the left."""
+    blank = GUTTER + 1 + column
+    if column + len(label) + 2 <= scale.columns * scale.cell_width or blank < len(label) + 1:
+        return [Span(" " * blank), glyph, Span(f" {label}", Role.QUIET)]
+    return [Span(" " * (blank - len(label) - 1)), Span(f"{label} ", Role.QUIET), glyph]
+
+
+def row_offset(blocks: ZoneBlocks, scale: Scale, row: int) -> str:
+    """Where a row begins, from the region's start."""
+    return f"+{human_size(blocks.size(row * scale.per_row))}"
+
+
+def zone_heading(blocks: ZoneBlocks, scale: Scale) -> tuple[str, str]:
+    """A zone in words: its place, and its figures."""
     size, each = human_size(blocks.size(blocks.nb_blocks)), human_size(blocks.block_size)
-    plugged = human_size(blocks.size(blocks.nb_plugged))
     runs = f" in {counted(blocks.nb_runs, 'run')}" if blocks.nb_runs > 1 else ""
     unit = "a cell is a block" if scale.per_cell == 1 else f"a cell is {scale.per_cell:,} blocks"
-    return [
-        [Span(name, Role.NAME), Span(f"  {size} at {blocks.addr:#x}, {counted(blocks.nb_blocks, 'block')} of {each}")],
-        [Span(f"{plugged} plugged{runs}{remark}; {unit}", Role.QUIET)],
-        *grid(blocks, width, glyphs),
-    ]
+    return (
+        f"{size} at {blocks.addr:#x}, {counted(blocks.nb_blocks, 'block')} of {each}",
+        f"{human_size(blocks.size(blocks.nb_plugged))} plugged{runs}; {unit}",
+    )
+
+
+def zone_map(name: str, blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> list[Line]:
+    """A zone: a heading with its name, place and figures, and the map."""
+    place, figures = zone_heading(blocks, scale_for(blocks.nb_blocks, width))
+    heading = [Span(name, Role.NAME), Span(f"  {place}")]
+    return [heading, [Span(figures, Role.QUIET)], *grid(blocks, width, glyphs)]
 
 
 def legend(glyphs: Glyphs = UNICODE) -> Line:
@@ -116,9 +139,9 @@ def legend(glyphs: Glyphs = UNICODE) -> Line:
         Span(levels, Role.PARTLY),
         Span(f" {partly}  "),
         Span(glyphs.unplugged, Role.UNPLUGGED),
-        Span(" unplugged  blank: not usable  "),
+        Span(" unplugged  "),
         Span(glyphs.target, Role.TARGET),
-        Span(" requested size  "),
+        Span(" requested  "),
         Span(glyphs.border, Role.BORDER),
-        Span(" usable border"),
+        Span(" usable up to here"),
     ]
