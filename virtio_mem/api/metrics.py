@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.registry import Collector
 
 from virtio_mem.control import Control
 
-__all__ = ["CONTENT_TYPE", "render"]
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of Prometheus' text format."""
 
 _GAUGES = {
     "boot_size": ("boot_bytes", "Boot memory, which is always there."),
