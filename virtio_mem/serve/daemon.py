@@ -12,7 +12,9 @@ from pathlib import Path
 
 from vhost_user.backend import Server
 from virtio_mem.serve.device import MemDevice
+from virtio_mem.serve.files import state_memfd
 from virtio_mem.serve.plan import ServePlan
+from virtio_mem.serve.state import state_size
 from virtio_mem.serve.worker import poll_each_second
 
 
@@ -21,7 +23,7 @@ def serve(plan: ServePlan, sockets: Mapping[str, Path], *, api_socket: str | Non
     del api_socket
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(plan.verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
-    devices = [MemDevice(zone) for zone in plan.zones]
+    devices = [MemDevice(zone, state_memfd(zone.id, state_size(zone.geometry)).fileno()) for zone in plan.zones]
     with Server() as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())

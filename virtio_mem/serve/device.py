@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 
 from vhost_user.backend.device import Device
 from vhost_user.chain import Chain
+from vhost_user.errors import HostError
 from vhost_user.memory import Region
 from vhost_user.message import MemoryRegion
-from virtio_mem.device import VirtioMemDevice
-from virtio_mem.geometry import Geometry
-from virtio_mem.protocol import Request, RequestType, Response
+from vhost_user.units import ByteCount, HostOffset
+from vhost_user.vring.device import PackedState, SplitState
+from virtio_mem.device import EffectType
+from virtio_mem.protocol import Request, RequestType, Response, ResponseType
 from virtio_mem.request_queue import read_request, write_response
+from virtio_mem.serve.intent import ChainKey, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
+from virtio_mem.serve.state import DeviceState
 from virtio_mem.service import DeviceService, Section
 
 if TYPE_CHECKING:
@@ -34,26 +38,29 @@ log = logging.getLogger(__name__)
 
 
 class MemDevice(Device):
-    """Serves `zone`. `endpoint` is where it is served, set by whoever serves it: notices go there."""
+    """Serves `zone`, whose state is in the file `state_fd`, as big as `state_size()` says; blank for a new device.
 
-    def __init__(self, zone: ServedZone) -> None:
+    The descriptor stays the caller's. `endpoint` is where it is served, set by whoever serves it: notices go there.
+    Raises what DeviceState does.
+    """
+
+    def __init__(self, zone: ServedZone, state_fd: int) -> None:
         self.zone = zone
         self.name = f"zone {zone.id}"
-        geometry = Geometry(
-            addr=zone.addr,
-            region_size=zone.hotplug_size,
-            block_size=zone.block_size,
-            node_id=zone.guest_numa_id,
-        )
-        self.device = VirtioMemDevice(
-            geometry,
+        self.state = DeviceState(
+            state_fd,
+            zone.geometry,
             requested_size=zone.hotplugged_size,
             unplugged_inaccessible=zone.unplugged_inaccessible,
         )
+        self.device = self.state.device
         self.features = int(self.device.offered_features)
         self.memory = FrontendMemory(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
         self.service = DeviceService(self.device, self.memory)
         self.service.listeners.append(_Presence(self.memory))
+        self.service.unplugged_bytes, self.service.unreturned_bytes = self.state.counted
+        self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
+        self.service.keeper = self.state
         self.endpoint: Endpoint | None = None
 
     # What the front end and its driver do.
@@ -95,6 +102,7 @@ class MemDevice(Device):
             self.service.prefault = self.memory.populates
             if came:
                 log.info("%s: memory is there", self.name)
+                self._settle()
                 self.device.retry_now()
         self.notify()
 
@@ -111,18 +119,50 @@ class MemDevice(Device):
 
     def on_kick(self, vring: Vring) -> bool:
         """Serve what is available, one ringful at most."""
+        with self.service.lock:
+            self._settle()
         return vring.serve(partial(self._serve, vring))
 
-    def _serve(self, vring: Vring, chain: Chain) -> int:
-        del vring
-        return write_response(chain, self._answer(read_request(chain)))
+    def _serve(self, vring: Vring, chain: Chain) -> None:
+        """Serve one request, from the look at it until its driver has the answer: see intent.py."""
+        request = read_request(chain)
+        with self.service.lock:
+            written = write_response(chain, self._answer(ChainKey(chain.id, _position(vring), request)))
+            vring.push(chain, written)
+            self.state.done()
 
-    def _answer(self, request: Request) -> Response:
-        response = self.service.request(request)
-        log.info("%s: %s", self.name, _told(request, response))
+    def _answer(self, chain: ChainKey) -> Response:
+        if self.state.granted_before(chain):
+            response = Response(ResponseType.ACK, reason="granted by a process before this one")
+            self.service.replay(chain.request, response)
+        else:
+            with self.state.serving(chain):
+                response = self.service.request(chain.request)
+        log.info("%s: %s", self.name, _told(chain.request, response))
         return response
 
+    def _settle(self) -> None:
+        """Bring to its end what a process before this one had opened."""
+        intent = self.state.intent
+        if intent is None or intent.phase is not Phase.OPEN:
+            return
+        run, block_size = intent.run, self.device.geometry.block_size
+        try:
+            self.memory.discard(HostOffset(run.first * block_size), ByteCount(run.nb_blocks * block_size))
+        except HostError as error:
+            log.warning("%s: what an interrupted %s left is not given back: %s", self.name, intent.type.value, error)
+        if intent.type is EffectType.PLUG:
+            self.state.done()
+        else:
+            self.state.finish(intent)
+        log.info("%s: an interrupted %s is finished", self.name, intent.type.value)
+
     # What the host does.
+
+    def resumed(self) -> None:
+        """A session goes on that a process before this one had: what it told the driver last may not have come."""
+        if self.endpoint is not None:
+            self.endpoint.config_changed()
 
     def notify(self) -> None:
         """Send the driver a change notice if one is due. Any thread may call it."""
@@ -136,6 +176,11 @@ class MemDevice(Device):
         self.service.poll(now)
         self.notify()
 
+    def close(self) -> None:
+        """Let go of the state. The device is of no use any more."""
+        self.memory.detach()
+        self.state.close()
+
 
 class _Presence:
     """Refuses to plug what the front end doesn't share."""
@@ -148,6 +193,16 @@ class _Presence:
 
     def unplugging(self, section: Section) -> None:
         pass
+
+
+def _position(vring: Vring) -> int:
+    """Where the next used element goes."""
+    assert vring.queue is not None
+    state = vring.queue.state()
+    if isinstance(state, PackedState):
+        return state.next_used | state.used_wrap << 15
+    assert isinstance(state, SplitState)
+    return state.next_used
 
 
 def _told(request: Request, response: Response) -> str:

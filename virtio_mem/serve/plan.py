@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vhost_user.units import ByteCount, GuestAddress
+
+if TYPE_CHECKING:
+    from virtio_mem.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,15 @@ class ServedZone:
     prefault: bool = False
     unplugged_inaccessible: bool = True
     boot_size: ByteCount = ByteCount(0)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The device's. UsageError where the standard forbids a value."""
+        from virtio_mem.geometry import Geometry  # noqa: PLC0415 - a supervisor makes plans, and no devices
+
+        return Geometry(
+            addr=self.addr, region_size=self.hotplug_size, block_size=self.block_size, node_id=self.guest_numa_id
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

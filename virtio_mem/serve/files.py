@@ -1,0 +1,65 @@
+"""Where the state of devices is kept: in memfds, or in files of a directory of the user's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from vhost_user.errors import HostError, UsageError
+from vhost_user.owned_fd import OwnedFd
+
+_SUFFIX = ".state"
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+def state_memfd(name: str, size: int) -> OwnedFd:
+    """A blank memfd of `size` bytes that nobody can make shorter."""
+    try:
+        fd = OwnedFd(os.memfd_create(f"virtio-mem-state:{name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        os.ftruncate(fd.fileno(), size)
+        fcntl.fcntl(fd.fileno(), fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        raise HostError.from_os_error("state", name, "memfd_create", error) from error
+    return fd
+
+
+def state_path(directory: str | Path, name: str) -> Path:
+    """The file of the zone `name`: whatever a path can't have is written as %XX."""
+    quoted = "".join(letter if letter in _PLAIN else "".join(f"%{b:02x}" for b in letter.encode()) for letter in name)
+    return Path(directory) / (quoted + _SUFFIX)
+
+
+def state_file(directory: str | Path, name: str, size: int) -> OwnedFd:
+    """The zone's file, made with `size` bytes of zeros where there is none yet.
+
+    Raises UsageError where something else is there, HostError where the host refuses. A file that is there is not
+    changed, whatever its size.
+    """
+    path = state_path(directory, name)
+    try:
+        fd = OwnedFd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+        about = os.fstat(fd.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise UsageError("--state-dir", path, "is not a regular file", "remove it, or name another directory")
+        if about.st_size == 0:
+            os.posix_fallocate(fd.fileno(), 0, size)  # a hole that the disk has no room for would be a SIGBUS later
+    except OSError as error:
+        remedy = "name a directory that is there, and can be written to"
+        raise HostError.from_os_error("--state-dir", path, "open", error, remedy) from error
+    return fd
+
+
+def lock(directory: str | Path) -> OwnedFd:
+    """Have the directory for this service alone, as long as the descriptor is open. HostError where another has it."""
+    path = Path(directory) / "lock"
+    try:
+        fd = OwnedFd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HostError("--state-dir", directory, "another service uses it", "end that one, or name another") from error
+    except OSError as error:
+        remedy = "name a directory that is there, and can be written to"
+        raise HostError.from_os_error("--state-dir", path, "open", error, remedy) from error
+    return fd

@@ -1,0 +1,271 @@
+"""A device's state in memory that outlives its process: a memfd that the supervisor keeps, or a file.
+
+    byte 0     magic, version, geometry, a checksum over them: written once, the magic last
+    byte 128   the sizes and counters, slot A       generation, values, checksum
+    byte 192   the same, slot B
+    byte 256   the record of the request in hand    (intent.py)
+    byte 4096  the map of blocks, block n in bit n % 8 of byte n // 8; the map that the device uses, not a copy
+
+The sizes are written to the slot that is the older one: its generation to 0, the values, the checksum, and last the new
+generation. So one of the two is whole at any moment, and the one with the higher generation counts. The bits of the map
+are changed in place, many at a time; whoever is stopped in there has a record that says which bits are to be what.
+
+To load is to parse: size, magic, checksum, geometry, a slot that is whole, the record, then, after the record's bits
+were put again, no bit beyond the usable region. Whatever is wrong raises UsageError, and nothing was changed. A new
+file is all zeros, and one in which the magic never came is as good as new.
+
+A file in a directory of the user's keeps the state across the service's own restarts. When the machine goes down, so
+does every guest; a file that was torn then is refused, or says of blocks what a driver's first UNPLUG ALL puts right.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Self
+
+from vhost_user.errors import HostError, PeerError, UsageError
+from vhost_user.mapping import map_part
+from vhost_user.units import ByteCount, HostOffset, align_up
+from virtio_mem.blocks import BlockMap
+from virtio_mem.device import Effect, EffectType, VirtioMemDevice
+from virtio_mem.geometry import Geometry
+from virtio_mem.serve.intent import RECORD_WORDS, ChainKey, Intent, IntentRecord, Phase
+from virtio_mem.serve.words import Words
+
+MAGIC = int.from_bytes(b"vmemstat", "little")
+VERSION = 1
+
+_PAGE = 4096
+_SLOTS = (16, 24)  # words
+_RECORD = 32
+_HEADER = struct.Struct("=6Q")  # version, addr, region_size, block_size, node_id + 1, nb_blocks
+_SIZES = struct.Struct("=6Q")  # generation, requested_size, usable_region_size, paused, unplugged and unreturned bytes
+_CHECKSUM = 7  # the word of a slot; of the header too
+
+
+def state_size(geometry: Geometry) -> ByteCount:
+    """Bytes of the state of a device."""
+    return ByteCount(_PAGE + align_up(-(-geometry.nb_blocks // 8), _PAGE))
+
+
+class DeviceState:
+    """The state in the file `fd` of a device of this geometry, mapped; the descriptor stays the caller's.
+
+    `device` is the device that it says, or a new one with the target `requested_size` where the file is blank. Raises
+    UsageError for a file that holds something else, HostError where the host can't map it.
+    """
+
+    def __init__(
+        self, fd: int, geometry: Geometry, *, requested_size: int, unplugged_inaccessible: bool = True
+    ) -> None:
+        size = state_size(geometry)
+        if (found := os.fstat(fd).st_size) != size:
+            raise _damaged("size", found, f"the {size} bytes that a device of this geometry has")
+        try:
+            self._mapping, _ = map_part(fd, 0, size)
+        except PeerError as error:
+            raise HostError("state", error.value, error.limit) from error
+        self._words = Words(self._mapping.view(HostOffset(0), ByteCount(_PAGE)))
+        self._bits = self._mapping.view(HostOffset(_PAGE), ByteCount(size - _PAGE))
+        self._blocks: BlockMap | None = None
+        self._intents: IntentRecord | None = None
+        self._chain: ChainKey | None = None
+        self._generation = 0
+        self.counted = 0, 0
+        """What `counters` said in the process before."""
+        self.counters: Callable[[], tuple[int, int]] = lambda: self.counted
+        """Asked for the bytes that were unplugged and that were not returned, whenever the sizes are written."""
+        try:
+            self.device = VirtioMemDevice(
+                geometry, requested_size=requested_size, unplugged_inaccessible=unplugged_inaccessible
+            )
+            self.blank = self._words[0] == 0
+            if self.blank:
+                self._format(geometry)
+            self._load(geometry)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def create(
+        cls, geometry: Geometry, *, requested_size: int, unplugged_inaccessible: bool = True
+    ) -> tuple[int, Self]:
+        """A new memfd, which is the caller's to close, and the state in it."""
+        fd = os.memfd_create("virtio-mem-state", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, state_size(geometry))
+            return fd, cls(fd, geometry, requested_size=requested_size, unplugged_inaccessible=unplugged_inaccessible)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    # What it holds.
+
+    def _format(self, geometry: Geometry) -> None:
+        """Make a blank file the state of a new device."""
+        self._bits[:] = bytes(len(self._bits))
+        for index in range(1, _PAGE // 8):
+            self._words[index] = 0
+        header = _header(geometry)
+        for index, value in enumerate(struct.unpack("=6Q", header), 1):
+            self._words[index] = value
+        self._words[_CHECKSUM] = zlib.crc32(header)
+        self._save(self.device)
+        self._words[0] = MAGIC
+
+    def _load(self, geometry: Geometry) -> None:
+        words = self._words
+        if words[0] != MAGIC:
+            raise _damaged("magic", f"{words[0]:#x}", f"{MAGIC:#x}")
+        header = struct.pack("=6Q", *(words[index] for index in range(1, 7)))
+        if zlib.crc32(header) != words[_CHECKSUM]:
+            raise _damaged("checksum", words[_CHECKSUM], f"{zlib.crc32(header)}, that of the header")
+        if header != _header(geometry):
+            raise _other_device(_HEADER.unpack(header), _HEADER.unpack(_header(geometry)))
+        requested, usable, paused = self._load_sizes()
+        self._intents = IntentRecord(words.part(_RECORD, RECORD_WORDS), geometry.nb_blocks)
+        self._load_blocks(geometry, requested, usable)
+        self.device.paused = paused
+        intent = self._intents.intent
+        if intent is None:
+            return
+        end = (intent.run.first + intent.run.nb_blocks) * geometry.block_size
+        if intent.type is EffectType.PLUG and end > usable:
+            raise _damaged("intent", f"bytes up to {end}", f"within usable_region_size, {usable}")
+        if intent.phase is Phase.GRANTED:
+            self.finish(intent)
+
+    def _load_sizes(self) -> tuple[int, int, bool]:
+        best = (0, 0, 0, 0, 0, 0)
+        for start in _SLOTS:
+            values = tuple(self._words[start + index] for index in range(6))
+            if values[0] > best[0] and zlib.crc32(_SIZES.pack(*values)) == self._words[start + _CHECKSUM]:
+                best = values  # type: ignore[assignment]
+        self._generation, requested, usable, paused, unplugged, unreturned = best
+        self.counted = unplugged, unreturned
+        if not self._generation:
+            raise _damaged("sizes", "none", "one of two slots is whole")
+        return requested, usable, bool(paused)
+
+    def _load_blocks(self, geometry: Geometry, requested: int, usable: int) -> None:
+        padding = int.from_bytes(self._bits[geometry.nb_blocks // 8 :], "little") >> geometry.nb_blocks % 8
+        if padding:
+            raise _damaged("bits", "more", f"those of {geometry.nb_blocks} blocks")
+        self._blocks = BlockMap(geometry.nb_blocks, self._bits)
+        try:
+            self.device.adopt(requested, usable, self._blocks)
+        except UsageError as error:
+            raise _damaged(error.field, error.value, error.limit) from error
+
+    # What the service tells; see virtio_mem/keeper.py.
+
+    @contextmanager
+    def serving(self, chain: ChainKey) -> Iterator[None]:
+        """What is opened in here is for this chain."""
+        self._chain = chain
+        try:
+            yield
+        finally:
+            self._chain = None
+
+    def opening(self, effect: Effect) -> None:
+        """The host is about to act."""
+        self._record.open(effect.type, effect.run, self._chain)
+
+    def granted(self, effect: Effect) -> None:
+        """The host has acted."""
+        del effect
+        self._record.grant()
+
+    def changed(self) -> None:
+        """The device changed."""
+        self._save(self.device)
+
+    def done(self) -> None:
+        """What was opened came to its end."""
+        self._record.clear()
+
+    @property
+    def _record(self) -> IntentRecord:
+        assert self._intents is not None
+        return self._intents
+
+    def _save(self, device: VirtioMemDevice) -> None:
+        self._generation += 1
+        start = _SLOTS[self._generation % 2]
+        values = (
+            self._generation,
+            device.requested_size,
+            device.usable_region_size,
+            int(device.paused),
+            *self.counters(),
+        )
+        words = self._words
+        words[start] = 0
+        for index in range(1, 6):
+            words[start + index] = values[index]
+        words[start + _CHECKSUM] = zlib.crc32(_SIZES.pack(*values))
+        words[start] = self._generation
+
+    # What a process before this one left.
+
+    @property
+    def intent(self) -> Intent | None:
+        """The record of the request in hand."""
+        return self._record.intent
+
+    def granted_before(self, chain: ChainKey) -> bool:
+        """Whether the request in this chain was granted, and only its answer is to be given. Any other record of a
+        request that was granted is of no use any more, and goes."""
+        intent = self._record.intent
+        if intent is None:
+            return False
+        assert intent.phase is Phase.GRANTED, "what was opened is brought to an end before a chain is taken"
+        if intent.chain == chain:
+            return True
+        self._record.clear()
+        return False
+
+    def finish(self, intent: Intent) -> None:
+        """Have the device be as the record of `intent` wants it, whose memory was given back, or is there."""
+        if intent.phase is Phase.OPEN:
+            self._record.grant()
+        self.device.finish(intent.type, intent.run)
+        self.changed()
+        if intent.chain is None:
+            self.done()
+
+    def close(self) -> None:
+        """Unmap. The device is of no use any more."""
+        if self._blocks is not None:
+            self._blocks.release()
+        if self._intents is not None:
+            self._intents.close()
+        self._words.release()
+        self._bits.release()
+        self._mapping.close()
+
+
+def _header(geometry: Geometry) -> bytes:
+    node = 0 if geometry.node_id is None else geometry.node_id + 1
+    return _HEADER.pack(VERSION, geometry.addr, geometry.region_size, geometry.block_size, node, geometry.nb_blocks)
+
+
+def _other_device(found: tuple[int, ...], wanted: tuple[int, ...]) -> UsageError:
+    for name, value, want in zip(
+        ("version", "addr", "region_size", "block_size", "node_id", "nb_blocks"), found, wanted, strict=True
+    ):
+        if value != want:
+            return UsageError(
+                f"state {name}", value, f"is that of the zone, {want}", "remove the state, or change --zone"
+            )
+    raise AssertionError("they are the same")
+
+
+def _damaged(field: str, value: object, limit: str) -> UsageError:
+    return UsageError(f"state {field}", value, limit, "the state is damaged or another's: remove it")
