@@ -1,0 +1,288 @@
+"""Every path, as it answers when it is used as it should be, and each way to use it otherwise."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+import virtio_mem.api
+from tests.api.rig import ACK, BLOCK, BOOT, BUSY, REGION, MakeMachine, Rig
+from vhost_user.errors import HostError
+from vhost_user.units import GIB, MIB
+from virtio_mem.control import Hooks
+from virtio_mem.operation import STALL_SECONDS
+from virtio_mem.protocol import RequestType
+
+PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
+
+
+def test_ping(rig: Rig) -> None:
+    answer = rig.get("/api/v1/vmm.ping").json
+    assert answer["pid"] == os.getpid()
+    assert answer["version"] == answer["build_version"]
+
+
+def test_info_has_cloud_hypervisors_memory_and_ours(rig: Rig) -> None:
+    rig.follow()
+    info = rig.get("/api/v1/vm.info").json
+    memory = info["config"]["memory"]
+    assert (memory["size"], memory["hotplug_size"], memory["hotplugged_size"]) == (BOOT, REGION, 256 * MIB)
+    assert (memory["hotplug_method"], memory["shared"], memory["thp"]) == ("VirtioMem", True, True)
+    assert "zones" not in memory
+    assert (info["state"], info["memory_actual_size"]) == ("Running", BOOT + 256 * MIB)
+    (zone,) = info["zones"]
+    assert (zone["boot_size"], zone["requested_size"], zone["plugged_size"]) == (BOOT, 256 * MIB, 256 * MIB)
+    assert zone["answers"] == {"PLUG ACK": 1}
+    assert zone["held"] == 0, "nothing was touched"
+    assert zone["connected"]
+    assert zone["operation"] is None
+
+
+def test_info_of_zones(zones: Rig) -> None:
+    info = zones.get("/api/v1/vm.info").json
+    memory = info["config"]["memory"]
+    assert memory["size"] == 0
+    assert [(zone["id"], zone["size"], zone["hotplug_size"]) for zone in memory["zones"]] == [
+        ("a", BOOT, 512 * MIB),
+        ("b", BOOT, GIB),
+    ]
+    assert [(zone["id"], zone["guest_numa_id"]) for zone in info["zones"]] == [("a", 0), ("b", 3)]
+    number = zones.resize(BOOT + 128 * MIB, "a")
+    again = zones.get("/api/v1/vm.info").json
+    assert again["config"]["memory"]["zones"][0]["hotplugged_size"] == 128 * MIB
+    assert again["zones"][0]["operation"]["id"] == number
+
+
+def test_a_machine_without_front_end_is_created_and_a_paused_one_paused(make_machine: MakeMachine) -> None:
+    rig = make_machine(connected=lambda: False)
+    assert rig.get("/api/v1/vm.info").json["state"] == "Created"
+    rig.ask("PUT", "/api/v1/vm.pause")
+    assert rig.get("/api/v1/vm.info").json["state"] == "Paused"
+
+
+def test_a_zone_without_a_device(make_machine: MakeMachine) -> None:
+    rig = make_machine("--memory size=64M,shared=on")
+    (zone,) = rig.get("/api/v1/vm.info").json["zones"]
+    assert (zone["hotplug_size"], zone["addr"], zone["held"]) == (0, None, 0)
+    assert rig.get("/api/v1/zones/mem0/blocks").json["plugged"] == []
+    assert rig.get("/api/v1/vm.counters").json == {}
+    assert rig.operation(rig.resize(BOOT))["state"] == "reached"
+    assert rig.ask("PUT", "/api/v1/vm.resize", {"desired_ram": BOOT + BLOCK}).status == 400
+    assert rig.get("/metrics").status == 200
+
+
+def test_counters(rig: Rig) -> None:
+    rig.request(PLUG, 0, 4)
+    rig.request(UNPLUG, 1)
+    assert rig.get("/api/v1/vm.counters").json == {
+        "mem0": {
+            "plug_ack": 1,
+            "unplug_ack": 1,
+            "failed_undos": 0,
+            "unplugged_bytes": BLOCK,
+            "unreturned_bytes": 0,
+        }
+    }
+
+
+def test_blocks_are_runs(rig: Rig) -> None:
+    for first, count in ((0, 3), (5, 1), (100, 20)):
+        assert rig.request(PLUG, first, count) is ACK
+    assert rig.get("/api/v1/zones/mem0/blocks").json == {
+        "block_size": BLOCK,
+        "nb_blocks": 512,
+        "usable_blocks": 256,
+        "requested_blocks": 128,
+        "plugged": [[0, 3], [5, 1], [100, 20]],
+    }
+    assert rig.get("/api/v1/zones/nosuch/blocks").status == 404
+
+
+def test_pause_and_resume(make_machine: MakeMachine) -> None:
+    called: list[str] = []
+    hooks = Hooks(pause=lambda: called.append("pause"), resume=lambda: called.append("resume"))
+    rig = make_machine(hooks=hooks)
+    for _ in range(2):
+        assert rig.ask("PUT", "/api/v1/vm.pause").status == 204
+    assert rig.request(PLUG) is BUSY
+    refused = rig.ask("PUT", "/api/v1/system-reset")
+    assert (refused.status, refused.json["field"]) == (503, "system-reset")
+    rig.notices.clear()
+    assert rig.ask("PUT", "/api/v1/vm.resume").status == 204
+    assert rig.notices == ["mem0"], "who was told BUSY is asked to try again"
+    assert rig.request(PLUG) is ACK
+    assert called == ["pause", "pause", "resume"]
+
+
+def test_a_pause_that_fails_is_told_and_pauses_nothing(make_machine: MakeMachine) -> None:
+    def refuse() -> None:
+        raise HostError("qmp", "stop", "QEMU would not")
+
+    rig = make_machine(hooks=Hooks(pause=refuse))
+    answer = rig.ask("PUT", "/api/v1/vm.pause")
+    assert (answer.status, answer.json["field"], answer.json["limit"]) == (500, "qmp", "QEMU would not")
+    assert not rig.control.paused
+
+
+def test_system_reset_unplugs_everything(zones: Rig) -> None:
+    zones.follow("b")
+    assert zones.ask("PUT", "/api/v1/system-reset").status == 204
+    assert zones.service("b").device.plugged_size == 0
+    assert zones.notices[-2:] == ["a", "b"]
+
+
+def test_a_resize_is_an_operation(rig: Rig) -> None:
+    rig.follow()
+    number = rig.resize(BOOT + 512 * MIB)
+    assert rig.notices == ["mem0"]
+    running = rig.operation(number)
+    assert (running["state"], running["target"], running["plugged"]) == ("running", BOOT + 512 * MIB, BOOT + 256 * MIB)
+    assert rig.resize(BOOT + 512 * MIB) == number, "the same target is the same operation"
+    rig.follow()
+    reached = rig.operation(number)
+    assert (reached["state"], reached["plugged"]) == ("reached", BOOT + 512 * MIB)
+    assert reached["verdict"].startswith("reached 576M in 0.")
+    again = rig.resize(BOOT + 512 * MIB)
+    assert again > number
+    assert rig.operation(again)["state"] == "reached", "what is there already is success"
+    first, second = rig.resize(BOOT), rig.resize(BOOT + 2 * BLOCK)
+    assert [entry["state"] for entry in rig.get("/api/v1/operations").json] == [
+        "reached",
+        "reached",
+        "superseded",
+        "running",
+    ]
+    assert rig.operation(first)["reason"] == f"by operation {second}"
+
+
+def test_waiting_for_an_operation(rig: Rig) -> None:
+    number = rig.resize(BOOT + 2 * BLOCK)
+    start = time.monotonic()
+    assert rig.get(f"/api/v1/operations/{number}?wait=0.2").json["state"] == "running"
+    assert 0.2 <= time.monotonic() - start < 1
+    connection = rig.connect()
+    connection.request("GET", f"/api/v1/operations/{number}?wait=60")
+    rig.follow()
+    assert json.loads(connection.getresponse().read())["state"] == "reached"
+    connection.close()
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("number", ["0", "99", "x", "1" * 40, "-1", "1.0", "\u0661"])
+def test_an_operation_that_is_not_known(rig: Rig, number: str) -> None:
+    answer = rig.get(f"/api/v1/operations/{number.encode().hex('%') if not number.isascii() else number}")
+    assert answer.status == 404
+
+
+@pytest.mark.parametrize("wait", ["", "x", "-1", "301", "1e9", "nan", "inf", "1_0", " 1", "1" * 50, "0x1"])
+def test_a_time_to_wait_that_cannot_be(rig: Rig, wait: str) -> None:
+    number = rig.resize(BOOT)
+    answer = rig.get(f"/api/v1/operations/{number}?wait={wait.replace(' ', '%20')}")
+    assert (answer.status, answer.json["field"] in ("wait", "query")) == (400, True)
+
+
+@pytest.mark.parametrize("query", ["wait=1&wait=1", "waits=1", "wait=1&x", "%ff=1", "=", "&&&", "a=1&" * 20])
+def test_a_query_that_cannot_be(rig: Rig, query: str) -> None:
+    assert rig.get(f"/api/v1/operations/{rig.resize(BOOT)}?{query}").status == 400
+    assert rig.get(f"/api/v1/vmm.ping?{query}").status == 400
+
+
+def test_unknown_paths_and_methods(rig: Rig) -> None:
+    for path in ("/", "/api", "/api/v1", "/api/v1/vm.boot", "/api/v1/vm.info/", "//api/v1/vm.info", "/metrics/x"):
+        answer = rig.get(path)
+        assert (answer.status, answer.json["field"]) == (404, "path")
+    for method, path, allowed in (("PUT", "vm.info", "GET"), ("GET", "vm.resize", "PUT"), ("POST", "vm.resize", "PUT")):
+        answer = rig.ask(method, f"/api/v1/{path}")
+        assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+    head = rig.ask("HEAD", "/api/v1/vm.info")
+    assert (head.status, head.body) == (405, b"")
+
+
+def test_a_body_where_none_belongs(rig: Rig) -> None:
+    assert rig.ask("PUT", "/api/v1/vm.pause", {}).status == 400
+    assert rig.ask("GET", "/api/v1/vm.info", b" ").status == 400
+    assert not rig.control.paused
+
+
+def test_what_ch_remote_sends_and_reads(rig: Rig) -> None:
+    """api_client/src/lib.rs of Cloud Hypervisor v53.0: no User-Agent, and a list of texts where it fails."""
+    sent = json.dumps({"desired_vcpus": None, "desired_ram": BOOT, "desired_balloon": None}).encode()
+    head = f"PUT /api/v1/vm.resize HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nContent-Length: {len(sent)}\r\n\r\n"
+    with rig.raw() as sock:
+        sock.sendall(head.encode())
+        sock.sendall(sent)
+        received = sock.recv(4096)
+        assert received.startswith(b"HTTP/1.1 204 No Content\r\n")
+        assert b"Content-Length: " not in received, "it would wait for a body"
+        sock.sendall(head.replace(f": {len(sent)}", ": 2").encode() + b"{}")
+        received = sock.recv(4096)
+    head_of_error, _, body = received.partition(b"\r\n\r\n")
+    assert head_of_error.startswith(b"HTTP/1.1 400 ")
+    assert f"Content-Length: {len(body)}".encode() in head_of_error
+    assert json.loads(body)[0].startswith("desired_ram=None: must be given")
+
+
+def test_who_asked_what_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        number = rig.resize(BOOT + BLOCK)
+        rig.get("/api/v1/vm.info")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "virtio_mem.api.routes"]
+    assert line == (
+        f'PUT /api/v1/vm.resize {{"desired_ram": {BOOT + BLOCK}}} by pid {os.getpid()} uid {os.geteuid()}: '
+        f"204, operation {number}"
+    )
+
+
+def test_a_mistake_of_ours_is_a_500_and_logged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: float) -> Any:
+        raise ZeroDivisionError
+
+    rig.control.info = fail  # type: ignore[method-assign, assignment]
+    answer = rig.get("/api/v1/vm.info")
+    assert (answer.status, answer.json["limit"]) == (500, "a mistake of this program: see its log")
+    assert "failed" in caplog.text
+
+
+def test_metrics(rig: Rig) -> None:
+    rig.follow()
+    rig.request(STATE, 10_000)
+    answer = rig.get("/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    lines = answer.body.decode().splitlines()
+    for line in (
+        'virtio_mem_plugged_bytes{zone="mem0"} 2.68435456e+08',
+        'virtio_mem_requests_total{answer="ACK",request="PLUG",zone="mem0"} 1.0',
+        'virtio_mem_requests_total{answer="ERROR",request="STATE",zone="mem0"} 1.0',
+        'virtio_mem_connected{zone="mem0"} 1.0',
+        "virtio_mem_events_dropped_total 0.0",
+    ):
+        assert line in lines
+
+
+def test_without_the_package_metrics_are_501(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(virtio_mem.api, "metrics", raising=False)
+    monkeypatch.setitem(sys.modules, "virtio_mem.api.metrics", None)
+    answer = rig.get("/metrics")
+    assert (answer.status, answer.json["remedy"]) == (501, "pip install virtio-mem[metrics]")
+
+
+def test_without_h11_the_error_says_what_to_install() -> None:
+    program = "import sys; sys.modules['h11'] = None; import virtio_mem.api.server"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install virtio-mem[api]" in done.stderr
+
+
+def test_stalled_operations_are_judged_by_the_poll(rig: Rig) -> None:
+    number = rig.resize(BOOT + BLOCK)
+    operation = rig.control.operations._operations[number]
+    operation.moved -= STALL_SECONDS
+    rig.control.poll(time.monotonic())
+    assert rig.operation(number)["verdict"] == "stalled for 10 s: the guest asks for nothing: is its driver loaded?"
