@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut, UsageError
+from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, TimedOut, UsageError
 from virtio_mem.picture.blocks import ZoneBlocks
 
 PREFIX = "/api/v1/"
@@ -27,6 +27,23 @@ SILENCE = 40.0
 
 MOST_BYTES = 256 << 20
 """Of an answer: twice what eight million blocks take, of which every second one is plugged."""
+
+ZONE_NUMBERS = (
+    "boot_size",
+    "hotplug_size",
+    "guest_numa_id",
+    "held",
+    "addr",
+    "block_size",
+    "requested_size",
+    "usable_region_size",
+    "plugged_size",
+    "unplugged_bytes",
+    "unreturned_bytes",
+)
+"""What `vm.info` says of each zone, in bytes but for the node; None where a zone has none of it."""
+
+MAY_BE_UNKNOWN = ("guest_numa_id", "held")
 
 _LONGEST_PATH = 107
 """What sockaddr_un.sun_path holds, less the zero byte at its end: unix(7)."""
@@ -91,27 +108,24 @@ class Client:
     # What the API has.
 
     def info(self) -> dict[str, Any]:
-        """`vm.info`: the zones under "zones", each a dict."""
+        """`vm.info`: the zones under "zones", each a dict with ZONE_NUMBERS, and the last resize under "operation"."""
         answer = self._get("vm.info")
-        zones = answer.get("zones") if isinstance(answer, dict) else None
-        if not isinstance(zones, list) or not all(isinstance(zone, dict) for zone in zones):
-            raise _unexpected("vm.info", answer)
+        try:
+            for zone in answer["zones"]:
+                _check_zone(zone)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise _unexpected("vm.info", f"{type(error).__name__}: {error}") from None
         return dict(answer)
-
-    def operations(self) -> list[dict[str, Any]]:
-        """Every resize that the server remembers, the oldest first."""
-        answer = self._get("operations")
-        if not isinstance(answer, list) or not all(isinstance(operation, dict) for operation in answer):
-            raise _unexpected("operations", answer)
-        return answer
 
     def operation(self, number: int, wait: float = 0.0) -> dict[str, Any]:
         """One resize; the server answers when it ends, or after `wait` seconds."""
         question = f"operations/{number}" + (f"?wait={wait:g}" if wait else "")
         answer = self._get(question, self.timeout + wait)
-        if not isinstance(answer, dict):
-            raise _unexpected(question, answer)
-        return answer
+        try:
+            _check_operation(answer)
+        except (TypeError, KeyError, ValueError) as error:
+            raise _unexpected(question, f"{type(error).__name__}: {error}") from None
+        return dict(answer)
 
     def blocks(self, zone: str, addr: int = 0) -> ZoneBlocks:
         """A zone's blocks as they are now; `addr` is its region's guest address, which `info()` has."""
@@ -181,6 +195,8 @@ class Client:
                     if response.status >= http.client.MULTIPLE_CHOICES:
                         raise _refusal(question, response)
                     yield response
+        except FieldError:
+            raise
         except TimeoutError:
             raise TimedOut(question, self.path, f"no answer within {timeout:g} s", "try again") from None
         except (http.client.RemoteDisconnected, http.client.IncompleteRead, ConnectionError, EOFError):
@@ -221,6 +237,30 @@ def _whole(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def _check_zone(zone: dict[str, Any]) -> None:
+    """Refuse a zone that lacks what every zone has, or has something else for it."""
+    has_device = bool(zone["block_size"])
+    for name in ZONE_NUMBERS:
+        if zone[name] is not None or (has_device and name not in MAY_BE_UNKNOWN):
+            _whole(zone[name])
+    for count in zone["answers"].values() if has_device else ():
+        _whole(count)
+    if not isinstance(zone["id"], str):
+        raise TypeError("a zone's id is no text")
+    if zone["operation"] is not None:
+        _check_operation(zone["operation"])
+
+
+def _check_operation(operation: dict[str, Any]) -> None:
+    for name in ("id", "target", "plugged", "rate"):
+        _whole(operation[name])
+    for name in ("zone", "state", "verdict"):
+        if not isinstance(operation[name], str):
+            raise TypeError(f"an operation's {name} is no text")
+    if not isinstance(operation["seconds"], (int, float)):
+        raise TypeError("an operation's seconds are no number")
 
 
 def _unexpected(question: str, answer: object) -> PeerError:

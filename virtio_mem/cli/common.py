@@ -40,7 +40,7 @@ class Screen:
 
     def __init__(self, width: int | None = None) -> None:
         self.width = width or shutil.get_terminal_size().columns
-        self.console = _console(self.width) if sys.stdout.isatty() else None
+        self.console = _console(width) if sys.stdout.isatty() else None
         self.glyphs = UNICODE if self.console is not None and _has_blocks(sys.stdout.encoding) else ASCII
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
@@ -56,7 +56,7 @@ class Screen:
             self.console.print(coloured(line), soft_wrap=True)
 
 
-def _console(width: int) -> Console | None:
+def _console(width: int | None) -> Console | None:
     try:
         from rich.console import Console  # noqa: PLC0415 - a quarter of a second, and an extra
     except ImportError:

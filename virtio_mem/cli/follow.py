@@ -60,14 +60,14 @@ def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     seconds = None if wait is None else _seconds(wait)
     number = resize()
     operation = client.operation(number)
-    sys.stdout.write(f"operation {number}: {operation.get('zone')} to {outcome(operation)}\n")
+    sys.stdout.write(f"operation {number}: {operation['zone']} to {outcome(operation)}\n")
     sys.stdout.flush()
     if wait is None:
         return 0
     began = _state(operation)
     operation = _follow(client, number, operation, seconds)
     if _state(operation) != began or began not in FINAL:
-        sys.stdout.write(f"operation {number}: {operation.get('zone')} to {outcome(operation)}\n")
+        sys.stdout.write(f"operation {number}: {operation['zone']} to {outcome(operation)}\n")
     return STATUS.get(_state(operation), STATUS["stalled"])
 
 
@@ -108,7 +108,7 @@ def _follow(client: Client, number: int, operation: dict[str, Any], seconds: flo
 
 
 def _state(operation: dict[str, Any]) -> str:
-    return str(operation.get("state"))
+    return str(operation["state"])
 
 
 def _goes_on(operation: dict[str, Any], deadline: float | None) -> bool:
@@ -128,10 +128,9 @@ class _Progress:
         """How far the resize is."""
         if not self._shown:
             return
-        size, target = human_size(operation.get("plugged") or 0), human_size(operation.get("target") or 0)
-        rate, seconds = human_size(operation.get("rate") or 0), human_time(operation.get("seconds") or 0)
-        reason = f", {operation['reason']}" if operation.get("reason") else ""
-        line = f"{operation.get('zone')}: {size} of {target}, {rate}/s, {seconds}{reason}"
+        verdict = operation["verdict"] if _state(operation) != "running" else human_time(operation["seconds"])
+        size, target, rate = (human_size(operation[name]) for name in ("plugged", "target", "rate"))
+        line = f"{operation['zone']}: {size} of {target}, {rate}/s, {verdict}"
         sys.stdout.write(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
         sys.stdout.flush()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from virtio_mem.cli.common import Screen, add_api_socket, teach
@@ -30,51 +31,53 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(info, indent=2) + "\n")
         return 0
-    last = {operation.get("zone"): operation for operation in client.operations()}
     screen = Screen()
-    columns = [_column(zone, last.get(zone.get("id"))) for zone in info["zones"]]
-    screen.show(table([*(title for title, _ in ROWS), "last resize"], columns, screen.width))
+    columns = [_column(zone) for zone in info["zones"]]
+    screen.show(table(TITLES, columns, screen.width))
     return 0
 
 
-def _size(key: str) -> Any:
-    return lambda zone: "?" if zone.get(key) is None else human_size(zone[key])
+Cell = Callable[[dict[str, Any]], str]
 
 
-def _answers(zone: dict[str, Any]) -> str:
-    bad = {name: count for name, count in zone.get("answers", {}).items() if not name.endswith(" ACK")}
+def _size(key: str) -> Cell:
+    return lambda zone: "?" if zone[key] is None else human_size(zone[key])
+
+
+def _refused(zone: dict[str, Any]) -> str:
+    bad = {name: count for name, count in zone["answers"].items() if not name.endswith(" ACK")}
     return ", ".join(f"{name} {count:,}" for name, count in sorted(bad.items())) or "none"
 
 
-ROWS: list[tuple[str, Any]] = [
-    ("zone", lambda zone: zone.get("id", "?")),
+_EVERY_ZONE: tuple[tuple[str, Cell], ...] = (
+    ("zone", lambda zone: zone["id"]),
     ("boot memory", _size("boot_size")),
+    ("guest node", lambda zone: "none" if zone["guest_numa_id"] is None else str(zone["guest_numa_id"])),
+)
+_WITH_DEVICE: tuple[tuple[str, Cell], ...] = (
     ("plugged", _size("plugged_size")),
     ("requested", _size("requested_size")),
     ("usable", _size("usable_region_size")),
     ("region", _size("hotplug_size")),
-    ("at address", lambda zone: f"{zone.get('addr', 0):#x}"),
+    ("at address", lambda zone: f"{zone['addr']:#x}"),
     ("block size", _size("block_size")),
-    ("guest node", lambda zone: "none" if zone.get("guest_numa_id") is None else str(zone["guest_numa_id"])),
     ("held by the host", _size("held")),
     ("unplugged so far", _size("unplugged_bytes")),
     ("  not given back", _size("unreturned_bytes")),
-    ("requests refused", _answers),
-    ("front end", lambda zone: {True: "connected", False: "none"}.get(zone.get("connected"), "?")),
+    ("requests refused", _refused),
+    ("front end", lambda zone: "connected" if zone.get("connected") else "none"),
     ("serving", lambda zone: "paused" if zone.get("paused") else "yes"),
-]
-"""What a person wants to know of a zone, in this order. "?" is what the server can't tell."""
+    ("last resize", lambda zone: outcome(zone["operation"]) if zone["operation"] else "none"),
+)
+"""What a person wants to know of a zone, in this order. "?" is what the host can't tell."""
+
+TITLES = [title for title, _ in (*_EVERY_ZONE, *_WITH_DEVICE)]
 
 
-def _column(zone: dict[str, Any], operation: dict[str, Any] | None) -> list[str]:
-    """A zone's cells. A server that says something else than it should gets "?" for it."""
-    cells = []
-    for _, cell in ROWS:
-        try:
-            cells.append(str(cell(zone)))
-        except (TypeError, ValueError, AttributeError):
-            cells.append("?")
-    return [*cells, "none" if operation is None else outcome(operation)]
+def _column(zone: dict[str, Any]) -> list[str]:
+    """A zone's cells; those of a device that it has not got are "-"."""
+    device = [cell(zone) if zone["block_size"] else "-" for _, cell in _WITH_DEVICE]
+    return [cell(zone) for _, cell in _EVERY_ZONE] + device
 
 
 def table(titles: list[str], columns: list[list[str]], width: int) -> list[Line]:

@@ -61,7 +61,7 @@ def _width(text: str) -> int:
 def _zones(client: Client, only: str | None) -> list[tuple[str, int]]:
     """Name and address of the zones to draw: those that have a device."""
     zones = client.info()["zones"]
-    known = {str(zone.get("id")): int(zone.get("addr") or 0) for zone in zones if zone.get("hotplug_size")}
+    known = {zone["id"]: zone["addr"] for zone in zones if zone["block_size"]}
     if only is not None:
         return [(only, known.get(only, 0))]
     if not known:

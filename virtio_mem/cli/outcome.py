@@ -26,7 +26,6 @@ FINAL = ("reached", "superseded")
 
 def outcome(operation: dict[str, Any]) -> str:
     """An operation's target and the server's verdict: `1.5 GiB: stalled for 12 s: the guest refuses 3 blocks`."""
-    target, size = (human_size(operation.get(name) or 0) for name in ("target", "plugged"))
-    verdict = str(operation.get("verdict") or operation.get("state"))
-    now = f", {size} now" if operation.get("state") not in FINAL else ""
-    return f"{target}: {verdict}{now}"
+    target, size = human_size(operation["target"]), human_size(operation["plugged"])
+    now = f", {size} now" if operation["state"] not in FINAL else ""
+    return f"{target}: {operation['verdict']}{now}"
