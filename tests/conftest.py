@@ -76,17 +76,23 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[FIGURES].update(getattr(node, "workeroutput", {}).get("figures", {}))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What changes the host's settings runs in one process, one test after the other; so do those who wait for it.
+TOGETHER = {
+    "memory": ("tests/zones/", "tests/device/", "tests/machine/", "tests/snapshot/"),
+    "machines": ("tests/peers/", "tests/boot/", "tests/linux/"),
+}
+"""What runs in one process, one test after the other: what counts the host's pages to the byte, as one test may switch
+how large they are; and what starts machines of other people's, each of which keeps a processor busy."""
 
-    Other people's daemons and VMMs have threads of their own, and take a processor each.
-    """
-    for item in items:
-        if item.get_closest_marker("needs_peers"):
-            item.add_marker(pytest.mark.xdist_group("peers"))
-        elif any(item.get_closest_marker(need) for need in host.PROBES):
-            item.add_marker(pytest.mark.xdist_group("settings"))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return next((name for name, folders in TOGETHER.items() if nodeid.startswith(folders)), nodeid)
+
+    return Scheduling(config, log)
 
 
 def _interrupt_on_termination() -> None:
