@@ -119,3 +119,6 @@ ATTACKS_ON_PEERS = count(quick=25, ci=1_000, soak=1_000)
 
 # Snapshots of which a file has been changed or cut at random.
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
+
+# Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
+STEPS_KILLED_OF_20 = count(quick=4, ci=20, soak=20)

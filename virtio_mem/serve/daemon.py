@@ -23,7 +23,8 @@ def serve(plan: ServePlan, sockets: Mapping[str, Path], *, api_socket: str | Non
     del api_socket
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(plan.verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
-    devices = [MemDevice(zone, state_memfd(zone.id, state_size(zone.geometry)).fileno()) for zone in plan.zones]
+    states = [state_memfd(zone.id, state_size(zone.geometry)) for zone in plan.zones]
+    devices = [MemDevice(zone, fd.fileno()) for zone, fd in zip(plan.zones, states, strict=True)]
     with Server() as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())

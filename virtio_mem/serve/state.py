@@ -109,7 +109,7 @@ class DeviceState:
     def _format(self, geometry: Geometry) -> None:
         """Make a blank file the state of a new device."""
         self._bits[:] = bytes(len(self._bits))
-        for index in range(1, _PAGE // 8):
+        for index in range(1, _RECORD + RECORD_WORDS):
             self._words[index] = 0
         header = _header(geometry)
         for index, value in enumerate(struct.unpack("=6Q", header), 1):
