@@ -16,6 +16,7 @@ from tests.peers.dpdk import dpdk_vhost, dpdk_virtio_user
 from tests.peers.guest import make_initrd
 from tests.peers.processes import LATE, Peer, listens, running
 from tests.peers.qemu import qemu, qemu_io, qemu_io_started
+from vhost_user.errors import UsageError
 
 pytestmark = pytest.mark.needs_peers
 
@@ -164,5 +165,5 @@ def test_a_guest_boots_and_powers_off(directory: Path, storage_daemon: Peer, ima
 
 
 def test_a_module_that_there_is_not(directory: Path) -> None:
-    with pytest.raises(KeyError, match="virtio_nonsense"):
+    with pytest.raises(UsageError, match="virtio_nonsense"):
         make_initrd(directory, "", ["virtio_nonsense"])

@@ -1,0 +1,95 @@
+"""A QEMU that can do it: 10.2 or later, the first that has the generic vhost-user device.
+
+The one that was named, or the one in PATH, or the one in the tree that scripts/peers makes. A program of that tree is
+started through the dynamic linker of the tree, which is told where the libraries are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vhost_user.errors import HostError, UsageError
+
+PROGRAM = "qemu-system-x86_64"
+
+OLDEST = (10, 2)
+
+TREE = Path(__file__).resolve().parents[2] / ".cache/peers/root"
+"""What scripts/peers makes, in the project's directory."""
+
+HOW_TO_GET_ONE = "scripts/peers gets one in half a minute, without root; or name one by --qemu"
+
+_PATIENCE = 20.0
+"""Seconds that a QEMU has to tell what it is."""
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """How to start it: `command` is followed by its arguments, `environment` added to ours.
+
+    `exits_with_parent`: whether it can be asked to end when its parent does.
+    """
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    version: tuple[int, int] = (0, 0)
+    exits_with_parent: bool = False
+
+
+def find_qemu(named: str | None = None, tree: Path = TREE) -> Qemu:
+    """The QEMU that is `named`, or else one that there is. HostError where there is none, or none new enough."""
+    if named is not None:
+        path = shutil.which(named)
+        if path is None:
+            raise UsageError("--qemu", named, "is not a program", f"name QEMU's, such as /usr/bin/{PROGRAM}")
+        return _checked(Path(path), tree)
+    why = f"is neither in PATH nor in {tree}"
+    for path in filter(None, (shutil.which(PROGRAM), _of_tree(tree))):
+        if not os.access(path, os.X_OK):
+            continue
+        try:
+            return _checked(Path(path), tree)
+        except HostError as error:
+            why = f"{error.value} {error.limit}"
+    raise HostError("qemu", PROGRAM, why, HOW_TO_GET_ONE)
+
+
+def _of_tree(tree: Path) -> str:
+    return str(tree / "usr/bin" / PROGRAM)
+
+
+def _start(path: Path, tree: Path) -> Qemu:
+    """How to start the QEMU at `path`, of which nothing else is known yet."""
+    if str(path.resolve()) != _of_tree(tree.resolve()):
+        return Qemu((str(path),))
+    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    command = (
+        *(str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), _of_tree(tree)),
+        *("-L", str(tree / "usr/share/qemu"), "-L", str(tree / "usr/share/seabios")),
+    )
+    return Qemu(command, {"QEMU_MODULE_DIR": str(libraries / "qemu")})
+
+
+def _checked(path: Path, tree: Path) -> Qemu:
+    """The QEMU at `path`; HostError where it is too old, or doesn't say what it is."""
+    qemu = _start(path, tree)
+    try:
+        said = subprocess.run(
+            [*qemu.command, "--help"], capture_output=True, text=True, check=True, timeout=_PATIENCE, errors="replace"
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError("qemu", path, f"does not say what it is: {error}", HOW_TO_GET_ONE) from error
+    version = re.search(r"version (\d+)\.(\d+)", said)
+    if not version:
+        raise HostError("qemu", path, f"does not say what it is, but {said[:60]!r}", HOW_TO_GET_ONE)
+    numbers = (int(version[1]), int(version[2]))
+    if numbers < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        limit = f"is QEMU {numbers[0]}.{numbers[1]}; {wanted} is the first that has vhost-user-test-device"
+        raise HostError("qemu", path, limit, HOW_TO_GET_ONE)
+    return replace(qemu, version=numbers, exits_with_parent="exit-with-parent" in said)
