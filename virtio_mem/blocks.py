@@ -35,7 +35,7 @@ class BlockMap:
     def __init__(self, size: int, memory: memoryview | None = None) -> None:
         self._size = size
         if memory is None:
-            self._bits = bitarray(size)
+            self._bits = bitarray(size, endian="little")
             self._bits.setall(0)
         else:
             assert len(memory) * 8 >= size
@@ -44,6 +44,10 @@ class BlockMap:
 
     def __len__(self) -> int:
         return self._size
+
+    def to_bytes(self) -> bytes:
+        """The bits, block n in bit n % 8 of byte n // 8, as `memory` has them."""
+        return self._bits[: self._size].tobytes()
 
     def release(self) -> None:
         """Let go of the caller's memory. The map is of no use any more."""

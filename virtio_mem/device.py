@@ -22,7 +22,6 @@ multiples of block_size; no plugged block outside the usable region.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -160,25 +159,11 @@ class VirtioMemDevice:
 
     # What the host does.
 
-    def restore(self, requested_size: int, usable_region_size: int, plugged: Iterable[Run]) -> None:
-        """Be where another device of this geometry was; `plugged` are its plugged blocks, in ascending order.
-
-        For a device that nobody has used yet. Raises UsageError where no device can be there.
-        """
-        assert not self.blocks.plugged and self._pending is None
-        target, usable = self._checked_sizes(requested_size, usable_region_size)
-        end, block_size = 0, self.geometry.block_size
-        for run in plugged:
-            if not end <= run.first < run.first + run.nb_blocks <= usable_region_size // block_size:
-                self.blocks.unplug_all()
-                limit = f"above block {end}, and within usable_region_size, {usable_region_size}"
-                raise UsageError("plugged", f"{run.nb_blocks} blocks from {run.first}", limit)
-            end = run.first + run.nb_blocks
-            self.blocks.plug(run)
-        self.requested_size, self.usable_region_size = target, usable
-
     def adopt(self, requested_size: int, usable_region_size: int, blocks: BlockMap) -> None:
-        """As `restore`, with a map of the caller's that is the device's from now on."""
+        """Be where another device of this geometry was; `blocks` is the device's map from now on.
+
+        For a device that nobody has used yet. Raises UsageError, and changes nothing, where no device can be there.
+        """
         assert not self.blocks.plugged and self._pending is None and len(blocks) == self.geometry.nb_blocks
         target, usable = self._checked_sizes(requested_size, usable_region_size)
         nb_usable = usable // self.geometry.block_size

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bitarray import bitarray
-
 from vhost_user.errors import FieldError, HostError, UsageError
-from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.blocks import BlockMap
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
@@ -112,22 +110,12 @@ def _restore_device(device: VirtioMemDevice, state: DeviceState, path: Path) -> 
         data = _read(path, size)
     if hashlib.blake2b(data, digest_size=32).hexdigest() != state.blocks:
         raise refused("blocks", path.name, "must have the digest that was taken when it was saved")
-    device.restore(state.requested_size, state.usable_region_size, _runs(data, geometry.nb_blocks))
+    if data and data[-1] >> (geometry.nb_blocks % 8 or 8):
+        raise refused("blocks", path.name, f"must have no bit beyond the region's {geometry.nb_blocks} blocks")
+    blocks = BlockMap(geometry.nb_blocks, memoryview(bytearray(data)))
+    device.adopt(state.requested_size, state.usable_region_size, blocks)
     if device.plugged_size != state.plugged_size:
         raise refused("plugged_size", state.plugged_size, f"must be {device.plugged_size}, as the blocks say")
-
-
-def _runs(data: bytes, nb_blocks: int) -> Iterator[Run]:
-    bits = bitarray(endian="little")
-    bits.frombytes(data)
-    if bits.find(1, nb_blocks) >= 0:
-        raise refused("blocks", bits.find(1, nb_blocks), f"no block beyond the region's {nb_blocks} is plugged")
-    first = bits.find(1)
-    while first >= 0:
-        end = bits.find(0, first)
-        end = len(bits) if end < 0 else end
-        yield Run(BlockIndex(first), end - first)
-        first = bits.find(1, end)
 
 
 def _read(path: Path, most: int) -> bytes:

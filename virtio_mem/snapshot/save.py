@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bitarray import bitarray
-
 from vhost_user.errors import HostError, UsageError
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.hostmem.backing import SharedFile
@@ -89,11 +87,7 @@ def _save_part(zone: Zone, memory: HostMemory, ranges: Iterable[Range], path: Pa
 
 def _save_device(device: VirtioMemDevice, path: Path) -> DeviceState:
     geometry = device.geometry
-    bits = bitarray(geometry.nb_blocks, endian="little")
-    bits.setall(0)
-    for run in device.blocks.plugged_runs():
-        bits[run.first : run.first + run.nb_blocks] = 1
-    data = bits.tobytes()
+    data = device.blocks.to_bytes()
     with _written(path) as fd:
         _write_all(fd, data)
     return DeviceState(
