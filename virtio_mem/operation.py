@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from vhost_user.units import format_size
+from vhost_user.units import U64_MAX, format_size
 
 STALL_SECONDS = 10.0
 """How long no block may come or go before a resize counts as stalled. Linux's driver answers a change notice within
@@ -164,7 +164,7 @@ class Operation:
         No time in it is later than `now`.
         """
         values: dict[str, Any] = {name: int(saved[name]) for name in _NUMBERS}
-        if min(values.values()) < 0 or not values["id"] or not values["block_size"]:
+        if not 0 <= min(values.values()) <= max(values.values()) <= U64_MAX or not values["id"] * values["block_size"]:
             raise ValueError(f"numbers {values}")
         values |= {name: str(saved[name]) for name in _TEXTS}
         values |= {name: _time(saved[name], now) for name in ("began", "moved")}
