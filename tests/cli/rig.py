@@ -21,7 +21,7 @@ from virtio_mem.service import DeviceService
 ONE_ZONE = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=512M"
 TWO_ZONES = (
     "--memory size=0,hotplug_method=virtio-mem "
-    "--memory-zone id=mem0,size=64M,shared=on,hotplug_size=1G,hotplugged_size=256M "
+    "--memory-zone id=mem0,size=64M,shared=on,hotplug_size=2G,hotplugged_size=256M "
     "--memory-zone id=mem1,size=64M,shared=on,hotplug_size=256M "
     "--numa guest_numa_id=0,memory_zones=mem0 --numa guest_numa_id=1,memory_zones=mem1"
 )

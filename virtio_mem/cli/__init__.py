@@ -13,9 +13,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vhost_user.errors import FieldError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 FAILED = 1
 USAGE = 2
@@ -41,9 +44,10 @@ SUBCOMMANDS = {
 
 _HEAD = """usage: virtio-mem SUBCOMMAND ...
 
-Memory that comes to a Linux guest and goes again while it runs, by the virtio-mem device.
+Memory that comes to a Linux guest and goes again while it runs, by the
+virtio-mem device. serve and boot run devices and listen at an API socket; the
+other subcommands use that.
 
-Two subcommands run devices and own their API socket; the others ask it, or change sizes by it:
 """
 
 _TAIL = """
@@ -72,6 +76,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and the way to more."""
         self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help. argparse's own passes over what the output can't take."""
+        (sys.stdout if file is None else file).write(self.format_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,9 +15,9 @@ from vhost_user.errors import FieldError, HostError, PeerError
 from virtio_mem.cli.event_log import EventLog
 from virtio_mem.client import Client, NoServer
 
-GRACE = 3.0
-"""Seconds without a listening socket after which the server counts as gone. A service that is restarted is back in one
-or two; one whose supervisor lives never stops listening."""
+GRACE = 2.0
+"""Seconds without a listening socket after which the server counts as gone. A service that is restarted is back within
+one; one whose supervisor lives never stops listening."""
 
 POLL_PATIENCE = 2.0
 RETRY = 0.2

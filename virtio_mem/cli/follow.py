@@ -19,8 +19,8 @@ MANNER = """SIZE is in bytes, or a number with K, M, G or T; what is beyond boot
 be whole blocks.
 
 Without --wait the command ends as soon as the server has taken the size; the
-guest then does what it can in its own time. With --wait it ends when the size is
-reached, and also when the guest stalls, when the host refuses it, or when
+guest then does what it can in its own time. With --wait it ends when the size
+is reached, and also when the guest stalls, when the host refuses it, or when
 somebody asks for another size. With --wait SECONDS the guest has all of that
 time, since one that was refused tries again."""
 

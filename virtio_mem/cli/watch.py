@@ -17,8 +17,8 @@ from virtio_mem.picture.spans import plain
 
 DOES = """Follow a machine's memory: for each zone a bar, bytes plugged and bytes that the
 host really holds, requests a second by answer, the resize under way with its
-rate and verdict, and the last events. On a terminal a picture that is kept up to
-date (with the extra `terminal`), else a line a second for each zone.
+rate and verdict, and the last events. On a terminal a picture that is kept up
+to date (with the extra `terminal`), else a line a second for each zone.
 
 It ends when the server does, and says `reconnecting` while one that crashed is
 being replaced."""

@@ -1,0 +1,165 @@
+"""The command itself: its help, its errors, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.rig import Machine, command, run, until
+from virtio_mem.cli import SUBCOMMANDS
+
+CLIENTS = ("info", "resize", "resize-zone", "map", "watch")
+ARGUMENTS = {"resize": ["1G"], "resize-zone": ["mem0", "1G"]}
+
+
+def test_help_lists_every_subcommand() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, subcommand in SUBCOMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert subcommand.summary in done.stdout
+    assert "exit status:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_every_subcommand_teaches(name: str) -> None:
+    done = run(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"virtio-mem {name} --api-socket " in done.stdout
+    assert "example" in done.stdout
+    assert "exit status:\n  0" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_the_example_in_the_help_works(name: str, machine: Machine, tmp_path: Path) -> None:
+    """Each as it stands there, but for the names of files."""
+    lines = [line for line in run(name, "--help").stdout.splitlines() if line.startswith(f"  virtio-mem {name} ")]
+    for line in lines:
+        words = line.split("|")[0].replace("api.sock", str(tmp_path / "api.sock")).split()[1:]
+        words = [str(tmp_path / word) if word == "map.svg" else word for word in words]
+        if name == "watch":
+            with subprocess.Popen(command(*words), stdout=subprocess.PIPE) as watching:
+                assert watching.stdout
+                assert watching.stdout.readline()
+                watching.send_signal(signal.SIGINT)
+            assert watching.returncode == 128 + signal.SIGINT
+        elif name == "resize":
+            assert "resize one of its zones" in run(*words).stderr
+        else:
+            with machine.guest("mem0", blocks_a_second=10_000):
+                assert run(*words).returncode == 0
+
+
+def test_no_subcommand_is_a_mistake() -> None:
+    assert run().returncode == 2
+    assert run("explode").stderr == (
+        "virtio-mem: SUBCOMMAND=explode: one of serve, boot, info, resize, resize-zone, map, watch; "
+        "see virtio-mem --help\n"
+    )
+
+
+def test_the_version() -> None:
+    assert run("--version").stdout.startswith("virtio-mem 0.")
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_server_that_is_not_there(name: str, tmp_path: Path) -> None:
+    done = run(name, "--api-socket", str(tmp_path / "none"), *ARGUMENTS.get(name, []))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"virtio-mem {name}: --api-socket={tmp_path}/none: connect failed: ENOENT (No such file or directory); "
+        "start virtio-mem serve or boot with this --api-socket\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "error"),
+    [
+        (["info", "--api-socket", "x" * 108], 2, "the path of a unix socket has 1 to 107 bytes"),
+        (["info", "--api-socket", ""], 2, "the path of a unix socket has 1 to 107 bytes"),
+        (["info", "--api-socket", "/dev/null"], 1, "ECONNREFUSED"),
+        (["info"], 2, "required: --api-socket; see virtio-mem info --help"),
+        (["info", "--json", "more", "--api-socket", "a"], 2, "unrecognized arguments: more"),
+        (["resize", "--api-socket", "a", "1g"], 2, "SIZE=1g: a size is a whole number with at most one suffix"),
+        (["resize", "--api-socket", "a", "-1"], 2, "SIZE"),
+        (["resize", "--api-socket", "a", "99999999999999999999T"], 2, "a size is at most 2**64 - 1 bytes"),
+        (["resize", "--api-socket", "a", "1G", "--wait", "soon"], 2, "--wait=soon: a number of seconds"),
+        (["resize", "--api-socket", "a", "1G", "--wait", "nan"], 2, "--wait=nan: a number of seconds"),
+        (["map", "--api-socket", "a", "--width", "20"], 2, "--width=20: a number of columns from 21 to 1000"),
+        (["map", "--api-socket", "a", "--width", "²"], 2, "--width=²: a number of columns"),
+        (["map", "--api-socket", "a", "--output", "map.gif"], 2, "ends in .svg or .png; name it map.svg"),
+        (["watch", "--api-socket", "a", "--interval", "0"], 2, "--interval=0: a number of seconds from 0.05 to 3600"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(arguments: list[str], status: int, error: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == status
+    assert error in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_reader_that_goes_away(machine: Machine, api: str) -> None:
+    for arguments in (["--help"], ["info", "--help"], ["info", "--api-socket", api, "--json"]):
+        with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+            assert done.stdout
+            assert done.stderr
+            done.stdout.close()
+            assert done.stderr.read() == b""
+        assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_watch_whose_reader_goes_away(machine: Machine, api: str) -> None:
+    watch = command("watch", "--api-socket", api, "--interval", "0.05")
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        assert done.stdout
+        assert done.stderr
+        assert done.stdout.readline()
+        done.stdout.close()
+        assert done.stderr.read() == b""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_an_output_that_is_full(machine: Machine, api: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("info", "--api-socket", api), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "virtio-mem info: [Errno 28] No space left on device\n")
+
+
+def test_ctrl_c_while_the_server_says_nothing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        asked = command("info", "--api-socket", str(tmp_path / "s"))
+        with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+            connection, _ = silent.accept()
+            with connection:
+                until(lambda: connection.recv(1 << 16))
+                done.send_signal(signal.SIGINT)
+                assert done.communicate() == (b"", b"")
+        assert done.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_subcommand_imports_what_it_needs(name: str) -> None:
+    """Start-up time is what one waits for each time."""
+    program = (
+        "import sys; from virtio_mem.cli import main\n"
+        f"main([{name!r}, '--api-socket', '/nowhere', *{ARGUMENTS.get(name, [])!r}])\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert f"virtio_mem.cli.{SUBCOMMANDS[name].module}" in loaded
+    heavy = {"rich", "matplotlib", "numpy", "h11", "asyncio", "virtio_mem.manager", "virtio_mem.device", "cffi"}
+    assert heavy & loaded == set()
