@@ -26,7 +26,7 @@ from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
 from vhost_user.message.header import HEADER, Header
 from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
-from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 """For each call: a socket that a peer made shares its O_NONBLOCK with that peer, who may clear it."""
@@ -191,7 +191,7 @@ class Connection:
                 return None
             except OSError as error:
                 raise Disconnected(self.name, error.strerror) from error
-            fds = _owned(ancillary)
+            fds = received_fds(ancillary)
             if flags & socket.MSG_CTRUNC:
                 close_all(fds)
                 limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
@@ -232,14 +232,6 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _owned(ancillary: list[tuple[int, int, bytes]]) -> list[OwnedFd]:
-    numbers = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-    return [OwnedFd(number) for number in numbers]
 
 
 def require_stream_socket(fd: OwnedFd) -> socket.socket:

@@ -11,8 +11,10 @@ use it.
 
 from __future__ import annotations
 
+import array
 import errno
 import os
+import socket
 from collections.abc import Iterable
 
 from vhost_user.errors import HostError, UsageError
@@ -56,10 +58,15 @@ class OwnedFd:
 
     def duplicate(self) -> OwnedFd:
         """A second descriptor, closed at exec, for the same open file. Raises HostError where no number is free."""
+        return self.duplicate_of(self.fileno())
+
+    @classmethod
+    def duplicate_of(cls, fd: int) -> OwnedFd:
+        """As `duplicate`, of a descriptor that is somebody else's."""
         try:
-            return OwnedFd(os.dup(self.fileno()))
+            return cls(os.dup(fd))
         except OSError as error:
-            raise HostError.from_os_error("fd", self._fd, "dup", error, "raise the limit, ulimit -n") from error
+            raise HostError.from_os_error("fd", fd, "dup", error, "raise the limit, ulimit -n") from error
 
     def close(self) -> None:
         """Close the descriptor; closing twice, or after `take()`, does nothing.
@@ -90,3 +97,12 @@ def close_all(owned: Iterable[OwnedFd]) -> None:
     """Close each of them."""
     for fd in owned:
         fd.close()
+
+
+def received_fds(ancillary: Iterable[tuple[int, int, bytes]]) -> list[OwnedFd]:
+    """The descriptors that came with a message, as recvmsg(2) tells of them."""
+    numbers = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return [OwnedFd(number) for number in numbers]

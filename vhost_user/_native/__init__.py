@@ -48,6 +48,7 @@ from vhost_user._native.ring import (
 )
 from vhost_user._native.system import (
     address_of,
+    die_with_parent,
     event_signal,
     event_take,
     fallocate,
@@ -76,6 +77,7 @@ __all__ = [
     "address_of",
     "chain_read",
     "chain_write",
+    "die_with_parent",
     "event_signal",
     "event_take",
     "fallocate",

@@ -31,6 +31,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     checked(lib.vu_fallocate(fd, mode, offset, length))
 
 
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the thread that started it ends; too late where that is over already."""
+    checked(lib.vu_die_with_parent())
+
+
 def mbind(address: int, length: int, mode: int, nodes: Iterable[int]) -> None:
     """mbind(2) of a range to host NUMA `nodes`."""
     mask = sum(1 << node for node in set(nodes))

@@ -52,6 +52,10 @@ class Device:
     def connected(self) -> None:
         """A front end came: what the last one negotiated is forgotten."""
 
+    def resumed(self) -> None:
+        """The front end was another process's, which is gone: its session is rebuilt, rings and all, and each ring is
+        served next. What the driver was to be told may be lost, such as a change of the configuration space."""
+
     def disconnected(self) -> None:
         """The front end is gone, after each ring was stopped. What the driver set up goes with it."""
 

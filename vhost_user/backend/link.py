@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from vhost_user.backend.answer import Answer, Deferred
 from vhost_user.backend.device import Device
@@ -21,6 +22,16 @@ MESSAGE_TIME_LIMIT = 10.0
 
 _MESSAGES_AT_ONCE = 32
 """After so many it is another front end's turn."""
+
+
+class SessionLink(Protocol):
+    """What leads to a session, whoever has the connection."""
+
+    session: Session
+    names: set[object]
+
+    def close(self) -> None:
+        """End the session. Closing twice is allowed."""
 
 
 class Link:

@@ -37,6 +37,10 @@ class RingHandlers:
         """Whether guest memory must not be touched yet."""
         self.on_trouble: Callable[[], None] = lambda: None
         """Called after a device has served a ring: memory may have failed under it."""
+        self.held = False
+        """Whether rings are rebuilt, and none is served until `release()`."""
+        self.serves_later = False
+        """Whether a ring that starts is not served before the message is done with."""
         self.table: Mapping[FrontendRequest, Handler] = {
             FrontendRequest.SET_VRING_NUM: self._set_vring_num,
             FrontendRequest.SET_VRING_ADDR: self._set_vring_addr,
@@ -92,14 +96,20 @@ class RingHandlers:
         try:
             if not was_started:
                 vring.start()
-        except BaseException:
-            if kick is not None:
-                kick.close()
-            raise
+        except BaseException as error:
+            if not (self.held and isinstance(error, PeerError)):
+                if kick is not None:
+                    kick.close()
+                raise
+            vring.fail(error)  # as it had failed before, or would have
         self._replace_kick(vring, kick)
         if not was_started:
             vring.call_again()
-        self._serve(vring)  # what was made available before needs no kick
+        # What was made available before needs no kick.
+        if self.serves_later:
+            self.serve_soon(vring)
+        else:
+            self._serve(vring)
 
     def _replace_kick(self, vring: Vring, kick: Event | None) -> None:
         self._forget_kick(vring)
@@ -107,7 +117,7 @@ class RingHandlers:
         if kick is not None:
             self._loop.watch(kick, partial(self._kicked, vring))
         elif self._poll_timer is None:
-            self._poll()
+            self._poll_timer = self._loop.call_later(POLL_INTERVAL, self._poll)
 
     def _forget_kick(self, vring: Vring) -> None:
         if vring.kick is not None:
@@ -181,7 +191,15 @@ class RingHandlers:
         vring.serve_pending = False
         self._serve(vring)
 
+    def release(self) -> None:
+        """Rings are rebuilt: have the device look at each, for what was in flight and for kicks that nobody saw."""
+        self.held = False
+        for vring in self.vrings:
+            self._serve(vring)
+
     def _serve(self, vring: Vring) -> None:
+        if self.held:
+            return
         if vring.waiting and vring.broken is None and not self._closed:
             self._build(vring)
         if not vring.active or self._closed:

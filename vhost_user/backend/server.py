@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vhost_user import unix_socket
 from vhost_user.backend.device import Device
-from vhost_user.backend.link import Link
+from vhost_user.backend.link import Link, SessionLink
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.session import PROTOCOL_FEATURES
 from vhost_user.connection import Connection
@@ -39,7 +39,7 @@ class Endpoint:
     def __init__(self, server: Server, device: Device, name: str) -> None:
         self.device = device
         self.name = name
-        self.link: Link | None = None
+        self.link: SessionLink | None = None
         self.sessions = 0
         self._server = server
         self._listener: socket.socket | None = None
@@ -191,6 +191,11 @@ class Server:
         endpoint = Endpoint(self, device, name)
         self.endpoints.append(endpoint)
         return endpoint
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Serve a device at an endpoint of another kind; UsageError for a device that is served already."""
+        self._require_new(endpoint.device)
+        self.endpoints.append(endpoint)
 
     def run(self) -> None:
         """Serve until `stop()` is called."""

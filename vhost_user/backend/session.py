@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import Any
 
 from vhost_user.backend.answer import Answer, Deferred, Handler
 from vhost_user.backend.channel import BackendChannel, require_channel
@@ -114,6 +115,8 @@ class Session:
             FrontendRequest.NET_SET_MTU: lambda payload, _: device.set_mtu(payload.value),
             FrontendRequest.GET_STATUS: lambda *_: Answer(U64(self.negotiated.status).encode()),
         }
+        self.accepted: Callable[[FrontendRequest, Any], None] = lambda *_: None
+        """Called after each message that was not refused, with its payload: see journal.py."""
         device.connected()
 
     def handle(self, received: Received) -> Answer | Deferred | None:
@@ -130,7 +133,9 @@ class Session:
                 spec = spec_of(header.request, self._acked, postcopy=self.negotiated.postcopy)
                 self._require_negotiated(spec, name)
                 payload = decode_payload(spec, received.body, len(received.fds))
-                answer = self._handlers[FrontendRequest(header.request)](payload, received.fds)
+                request = FrontendRequest(header.request)
+                answer = self._handlers[request](payload, received.fds)
+                self.accepted(request, payload)
             except FieldError as error:
                 if isinstance(error, Disconnected) or not wants_ack or (spec and spec.reply is Reply.ALWAYS):
                     error.locate(name)

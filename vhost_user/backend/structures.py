@@ -89,6 +89,11 @@ class StructureHandlers:
 
     # The device's state.
 
+    @property
+    def transferring(self) -> bool:
+        """Whether state is being saved or loaded, or was and the front end has not asked how it went."""
+        return self._transfer is not None
+
     def _set_device_state_fd(self, payload: DeviceState, fds: list[OwnedFd]) -> Answer:
         try:
             self._begin_transfer(payload, fds)

@@ -18,15 +18,16 @@ import logging
 from collections.abc import Callable
 
 from vhost_user.backend.negotiated import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Negotiated
+from vhost_user.backend.position import base_of, packed_base, split_base
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.event import Event
-from vhost_user.inflight import PackedInflight, SplitInflight
-from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, SplitBase, VringAddr
+from vhost_user.inflight import InflightBuffer, PackedInflight, SplitInflight
+from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, VringAddr
 from vhost_user.message.numbers import IotlbPermission
 from vhost_user.units import GuestAddress, UserAddress, is_power_of_two
 from vhost_user.vring import DeviceQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
-from vhost_user.vring.device import Miss, PackedState, SplitState
+from vhost_user.vring.device import Miss
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ class Vring:
         self.asked: Miss | None = None
         """What the front end was asked for and has not given."""
         self.on_miss: Callable[[Vring], None] = lambda _: None
+        self.open_area: Callable[[Vring], InflightBuffer] | None = None
+        """Where the ring is to note what it has in flight, for a front end that shares no buffer for that."""
+        self._private: InflightBuffer | None = None
         self._area_miss: Miss | None = None
         self._negotiated = negotiated
 
@@ -129,6 +133,11 @@ class Vring:
 
     # For the session.
 
+    @property
+    def packed(self) -> bool:
+        """Whether it is, by what was negotiated."""
+        return self._negotiated.packed
+
     def set_size(self, size: int) -> None:
         """SET_VRING_NUM."""
         self._require_stopped("size", size)
@@ -172,12 +181,18 @@ class Vring:
             missing = "SET_VRING_ADDR" if self.size else "SET_VRING_NUM"
             raise PeerError(str(self), "started", f"after {missing}")
         self.broken, self.in_flight = None, 0
+        layout = self._layout(self.address)
+        if self._negotiated.inflight is None and self.open_area is not None:
+            self._private = self.open_area(self)
         if self._negotiated.translated:
-            self._layout(self.address)
             self.waiting = True
-        else:
-            self.queue = self._make_queue(self._layout(self.address))
-            self.update_log()
+            return
+        try:
+            self.queue = self._make_queue(layout)
+        except BaseException:
+            self._close_private()
+            raise
+        self.update_log()
 
     def build(self) -> None:
         """Make the queue of a ring that waits, unless something is missing still. PeerError where it can't be one."""
@@ -230,7 +245,7 @@ class Vring:
         indirect = bool(negotiated.features & VIRTIO_F_INDIRECT_DESC)
         if isinstance(layout, PackedLayout):
             assert not isinstance(inflight, SplitInflight)
-            base = _packed_base(self._first_base if self.base is None else self.base)
+            base = packed_base(self._first_base if self.base is None else self.base)
             return PackedQueue(
                 memory,
                 **vars(layout),
@@ -249,7 +264,7 @@ class Vring:
             **vars(layout),
             event_idx=event_idx,
             indirect=indirect,
-            next_avail=_split_base(self.base or 0, next_used, self.size),
+            next_avail=split_base(self.base or 0, next_used, self.size),
             next_used=next_used,
             inflight=inflight,
         )
@@ -260,6 +275,8 @@ class Vring:
         return PackedBase(0, True, 0, True).to_num() if self._negotiated.packed else 0
 
     def _inflight(self) -> SplitInflight | PackedInflight | None:
+        if self._private is not None:
+            return self._private.queue(0)
         buffer = self._negotiated.inflight
         if buffer is None:
             return None
@@ -279,14 +296,20 @@ class Vring:
     def stop(self) -> int:
         """Forget the queue; where it was, as GET_VRING_BASE tells and SET_VRING_BASE takes it."""
         if self.queue is not None:
-            self.base = _base_of(self.queue.state())
+            self.base = base_of(self.queue.state())
             self.queue = None
         if self.kick is not None:
             self.kick.close()
             self.kick = None
         self.broken, self.polled, self.in_flight = None, False, 0
+        self._close_private()
         self.waiting, self.asked, self._area_miss = False, None, None
         return self._first_base if self.base is None else self.base
+
+    def _close_private(self) -> None:
+        if self._private is not None:
+            self._private.close()
+            self._private = None
 
     def call_again(self) -> None:
         """Call the driver without a reason: of what was pushed before, it may not have heard.
@@ -320,31 +343,3 @@ class Vring:
             if event is not None:
                 event.close()
         self.call = self.err = None
-
-
-def _split_base(base: int, next_used: int, size: int) -> int:
-    """Where a split ring goes on whose used ring's idx is `next_used`: at the base, or there if the base can't be true.
-
-    DPDK's virtio_user (24.11) tells 0 of a ring in the middle of its life when its back end comes back.
-    """
-    in_flight = (base - next_used) % (1 << 16)
-    return base if in_flight <= size else next_used
-
-
-def _packed_base(num: int) -> PackedBase:
-    """What SET_VRING_BASE told of a packed ring, where nothing is in flight but what an inflight area tells of.
-
-    DPDK's virtio_user (24.11) tells the 16 bits of the next available descriptor and leaves the used one's at 0. Read
-    as they are, they would say that a new ring has all of its descriptors in flight.
-    """
-    base = PackedBase.from_num(num)
-    if num < 1 << 16:
-        return PackedBase(base.next_avail, base.avail_wrap, base.next_avail, base.avail_wrap)
-    return base
-
-
-def _base_of(state: tuple[int, ...]) -> int:
-    if isinstance(state, PackedState):
-        return PackedBase(*state).to_num()
-    assert isinstance(state, SplitState)
-    return SplitBase(state.next_avail).to_num()

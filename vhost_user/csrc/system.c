@@ -4,11 +4,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -29,6 +31,11 @@ int vu_madvise(uintptr_t address, uint64_t length, int advice)
 int vu_fallocate(int fd, int mode, int64_t offset, int64_t length)
 {
 	return fallocate(fd, mode, offset, length) ? -errno : 0;
+}
+
+int vu_die_with_parent(void)
+{
+	return prctl(PR_SET_PDEATHSIG, SIGKILL) ? -errno : 0;
 }
 
 int vu_mbind(uintptr_t address, uint64_t length, int mode, const unsigned long *mask, unsigned long words)

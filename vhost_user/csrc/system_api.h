@@ -11,6 +11,9 @@ int vu_madvise(uintptr_t address, uint64_t length, int advice);
 /* fallocate(2). */
 int vu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
+/* Have the kernel kill this process when its parent dies: PR_SET_PDEATHSIG of prctl(2). */
+int vu_die_with_parent(void);
+
 /* mbind(2) with a node mask of `words` unsigned longs. */
 int vu_mbind(uintptr_t address, uint64_t length, int mode, const unsigned long *mask, unsigned long words);
 

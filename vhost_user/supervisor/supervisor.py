@@ -1,27 +1,66 @@
-"""The supervisor: it starts the worker, and starts another when that one dies."""
+"""The supervisor: it accepts front ends, hands their messages to a worker, and starts another when that one dies.
+
+It is small, knows no device, and imports next to nothing, so there is little in it that could fail; and it never waits
+for anybody. journal.py has the order in which things are done.
+
+A worker that dies is replaced at once, unless workers die without having done anything: then after a pause, which
+grows. One that ends by itself before it was ready was started in the wrong way: then the supervisor ends, too.
+"""
 
 from __future__ import annotations
 
+import itertools
+import logging
+import resource
+import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from vhost_user.backend.loop import EventLoop
+from vhost_user.backend.loop import Call, EventLoop
+from vhost_user.errors import PeerError, UsageError
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.supervisor.front_end import FrontEnd
+from vhost_user.supervisor.kept import Kept
+from vhost_user.supervisor.listening import Listening
+from vhost_user.supervisor.packets import Kind, Packet, parts_of
+from vhost_user.supervisor.process import Start, WorkerProcess, describe, spawn, watch_exit
+from vhost_user.supervisor.sessions import CRASHED, KILLED, Sessions
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
-Start = Callable[[socket.socket], int]
-"""Starts a worker whose end of the control socket this is, and returns the process's id; see `spawn()`."""
+log = logging.getLogger(__name__)
+
+END_SECONDS = 5.0
+"""A worker that is told to end has this long; then it is killed."""
+
+RETIRE_SECONDS = 10.0
+"""A worker that is to make room for another has this long, which may be at the end of a slow message."""
+
+ENOUGH_LIFE = 1.0
+"""Seconds after which a worker's death says nothing about the next one's."""
+
+FREE_FAILURES = 5
+"""Workers in a row that may die of nothing before the next one has to wait."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before a worker is started, doubling from one failure to the next."""
+
+SPARE_FDS = 128
+"""Descriptors of the supervisor that are not a front end's: its own, and those that a worker has it keep."""
 
 
 class Supervisor:
     """Keeps a worker running for the front ends that come to `listeners`.
 
-    `command` starts a worker; or it is a function that does, for workers that are forked. `listeners` are unix stream
-    sockets that listen already, by the names under which the worker attaches devices; they are taken over, and their
-    files are removed in the end. `kept_bytes` and `kept_fds` are what the first worker finds in `Worker.bytes` and
-    `Worker.fds`; the descriptors are duplicated. `on_ready` is called once, when the first worker says `ready()`.
+    `command` starts a worker, its first word a path; or it is a function that does, for workers that are forked.
+    `listeners` are unix stream sockets that listen already, by the names under which the worker attaches devices; they
+    are taken over, and their files are removed in the end. `kept_bytes` and `kept_fds` are what the first worker finds
+    in `Worker.bytes` and `Worker.fds`; the descriptors are duplicated. `on_ready` is called once, when the first worker
+    says `ready()`.
     """
 
     def __init__(
@@ -34,20 +73,205 @@ class Supervisor:
         on_ready: Callable[[], object] = lambda: None,
     ) -> None:
         self.loop = EventLoop()
-        raise NotImplementedError
+        self.kept = _kept(kept_bytes or {}, kept_fds or {})
+        self._start = command if callable(command) else spawn(command)
+        self._on_ready = on_ready
+        self._listening = {name: Listening(self.loop, name, sock, self._accept) for name, sock in listeners.items()}
+        self._sessions = Sessions(self.loop, _most_fds() // max(1, len(listeners)), self._next)
+        self._numbers = itertools.count(1)
+        self._worker: WorkerProcess | None = None
+        self._restart: Call | None = None
+        self._workers = self._failures = self._status = 0
+        self._ready = self._ever_ready = self._retiring = self._stopping = False
+        self._started_at, self._handled_before = 0.0, 0
 
     def add_child(self, child: Popen[bytes], on_exit: Callable[[int], object]) -> None:
-        """Have `on_exit` called with the status that `child` ended with, negative for a signal. It isn't ended by us."""
-        raise NotImplementedError
+        """Have `on_exit` called with the status that `child` ended with, negative for a signal. Nobody ends it here."""
+        watch_exit(self.loop, child.pid, lambda: on_exit(child.wait()))
 
-    def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or `stop()`. SIGHUP replaces the worker. For the main thread."""
-        raise NotImplementedError
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process, if there is one just now."""
+        return None if self._worker is None else self._worker.pid
+
+    def run(self) -> int:
+        """Serve until SIGTERM, SIGINT or `stop()`; SIGHUP replaces the worker. For the main thread.
+
+        Returns 0, or the status of a worker that ended by itself before any was ready.
+        """
+        with ExitStack() as steps:
+            steps.callback(self._close)
+            steps.enter_context(self._signals())
+            self._start_worker()
+            self.loop.run()
+        return self._status
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        wanted = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self.upgrade}
+        before = {number: signal.getsignal(number) for number in wanted}
+        for number, action in wanted.items():
+            signal.signal(number, lambda *_, action=action: self.loop.call_soon(action))
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # Front ends.
+
+    def _accept(self, listener: str, sock: socket.socket) -> None:
+        front_end = FrontEnd(
+            self.loop,
+            sock,
+            next(self._numbers),
+            listener,
+            on_message=self._sessions.message,
+            on_close=self._sessions.closed,
+        )
+        log.info("%s: connected", front_end.name)
+        self._sessions.add(front_end)
+
+    def _next(self, listener: str) -> None:
+        if not self._stopping:
+            self._listening[listener].next()
+
+    # Workers.
+
+    def _start_worker(self) -> None:
+        self._restart = None
+        self._ready = self._retiring = False
+        self._started_at, self._handled_before = time.monotonic(), self._sessions.handled
+        try:
+            worker = WorkerProcess(self.loop, self._start, on_packet=self._packet, on_exit=self._exited)
+        except OSError as error:
+            log.error("no worker: %s", error)
+            self._again(failed=True)
+            return
+        self._worker = worker
+        self._workers += 1
+        log.info("worker %d started", worker.pid)
+        for name, data in self.kept.bytes.items():
+            for part in parts_of(name, data):
+                worker.send(Kind.KEPT_BYTES, *part)
+        for name, fd in self.kept.fds.items():
+            worker.send(Kind.KEPT_FD, name.encode(), fds=[fd])
+        worker.send(Kind.KEPT_ALL, bytes([self._workers == 1]))
+        self._sessions.begin(worker)
+
+    def _packet(self, packet: Packet) -> None:
+        match packet.kind:
+            case Kind.READY:
+                self._became_ready()
+            case Kind.PUT if len(packet.fields) == 3:
+                name, last, part = packet.fields
+                self.kept.put_part(_text(name), part, last=last != b"\0")
+            case Kind.PUT_FD if len(packet.fields) == 1 and len(packet.fds) <= 1:
+                self.kept.put_fd(_text(packet.fields[0]), packet.fds.pop() if packet.fds else None)
+            case _:
+                self._sessions.handle(packet)
+
+    def _became_ready(self) -> None:
+        self._ready = True
+        if not self._ever_ready:
+            self._ever_ready = True
+            for listening in self._listening.values():
+                listening.next()
+            self._on_ready()
+
+    def _exited(self, status: int) -> None:
+        assert self._worker is not None
+        pid, self._worker = self._worker.pid, None
+        self.kept.forget_parts()
+        if self._stopping or self._retiring:
+            self._sessions.died(0)
+            self._again(failed=False)
+            return
+        log.error("worker %d ended: %s", pid, describe(status))
+        if status >= 0 and not self._ever_ready:
+            self._status = status or 1
+            self.stop()
+            return
+        killed = status == -signal.SIGKILL
+        idle = self._sessions.handled == self._handled_before and time.monotonic() - self._started_at < ENOUGH_LIFE
+        settled = self._ready and not self._sessions.resuming
+        self._sessions.died(KILLED if killed else CRASHED)
+        self._again(failed=idle and not (settled and killed))
+
+    def _again(self, *, failed: bool) -> None:
+        """Start the next worker, now or after a while."""
+        if self._stopping:
+            self.loop.stop()
+            return
+        self._failures = self._failures + 1 if failed else 0
+        if self._failures < FREE_FAILURES:
+            self.loop.call_soon(self._start_worker)
+            return
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - FREE_FAILURES))
+        log.error("%d workers ended without having done anything: the next one in %g s", self._failures, pause)
+        self._restart = self.loop.call_later(pause, self._start_worker)
 
     def upgrade(self) -> None:
         """Have a new worker take the old one's place, between two messages: no front end notices."""
-        raise NotImplementedError
+        if self._worker is not None and not self._retiring and not self._stopping:
+            log.info("worker %d makes room for another", self._worker.pid)
+            self._retiring = True
+            self._sessions.hold()
+            self._worker.send(Kind.RETIRE)
+            self._worker.end_within(RETIRE_SECONDS)
+
+    # The end.
 
     def stop(self) -> None:
-        """End the worker, then `run()`."""
-        raise NotImplementedError
+        """End the worker, then `run()`. In the loop's thread."""
+        if self._stopping:
+            return
+        self._stopping = True
+        for listening in self._listening.values():
+            listening.stop()
+        if self._restart is not None:
+            self._restart.cancel()
+        if self._worker is None:
+            self.loop.stop()
+        else:
+            self._worker.signal(signal.SIGTERM)
+            self._worker.end_within(END_SECONDS)
+
+    def _close(self) -> None:
+        with ExitStack() as steps:  # the last one first
+            steps.callback(self.loop.close)
+            steps.callback(self.kept.close)
+            for listening in self._listening.values():
+                steps.callback(listening.close)
+            steps.callback(self._sessions.close)
+
+
+def _kept(kept_bytes: Mapping[str, bytes], kept_fds: Mapping[str, int]) -> Kept:
+    kept = Kept()
+    try:
+        for name, data in kept_bytes.items():
+            kept.put(name, data)
+        for name, fd in kept_fds.items():
+            kept.put_fd(name, OwnedFd.duplicate_of(fd))
+    except PeerError as error:
+        kept.close()
+        raise UsageError(error.field, error.value, error.limit) from error
+    except BaseException:
+        kept.close()
+        raise
+    return kept
+
+
+def _most_fds() -> int:
+    """How many descriptors front ends may have kept. The limit is raised as far as the process may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(hard - SPARE_FDS, SPARE_FDS)
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as error:
+        raise PeerError("name", name, "UTF-8") from error

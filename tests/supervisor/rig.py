@@ -1,0 +1,172 @@
+"""A supervisor in a process of its own, whose workers are forked, so that a new one is there within milliseconds."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.backend.rig import SPLIT
+from vhost_user.backend import Device, Server, Vring
+from vhost_user.chain import Chain
+from vhost_user.frontend import PROTOCOL_FEATURES, Frontend
+from vhost_user.message import ProtocolFeature
+from vhost_user.supervisor import Supervisor, Worker
+from vhost_user.unix_socket import listen
+
+NO_INFLIGHT = PROTOCOL_FEATURES & ~ProtocolFeature.INFLIGHT_SHMFD & ~ProtocolFeature.PAGEFAULT
+
+WORKER, WORKERS, REQUESTS, RESUMED = range(4)
+"""Words of the board: the worker's process id, how many there were, requests served, sessions taken over."""
+
+
+class Board:
+    """Numbers that the test, the supervisor and workers see."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("board", os.MFD_CLOEXEC)
+        os.ftruncate(self._fd, 4096)
+        self._map = mmap.mmap(self._fd, 4096)
+        self._words = memoryview(self._map).cast("Q")
+
+    def __getitem__(self, index: int) -> int:
+        return int(self._words[index])
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._words[index] = value
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+class Counter(Device):
+    """Gives each chain back with what was readable in what is writable, and counts."""
+
+    name = "counter"
+    queue_count = 2
+    max_queue_size = 256
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+
+    @property
+    def config(self) -> bytes:
+        return b"configuration..."
+
+    def on_kick(self, vring: Vring) -> bool:
+        return vring.serve(self.echo)
+
+    def echo(self, chain: Chain) -> int:
+        data = chain.read(0, min(chain.readable, chain.writable))
+        chain.write(data)
+        self.board[REQUESTS] += 1
+        return len(data)
+
+    def resumed(self) -> None:
+        self.board[RESUMED] += 1
+
+
+MakeDevice = Callable[[Board], Device]
+Prepare = Callable[[Worker, Board], None]
+
+
+@dataclass
+class Service:
+    """The supervisor's process and the socket."""
+
+    pid: int
+    path: str
+    board: Board
+
+    def connect(self, *, features: int = SPLIT, protocol_features: ProtocolFeature = NO_INFLIGHT) -> Frontend:
+        return Frontend.connect(self.path, features=features, protocol_features=protocol_features, timeout=20)
+
+    def kill_worker(self, number: int = signal.SIGKILL) -> int:
+        """Kill the worker that there is; its process id. The supervisor waits for it, so the id may be gone."""
+        pid = self.board[WORKER]
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return pid
+
+    def wait_for(self, word: int, least: int, timeout: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout
+        while self.board[word] < least:
+            assert time.monotonic() < deadline, f"board[{word}] is {self.board[word]}, not {least}"
+            time.sleep(0.001)
+
+
+def fork(work: Callable[[], object]) -> int:
+    """A process that does `work` and ends."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def serve(control: socket.socket, board: Board, make: MakeDevice, prepare: Prepare) -> None:
+    """A worker's life."""
+    worker = Worker.adopt(control.dup())
+    board[WORKER] = os.getpid()
+    board[WORKERS] += 1
+    prepare(worker, board)
+    with Server() as server:
+        worker.attach(server, "echo", make(board))
+        worker.ready()
+        server.run()
+    worker.close()
+
+
+@contextmanager
+def service(
+    directory: Path,
+    make: MakeDevice = Counter,
+    prepare: Prepare = lambda *_: None,
+    *,
+    status: int = 0,
+    level: int = logging.ERROR,
+) -> Iterator[Service]:
+    """A supervised device. In the end it is told to go, and its supervisor ends with `status`."""
+    path = str(directory / "echo.sock")
+    board = Board()
+    listener = listen(path)
+
+    def supervise() -> None:
+        logging.basicConfig(level=level, force=True)
+        logging.getLogger("vhost_user").setLevel(level)
+        starter = lambda control: fork(lambda: serve(control, board, make, prepare))  # noqa: E731
+        assert Supervisor(starter, {"echo": listener}).run() == 0
+
+    pid = fork(supervise)
+    listener.close()
+    try:
+        yield Service(pid, path, board)
+        os.kill(pid, signal.SIGTERM)
+        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert ended == status
+        assert not Path(path).exists()
+    finally:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        board.close()

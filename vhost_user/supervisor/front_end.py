@@ -1,0 +1,216 @@
+"""A front end's connection as the supervisor has it: whole messages in, whole replies out, one at a time.
+
+A message is known by its header's size alone. It is read as a whole with its descriptors, and is the current one until
+what the worker made of it is kept; then the reply is sent, as a whole; then the next message is read. So at any moment
+a worker may die: its successor is given the journal, and the current message if there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from vhost_user.backend.loop import Call, EventLoop
+from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.supervisor.kept import Journal
+
+log = logging.getLogger(__name__)
+
+TIME_LIMIT = 10.0
+"""Seconds within which a message that has begun must end, a new front end must send its first one, and a reply must be
+taken."""
+
+MAX_PAYLOAD = 4108
+"""The most bytes that may follow a header: `vhost_user.message.table.MAX_PAYLOAD`, which takes long to import."""
+
+MAX_FDS = 8
+"""`vhost_user.message.MAX_FDS`, for the same reason."""
+
+_HEADER = struct.Struct("=III")
+
+_ROOM = socket.CMSG_SPACE(MAX_FDS * 4)
+
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Message:
+    """The message that is in hand, and its descriptors. `blame` counts the deaths under it, see supervisor.py."""
+
+    def __init__(self, number: int, data: bytes, fds: list[OwnedFd]) -> None:
+        self.number = number
+        self.data = data
+        self.fds = fds
+        self.blame = 0
+        self.sent = False
+        self.begun = False
+
+
+class FrontEnd:
+    """The front end at the other end of `sock`, which is taken over.
+
+    `on_message` is called with each that has come as a whole; `reply()` has the next one read. `on_close` is called
+    once, when the connection is closed from either side.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        sock: socket.socket,
+        number: int,
+        listener: str,
+        *,
+        on_message: Callable[[FrontEnd], None],
+        on_close: Callable[[FrontEnd], None],
+    ) -> None:
+        self.number = number
+        self.listener = listener
+        self.name = f"{listener} front end {number}"
+        self.names = _names(sock)
+        self.journal = Journal()
+        self.current: Message | None = None
+        self.blame = 0
+        self.told = False
+        """Whether the worker knows of it."""
+        self.resuming = self.begun = False
+        """Whether a worker has its journal, and whether it said that it is at it."""
+        self.closed = False
+        self._loop, self._sock = loop, sock
+        self._on_message, self._on_close = on_message, on_close
+        self._messages = 0
+        self._data = bytearray()
+        self._fds: list[OwnedFd] = []
+        self._reply, self._reply_fds = b"", list[OwnedFd]()
+        self._timer: Call | None = None
+        sock.setblocking(False)
+        self._set_timer("no whole message")
+        loop.watch(sock, self._readable)
+
+    # In.
+
+    def _readable(self) -> None:
+        while self.current is None and not self.closed:
+            wanted = _HEADER.size - len(self._data)
+            if wanted <= 0:
+                wanted += _size(self._data)
+            if not self._receive(wanted):
+                return
+            if len(self._data) >= _HEADER.size:
+                self._look()
+
+    def _receive(self, wanted: int) -> bool:
+        """Read `wanted` bytes at most; whether to go on."""
+        try:
+            data, ancillary, told, _ = self._sock.recvmsg(wanted, _ROOM, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.close(str(error.strerror), logging.INFO)
+            return False
+        fds = received_fds(ancillary)
+        late = bool(self._data and fds)
+        self._fds += fds
+        if told & socket.MSG_CTRUNC:
+            self.close(f"more than {len(fds)} descriptors, or more than this process may open")
+        elif late:
+            self.close("descriptors that did not come with a message's first byte")
+        elif not data:
+            self.close("gone within a message" if self._data else "gone", logging.INFO)
+        if self.closed:
+            return False
+        if not self._data and self._timer is None:
+            self._set_timer("half a message")
+        self._data += data
+        return True
+
+    def _look(self) -> None:
+        """See whether a message is complete."""
+        size = _size(self._data)
+        if size > MAX_PAYLOAD:
+            self.close(f"a payload of {size} bytes, where no message has more than {MAX_PAYLOAD}")
+        elif len(self._data) == _HEADER.size + size:
+            self._messages += 1
+            self.current = Message(self._messages, bytes(self._data), self._fds)
+            self._data, self._fds = bytearray(), []
+            self._set_timer(None)
+            self._loop.forget(self._sock)
+            self._on_message(self)
+
+    # Out.
+
+    def reply(self, data: bytes, fds: list[OwnedFd]) -> None:
+        """The current message is done with: send the reply, if there is one, and read on. `fds` are taken over."""
+        self.current = None
+        self._reply, self._reply_fds = data, fds
+        if data:
+            self._set_timer("reads no reply")
+            self._loop.watch(self._sock, self._writable, write=True)
+            self._writable()
+        else:
+            close_all(fds)
+            self._read_on()
+
+    def _writable(self) -> None:
+        try:
+            while self._reply:
+                sent = _send(self._sock, self._reply, self._reply_fds)
+                self._reply = self._reply[sent:]
+                close_all(self._reply_fds)
+                self._reply_fds = []
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.close(str(error.strerror), logging.INFO)
+            return
+        self._loop.forget(self._sock)
+        self._set_timer(None)
+        self._read_on()
+
+    def _read_on(self) -> None:
+        self._loop.watch(self._sock, self._readable)
+
+    # The end.
+
+    def _set_timer(self, slow: str | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if slow is not None:
+            self._timer = self._loop.call_later(TIME_LIMIT, lambda: self.close(f"{slow} in {TIME_LIMIT:g} seconds"))
+
+    def close(self, why: str, level: int = logging.WARNING) -> None:
+        """Close the connection, and forget all of it. Closing twice is allowed."""
+        if self.closed:
+            return
+        self.closed = True
+        log.log(level, "%s: closed: %s", self.name, why)
+        self._set_timer(None)
+        self._loop.forget(self._sock)
+        self._sock.close()
+        self.journal.close()
+        close_all((*self._fds, *self._reply_fds))
+        if self.current is not None:
+            close_all(self.current.fds)
+        self._on_close(self)
+
+
+def _size(data: bytearray) -> int:
+    size: int = _HEADER.unpack_from(data)[2]
+    return size
+
+
+def _send(sock: socket.socket, data: bytes, fds: Sequence[OwnedFd]) -> int:
+    if fds:
+        return socket.send_fds(sock, [data], [fd.fileno() for fd in fds], _FLAGS)
+    return sock.send(data, _FLAGS)
+
+
+def _names(sock: socket.socket) -> list[bytes]:
+    """What the ends are bound to, with a letter in front: s for a path, b for an abstract name."""
+    found: set[str | bytes] = set()
+    with suppress(OSError):
+        found = {sock.getsockname(), sock.getpeername()} - {"", b""}
+    return [b"s" + os.fsencode(name) if isinstance(name, str) else b"b" + bytes(name) for name in found]

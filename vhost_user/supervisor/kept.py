@@ -1,0 +1,176 @@
+"""What the supervisor holds for the next worker: bytes and descriptors by name, and a journal for each front end.
+
+All of it is bounded, and what a worker asks for beyond that is PeerError. A journal has a key for each thing that a
+session has one of, so front ends can't make it grow: a thing that is set anew replaces the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from vhost_user.errors import PeerError
+from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.supervisor.packets import FD_REF, KEY, Source, unpack
+
+MAX_NAMES = 256
+"""Of bytes and of descriptors, each."""
+
+MAX_NAME = 255
+"""Bytes of a name, as of a file's."""
+
+MAX_BYTES = 1 << 20
+"""Kept under one name."""
+
+MAX_ALL_BYTES = 16 << 20
+"""Kept in all."""
+
+MAX_ENTRIES = 4096
+"""Of a journal: 509 regions, 256 rings with seven things each, and a few more."""
+
+MAX_ENTRY = 8 << 10
+"""Bytes of an entry: the largest message has 4120."""
+
+
+class Kept:
+    """Bytes and descriptors by name."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[str, bytes] = {}
+        self.fds: dict[str, OwnedFd] = {}
+        self._name = ""
+        self._parts: list[bytes] = []
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep bytes, or none."""
+        self.bytes.pop(name, None)
+        if not data:
+            return
+        check_name(name, self.bytes)
+        total = len(data) + sum(map(len, self.bytes.values()))
+        if len(data) > MAX_BYTES or total > MAX_ALL_BYTES:
+            raise PeerError(name, len(data), f"at most {MAX_BYTES} bytes, and {MAX_ALL_BYTES} of all names")
+        self.bytes[name] = data
+
+    def put_part(self, name: str, part: bytes, *, last: bool) -> None:
+        """Take a part of bytes; nothing changes before the last one."""
+        if self._parts and name != self._name:
+            raise PeerError("name", name, f"the rest of {self._name}")
+        self._name = name
+        self._parts.append(part)
+        if sum(map(len, self._parts)) > MAX_BYTES:
+            raise PeerError(name, "more", f"at most {MAX_BYTES} bytes")
+        if last:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self.put(name, data)
+
+    def put_fd(self, name: str, fd: OwnedFd | None) -> None:
+        """Keep a descriptor, which is taken over, or none."""
+        if fd is not None and name not in self.fds:
+            try:
+                check_name(name, self.fds)
+            except BaseException:
+                fd.close()
+                raise
+        before = self.fds.pop(name, None)
+        if before is not None:
+            before.close()
+        if fd is not None:
+            self.fds[name] = fd
+
+    def forget_parts(self) -> None:
+        """The worker that began to tell them is dead."""
+        self._parts.clear()
+
+    def close(self) -> None:
+        """Keep nothing."""
+        close_all(self.fds.values())
+        self.fds.clear()
+        self.bytes.clear()
+
+
+def check_name(name: str, others: Mapping[str, object]) -> None:
+    """PeerError where one more name can't be kept."""
+    if not 1 <= len(name.encode()) <= MAX_NAME or len(others) >= MAX_NAMES:
+        raise PeerError("name", name, f"1 to {MAX_NAME} bytes, and at most {MAX_NAMES} names")
+
+
+class Entry(NamedTuple):
+    """A message that is part of what a session is, and the descriptors that came with it."""
+
+    data: bytes
+    fds: tuple[OwnedFd, ...]
+
+
+class Journal:
+    """A front end's session as the messages that make it, in the order of their keys."""
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, Entry] = {}
+
+    def __iter__(self) -> Iterator[tuple[bytes, Entry]]:
+        return iter(sorted(self._entries.items()))
+
+    @property
+    def fd_count(self) -> int:
+        """How many descriptors it has."""
+        return sum(len(entry.fds) for entry in self._entries.values())
+
+    def apply(self, fields: Sequence[bytes], current: Sequence[OwnedFd], new: Sequence[OwnedFd]) -> None:
+        """Do what a worker says in `fields`: key, data and references of each change. All of it, or nothing.
+
+        `current` and `new` are taken over: what no change refers to is closed. PeerError for what can't be done.
+        """
+        pool = {(Source.CURRENT, b"", index): fd for index, fd in enumerate(current)}
+        pool |= {(Source.NEW, b"", index): fd for index, fd in enumerate(new)}
+        try:
+            changes = {key: (data, references) for key, data, references in _threes(fields)}
+            for key in changes:
+                if key in self._entries:
+                    pool |= {(Source.KEPT, key, index): fd for index, fd in enumerate(self._entries[key].fds)}
+            left = dict(pool)
+            made = {key: _entry(data, references, left) for key, (data, references) in changes.items()}
+            after = {key: entry for key, entry in ({**self._entries, **made}).items() if entry is not None}
+            if len(after) > MAX_ENTRIES:
+                raise PeerError("journal", len(after), f"at most {MAX_ENTRIES} entries")
+        except BaseException:
+            close_all((*current, *new))
+            raise
+        self._entries = after
+        close_all(left.values())
+
+    def close(self) -> None:
+        """Forget it."""
+        for entry in self._entries.values():
+            close_all(entry.fds)
+        self._entries = {}
+
+
+_Pool = dict[tuple[Source, bytes, int], OwnedFd]
+
+
+def _threes(fields: Sequence[bytes]) -> Iterable[tuple[bytes, bytes, bytes]]:
+    if len(fields) % 3:
+        raise PeerError("changes", len(fields), "a key, data and references of each")
+    for at in range(0, len(fields), 3):
+        key, data, references = fields[at : at + 3]
+        unpack(KEY, key)
+        if len(data) > MAX_ENTRY:
+            raise PeerError("entry", len(data), f"at most {MAX_ENTRY} bytes")
+        yield key, data, references
+
+
+def _entry(data: bytes, references: bytes, left: _Pool) -> Entry | None:
+    """The entry; its descriptors are taken from those that are `left`."""
+    if len(references) % FD_REF.size:
+        raise PeerError("references", len(references), f"{FD_REF.size} bytes each")
+    if references and not data:
+        raise PeerError("references", len(references), "none where an entry is to be forgotten")
+    fds = []
+    for number, key, index in FD_REF.iter_unpack(references):
+        try:
+            fds.append(left.pop((Source(number), key if number == Source.KEPT else b"", index)))
+        except (KeyError, ValueError):
+            raise PeerError("reference", (number, key, index), "a descriptor that is there, once") from None
+    return Entry(data, tuple(fds)) if data else None
