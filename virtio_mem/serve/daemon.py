@@ -1,57 +1,87 @@
-"""Starts the service: sockets first, then a line `ready` on stdout, and systemd is told."""
+"""Starts the service, and stays as its supervisor: sockets first, then a line `ready` on stdout, and systemd is told.
+
+Little is imported here, and no device: what serves is the worker (worker.py), which the supervisor starts, and starts
+again when it dies. The order: the state directory is locked, each socket listens, the worker has made its devices and
+attached them; then `ready`, and front ends are accepted.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from vhost_user.backend import Server
-from virtio_mem.serve.device import MemDevice
-from virtio_mem.serve.files import state_memfd
+from vhost_user import unix_socket
+from vhost_user.supervisor import Supervisor
+from virtio_mem.serve import files
+from virtio_mem.serve.logs import log_to_stderr
 from virtio_mem.serve.plan import ServePlan
-from virtio_mem.serve.state import state_size
-from virtio_mem.serve.worker import poll_each_second
+
+WORKER = (sys.executable, "-m", "virtio_mem.serve.worker")
+"""The command that starts a worker."""
+
+API_BACKLOG = 128
+
+_API_MODE = 0o600
 
 
-def serve(plan: ServePlan, sockets: Mapping[str, Path], *, api_socket: str | None = None) -> int:
-    """Serve the plan's zones at `sockets`, by id, until SIGTERM or SIGINT; the exit status."""
-    del api_socket
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(plan.verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
-    states = [state_memfd(zone.id, state_size(zone.geometry)) for zone in plan.zones]
-    devices = [MemDevice(zone, fd.fileno()) for zone, fd in zip(plan.zones, states, strict=True)]
-    with Server() as server:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
-        for device in devices:
-            device.endpoint = server.listen(sockets[device.zone.id], device)
-        poll_each_second(server, devices)
-        ready()
-        server.run()
-    notify_systemd("STOPPING=1")
-    return 0
+def serve(
+    plan: ServePlan,
+    sockets: Mapping[str, str | Path],
+    *,
+    api_socket: str | Path | None = None,
+    worker: Sequence[str] = WORKER,
+    prepare: Callable[[Supervisor], object] = lambda _: None,
+) -> int:
+    """Serve the plan's zones at `sockets`, by id, until SIGTERM or SIGINT; the exit status.
+
+    `worker` is the command that starts one: that of a module which calls `worker.run` with an extension, say.
+    `prepare` is called with the supervisor before it runs, for children and files of the caller's that it is to watch.
+    HostError where a socket or the state directory can't be had; UsageError where something else is at its place.
+    """
+    log_to_stderr(plan.verbose)
+    with ExitStack() as stack:
+        if plan.state_dir is not None:
+            stack.enter_context(files.lock(plan.state_dir))
+        kept_fds: dict[str, int] = {}
+        if api_socket is not None:
+            kept_fds["api"] = stack.enter_context(_listen_for_api(stack, api_socket)).fileno()
+        with ExitStack() as listening:
+            listeners: dict[str, socket.socket] = {}
+            for zone in plan.zones:
+                listeners[zone.id] = listening.enter_context(unix_socket.listen(sockets[zone.id]))
+            listening.pop_all()  # the supervisor's from here on
+        supervisor = Supervisor(worker, listeners, {"plan": plan.encode()}, kept_fds, on_ready=ready)
+        prepare(supervisor)
+        status = supervisor.run()
+        notify_service_manager("STOPPING=1")
+        return status
+
+
+def _listen_for_api(stack: ExitStack, path: str | Path) -> socket.socket:
+    listener = unix_socket.listen(path, backlog=API_BACKLOG, mode=_API_MODE)
+    stack.callback(unix_socket.remove, path, unix_socket.identity(path))
+    return listener
 
 
 def ready() -> None:
     """Tell whoever started us."""
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    notify_systemd("READY=1")
+    notify_service_manager("READY=1")
 
 
-def notify_systemd(state: str) -> None:
-    """Send a state to the service manager that named a socket in NOTIFY_SOCKET, sd_notify(3); none is fine."""
+def notify_service_manager(state: str) -> None:
+    """Send a state to who named a socket in NOTIFY_SOCKET, sd_notify(3): systemd. Nobody has to be there."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
         try:
             sock.sendto(state.encode(), address)
         except OSError as error:

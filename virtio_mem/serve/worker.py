@@ -1,20 +1,158 @@
-"""The process that serves: devices, rings and the API. It may be killed at any moment; another one goes on."""
+"""The process that serves: devices, rings and the API. It may be killed at any moment; another one goes on.
+
+What it has to go on with: the plan, and each device's state, in memfds that the supervisor keeps or in files; the
+sessions, which the supervisor replays; the resizes that somebody may wait for, as bytes.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vhost_user.backend import Server
+from vhost_user.errors import FieldError, UsageError
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.supervisor import Worker
 from virtio_mem.serve.device import MemDevice
+from virtio_mem.serve.files import state_file, state_memfd
+from virtio_mem.serve.logs import log_to_stderr
+from virtio_mem.serve.plan import ServedZone, ServePlan
+from virtio_mem.serve.state import state_size
+
+if TYPE_CHECKING:
+    from virtio_mem.control import Control, Hooks
+
+log = logging.getLogger(__name__)
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks whether a driver that was told BUSY can be asked to try again."""
 
+PLAN = "plan"
+API = "api"
+_CONTROL = "control"
+_STATE = "state:"
 
-def poll_each_second(server: Server, devices: Iterable[MemDevice]) -> None:
-    """Have the devices polled as long as the server runs."""
-    now = time.monotonic()
-    for device in devices:
-        device.poll(now)
-    server.loop.call_later(POLL_INTERVAL, lambda: poll_each_second(server, devices))
+
+@dataclass(frozen=True)
+class Serving:
+    """What is being served, for who adds to it. `control` is None where there is no API."""
+
+    plan: ServePlan
+    worker: Worker
+    server: Server
+    devices: Sequence[MemDevice]
+    control: Control | None
+
+
+class Extension:
+    """What a worker does besides: `begin` is called when all is made, before front ends' messages are served, and may
+    put things on `stack` that are closed at the end, before the devices."""
+
+    def hooks(self) -> Hooks | None:
+        """What `vm.pause` and `vm.resume` do besides."""
+        return None
+
+    def begin(self, serving: Serving, stack: ExitStack) -> None:
+        """Add to what is served."""
+
+
+def run(worker: Worker, extension: Extension | None = None) -> None:
+    """Serve until the supervisor says that it is enough. Raises what DeviceState and ApiServer do."""
+    extension = extension or Extension()
+    plan = ServePlan.decode(worker.bytes[PLAN])
+    log_to_stderr(plan.verbose)
+    with ExitStack() as stack:
+        devices = [_device(plan, zone, worker) for zone in plan.zones]
+        for device in devices:
+            stack.callback(device.close)
+        server = stack.enter_context(Server())
+        for device in devices:
+            device.endpoint = worker.attach(server, device.zone.id, device)
+        polls: list[Callable[[float], None]] = [device.poll for device in devices]
+        control: Control | None = None
+        if plan.api:
+            control = stack.enter_context(_control(plan, devices, worker, extension.hooks()))
+            polls = [control.poll]  # which polls the devices
+        extension.begin(Serving(plan, worker, server, devices, control), stack)
+        if control is not None:
+            _serve_api(stack, control, worker.fds[API])
+        _poll_each_second(server, polls)
+        worker.ready()
+        server.run()
+
+
+def _device(plan: ServePlan, zone: ServedZone, worker: Worker) -> MemDevice:
+    """The device as its state says that it was; or a new one, whose state outlives this process from here on."""
+    size, kept = state_size(zone.geometry), _STATE + zone.id
+    if plan.state_dir is not None:
+        with state_file(plan.state_dir, zone.id, size) as fd:
+            return MemDevice(zone, fd.fileno())
+    if kept not in worker.fds:
+        with state_memfd(zone.id, size) as fd:
+            worker.put_fd(kept, fd)
+    return MemDevice(zone, worker.fds[kept].fileno())
+
+
+def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, hooks: Hooks | None) -> Control:
+    from virtio_mem.control import Control, ControlledZone  # noqa: PLC0415 - for those who have an API
+
+    def zone(device: MemDevice) -> ControlledZone:
+        endpoint = device.endpoint
+        assert endpoint is not None
+        return ControlledZone(
+            id=device.zone.id,
+            service=device.service,
+            boot_size=device.zone.boot_size,
+            guest_numa_id=device.zone.guest_numa_id,
+            notify=device.notify,
+            connected=lambda: endpoint.connected,
+            options={"prefault": device.zone.prefault},
+        )
+
+    control = Control(
+        map(zone, devices),
+        user_zones=plan.user_zones,
+        hooks=hooks,
+        save=lambda data: worker.put(_CONTROL, data),
+    )
+    if _CONTROL in worker.bytes:
+        control.load(worker.bytes[_CONTROL])
+    return control
+
+
+def _serve_api(stack: ExitStack, control: Control, fd: OwnedFd) -> None:
+    from virtio_mem.api.server import ApiServer  # noqa: PLC0415 - for those who have an API
+
+    listener = stack.enter_context(socket.socket(fileno=os.dup(fd.fileno())))
+    stack.enter_context(ApiServer(control, listener))
+
+
+def _poll_each_second(server: Server, polls: Sequence[Callable[[float], None]]) -> None:
+    server.loop.call_later(POLL_INTERVAL, lambda: _poll_each_second(server, polls))
+    for poll in polls:
+        poll(time.monotonic())
+
+
+def main() -> int:
+    """What a supervisor starts; the exit status is the service's if no worker was ready before."""
+    try:
+        worker = Worker.from_environment()
+        try:
+            run(worker)
+        finally:
+            worker.close()
+    except FieldError as error:
+        sys.stderr.write(f"virtio-mem: {error}\n")
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
