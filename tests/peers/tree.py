@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.host import PEERS_TREE
+from virtio_mem.boot.guest import find_kernel
 
 LIBRARIES = PEERS_TREE / "usr/lib/x86_64-linux-gnu"
 
@@ -38,6 +39,5 @@ def version(package: str) -> str:
 
 
 def kernel() -> Path:
-    """The directory of the guest's kernel: `vmlinuz`, `config`, and its modules under `kernel/`."""
-    (found,) = (PEERS_TREE / "usr/lib/modules").iterdir()
-    return found
+    """The directory of the guest's kernel, the newest one: `vmlinuz`, and its modules under `kernel/`."""
+    return find_kernel(tree=PEERS_TREE)
