@@ -83,6 +83,14 @@ DIRTY_LOG_ROUNDS = count(quick=10_000, ci=100_000, soak=1_000_000)
 # Back ends killed by SIGKILL with requests in flight, for each format of ring.
 INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
 
+# Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
+# each of which one is killed, of all that there are.
+SUPERVISOR_KILLS = count(quick=20, ci=200, soak=2_000)
+SUPERVISOR_STEPS = count(quick=30, ci=2_000, soak=20_000)
+
+# Messages in random order to sessions that are rebuilt after each from what was kept.
+JOURNALLED_MESSAGES = count(quick=500, ci=20_000, soak=200_000)
+
 # Inflight areas of random bytes, or with some of their bytes changed, that a queue is made with.
 HOSTILE_INFLIGHT_AREAS = count(quick=1_000, ci=10_000, soak=100_000)
 
@@ -127,3 +135,6 @@ STEPS_KILLED_OF_20 = count(quick=4, ci=20, soak=20)
 # document for each path.
 HOSTILE_HTTP = count(quick=100, ci=2_000, soak=20_000)
 OPENAPI_REQUESTS = count(quick=10, ci=100, soak=1_000)
+
+# Workers of `virtio-mem serve` that are killed under a guest that plugs and unplugs, for each format of ring.
+SERVE_KILLS = count(quick=20, ci=200, soak=2_000)

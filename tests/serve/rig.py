@@ -104,6 +104,9 @@ class Guest:
         if self.driver.needs_kick():
             frontend.vring(0).kick.signal()
 
+    def send_typed(self, frontend: Frontend, type_: RequestType, block: int = 0, nb_blocks: int = 1) -> None:
+        self.send(request_for(type_, block, nb_blocks), frontend)
+
     def receive(self) -> Response | None:
         """The next answer, if there is one."""
         used = self.driver.get_used()
@@ -124,7 +127,7 @@ class Guest:
 
     def ask(self, frontend: Frontend, type_: RequestType, block: int = 0, nb_blocks: int = 1) -> ResponseType:
         """Send a request and wait; what is granted is written to the guest's own books, and to its memory."""
-        self.send(request_for(type_, block, nb_blocks), frontend)
+        self.send_typed(frontend, type_, block, nb_blocks)
         return self.took(type_, block, nb_blocks, self.wait(frontend))
 
     def took(self, type_: RequestType, block: int, nb_blocks: int, response: Response) -> ResponseType:

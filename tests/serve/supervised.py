@@ -1,0 +1,113 @@
+"""`virtio-mem serve` in a process of its own whose workers are forked, so that another one is there within milliseconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.peers.processes import wait_until
+from vhost_user import unix_socket
+from vhost_user.errors import FieldError
+from vhost_user.supervisor import Supervisor, Worker
+from virtio_mem.serve.plan import ServePlan
+from virtio_mem.serve.worker import run
+
+
+class Supervised:
+    """The supervisor's process, and where it serves: `sockets` by zone, and the API's."""
+
+    def __init__(self, plan: ServePlan, directory: Path) -> None:
+        self.sockets = {zone.id: directory / f"{zone.id}.sock" for zone in plan.zones}
+        self.api_socket = directory / "api.sock"
+        self.listeners = {name: unix_socket.listen(path) for name, path in self.sockets.items()}
+        self.api = unix_socket.listen(self.api_socket) if plan.api else None
+        read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _in_child(lambda: self._supervise(plan, write))
+        os.close(write)
+        for listener in self.listeners.values():
+            listener.close()
+        if self.api is not None:
+            self.api.close()
+        self.workers = 0
+        ready = os.read(read, 1)
+        os.close(read)
+        assert ready == b"R", "no worker became ready; the traceback is above"
+
+    def _supervise(self, plan: ServePlan, write: int) -> None:
+        fds = {} if self.api is None else {"api": self.api.fileno()}
+        kept = {"plan": plan.encode()}
+        Supervisor(_fork_worker, self.listeners, kept, fds, on_ready=lambda: os.write(write, b"R")).run()
+
+    def worker(self) -> int | None:
+        """The worker's process, if there is one at this moment."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def kill_worker(self) -> None:
+        """SIGKILL for the worker of this moment, whatever it is doing."""
+        if (pid := self.worker()) is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def replace_worker(self) -> None:
+        """The same, and wait for another one."""
+        wait_until(lambda: self.worker() is not None, "a worker is there")
+        before = self.worker()
+        self.kill_worker()
+        wait_until(lambda: self.worker() not in (None, before), "another worker is there")
+
+    def upgrade(self) -> None:
+        """SIGHUP."""
+        os.kill(self.pid, signal.SIGHUP)
+
+    def end(self) -> int:
+        os.kill(self.pid, signal.SIGTERM)
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+
+def _fork_worker(control: socket.socket) -> int:
+    pid = os.fork()
+    if pid == 0:
+        _in_child(lambda: _work(control.dup()))
+    return pid
+
+
+def _work(control: socket.socket) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    worker = Worker.adopt(control)
+    with suppress(FieldError):  # the supervisor is gone
+        run(worker)
+
+
+def _in_child(work: Callable[[], None]) -> None:
+    """Never returns."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@contextmanager
+def supervised(plan: ServePlan, directory: Path) -> Iterator[Supervised]:
+    """A service that runs; ended by SIGTERM, and it ends well."""
+    service = Supervised(plan, directory)
+    try:
+        yield service
+    finally:
+        status = service.end()
+    assert status == 0
