@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,10 +71,21 @@ class Rig:
 
     def raw(self) -> socket.socket:
         """A client that has to speak HTTP by itself."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(20)
-        sock.connect(self.path)
-        return sock
+        deadline = time.monotonic() + 20
+        while True:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.settimeout(20)
+            try:
+                sock.connect(self.path)
+            except BlockingIOError:  # the backlog is full
+                sock.close()
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+                continue
+            except BaseException:
+                sock.close()
+                raise
+            return sock
 
     def ask(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Answer:
         """One request with a connection of its own; a body that is not bytes is sent as JSON."""

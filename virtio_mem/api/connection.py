@@ -1,6 +1,6 @@
 """One connection of the API: HTTP/1.1 by h11, and a limit on everything that a client could make last or grow.
 
-A request has REQUEST_SECONDS from its first byte to its last, its head at most MAX_HEAD bytes and its body MAX_BODY. A
+A request has REQUEST_SECONDS from its first byte to its last, its head about MAX_HEAD bytes and its body MAX_BODY. A
 connection may be idle between requests for IDLE_SECONDS. A piece of a reply has SEND_SECONDS to go out. Whatever breaks
 a limit, or HTTP's rules, gets an answer if it can be given one, and the connection ends.
 """
@@ -32,7 +32,7 @@ REQUEST_SECONDS = 10.0
 IDLE_SECONDS = 15.0
 SEND_SECONDS = 10.0
 
-_READ_SIZE = 16 << 10
+_READ_SIZE = 4 << 10
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1 << 20
 
@@ -95,7 +95,7 @@ class HttpConnection:
         if isinstance(head, h11.ConnectionClosed):
             return None
         assert isinstance(head, h11.Request), head
-        self._check_length(head)
+        self._check_head(head)
         body = bytearray()
         while not isinstance(event := self._next_event(), h11.EndOfMessage):
             if not isinstance(event, h11.Data):
@@ -142,10 +142,18 @@ class HttpConnection:
         return ApiError(HTTPStatus.REQUEST_TIMEOUT, "request", "incomplete", limit, "send it at once")
 
     @staticmethod
-    def _check_length(head: h11.Request) -> None:
-        for name, value in head.headers:
-            if name == b"content-length" and int(value) > MAX_BODY:
-                raise _too_large(value.decode("ascii"))
+    def _check_head(head: h11.Request) -> None:
+        """What HTTP allows, or h11, and we don't: other versions, two lengths for one body, and large ones."""
+        if head.http_version not in (b"1.0", b"1.1"):
+            version = f"HTTP/{head.http_version.decode('ascii')}"
+            raise ApiError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "version", version, "must be HTTP/1.1")
+        headers = dict(iter(head.headers))
+        length = headers.get(b"content-length")
+        if length is not None and b"transfer-encoding" in headers:
+            limit = "can't go with a Transfer-Encoding"
+            raise ApiError(HTTPStatus.BAD_REQUEST, "Content-Length", length.decode("ascii"), limit, "leave one out")
+        if length is not None and int(length) > MAX_BODY:
+            raise _too_large(length.decode("ascii"))
 
     def _gone(self) -> bool:
         """Whether the client has closed its end, or the server is about to close ours."""

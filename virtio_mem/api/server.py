@@ -10,9 +10,12 @@ listen to events may take most of the threads and never the last ones, so that `
 from __future__ import annotations
 
 import logging
+import math
 import select
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -32,12 +35,20 @@ except ImportError as error:  # pragma: no cover
 log = logging.getLogger(__name__)
 
 SOCKET_MODE = 0o600
-BACKLOG = 128
+BACKLOG = 512
 MAX_CONNECTIONS = 32
 MAX_LONG = 24
 """Connections that may be taken by requests that last."""
 
+REFUSED_SECONDS = 1.0
+"""How long a client that was refused may take to send its request and to read so: closed at once, the socket would
+break under the request that it is about to write, and it would not look for a reply."""
+
+MAX_REFUSED = 64
+"""Refused clients that are let linger; of more, the one that came first is closed."""
+
 _RETRY_MS = 1000
+_LOOK_MS = 100
 
 
 def listen(path: str | Path) -> socket.socket:
@@ -57,6 +68,7 @@ class ApiServer:
         self.refused = 0
         self._lock = threading.Lock()
         self._connections: dict[HttpConnection, threading.Thread] = {}
+        self._refused: deque[tuple[float, socket.socket]] = deque()
         self._long = 0
         with ExitStack() as undo:
             if isinstance(where, socket.socket):
@@ -95,7 +107,8 @@ class ApiServer:
         poll.register(self._listener, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while not self.stopping:
-            poll.poll()
+            poll.poll(_LOOK_MS if self._refused else None)
+            self._forget_refused(time.monotonic())
             try:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
@@ -104,26 +117,41 @@ class ApiServer:
                 log.warning("api: accept failed: %s", error)
                 select.poll().poll(_RETRY_MS)
                 continue
-            self._take(sock)
+            if not self._take(sock):
+                self._refuse(sock)
+        self._forget_refused(math.inf)
 
-    def _take(self, sock: socket.socket) -> None:
-        """Serve a client in a thread of its own, or tell it that there is no room."""
-        if len(self._connections) < MAX_CONNECTIONS and not self.stopping:
-            connection = HttpConnection(self, sock)
-            thread = threading.Thread(target=self._serve, args=(connection,), name="api-client", daemon=True)
+    def _take(self, sock: socket.socket) -> bool:
+        """Serve a client in a thread of its own, if there is room for it."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            return False
+        connection = HttpConnection(self, sock)
+        thread = threading.Thread(target=self._serve, args=(connection,), name="api-client", daemon=True)
+        with self._lock:
+            self._connections[connection] = thread
+        try:
+            thread.start()
+        except RuntimeError as error:  # the host has no thread left, or a limit
+            log.warning("api: %s", error)
             with self._lock:
-                self._connections[connection] = thread
-            try:
-                thread.start()
-                return
-            except RuntimeError as error:  # the host or a limit has no thread left
-                log.warning("api: %s", error)
-                with self._lock:
-                    del self._connections[connection]
+                del self._connections[connection]
+            return False
+        return True
+
+    def _refuse(self, sock: socket.socket) -> None:
+        """Tell a client that there is no room, without ever waiting for it."""
         self.refused += 1
-        with sock, suppress(OSError):
+        self._refused.append((time.monotonic() + REFUSED_SECONDS, sock))
+        with suppress(OSError):
             sock.setblocking(False)
             sock.send(_BUSY)
+            sock.shutdown(socket.SHUT_WR)
+        if len(self._refused) > MAX_REFUSED:
+            self._refused.popleft()[1].close()
+
+    def _forget_refused(self, now: float) -> None:
+        while self._refused and self._refused[0][0] <= now:
+            self._refused.popleft()[1].close()
 
     def _serve(self, connection: HttpConnection) -> None:
         try:
@@ -136,7 +164,9 @@ class ApiServer:
                 self._connections.pop(connection, None)
 
     def close(self) -> None:
-        """End every connection, and remove the socket if it is ours."""
+        """End every connection, and remove the socket if it is ours. Closing twice is allowed."""
+        if self.stopping:
+            return
         self.stopping = True
         self._wake.signal()
         self._thread.join()
