@@ -1,4 +1,4 @@
-"""`virtio-mem serve` in a process of its own whose workers are forked, so that another one is there within milliseconds."""
+"""`virtio-mem serve` in a process of its own whose workers are forked: the next one is there in a few milliseconds."""
 
 from __future__ import annotations
 
