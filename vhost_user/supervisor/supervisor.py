@@ -47,7 +47,8 @@ FREE_FAILURES = 5
 """Workers in a row that may die of nothing before the next one has to wait."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds before a worker is started, doubling from one failure to the next."""
+"""Seconds before a worker is started, doubling from one failure to the next; not after SIGKILL, which is mostly no
+mistake of the worker's."""
 
 SPARE_FDS = 128
 """Descriptors of the supervisor that are not a front end's: its own, and those that a worker has it keep."""
@@ -196,9 +197,9 @@ class Supervisor:
         idle = self._sessions.handled == self._handled_before and time.monotonic() - self._started_at < ENOUGH_LIFE
         settled = self._ready and not self._sessions.resuming
         self._sessions.died(KILLED if killed else CRASHED)
-        self._again(failed=idle and not (settled and killed))
+        self._again(failed=idle and not (settled and killed), longest=FIRST_PAUSE if killed else LONGEST_PAUSE)
 
-    def _again(self, *, failed: bool) -> None:
+    def _again(self, *, failed: bool, longest: float = LONGEST_PAUSE) -> None:
         """Start the next worker, now or after a while."""
         if self._stopping:
             self.loop.stop()
@@ -207,7 +208,7 @@ class Supervisor:
         if self._failures < FREE_FAILURES:
             self.loop.call_soon(self._start_worker)
             return
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self._failures - FREE_FAILURES))
+        pause = min(longest, FIRST_PAUSE * 2.0 ** min(self._failures - FREE_FAILURES, 16))
         log.error("%d workers ended without having done anything: the next one in %g s", self._failures, pause)
         self._restart = self.loop.call_later(pause, self._start_worker)
 
