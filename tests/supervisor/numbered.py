@@ -49,12 +49,15 @@ class Load:
 
     def step(self) -> None:
         """Send some, receive some."""
-        while self.guest.rng.random() < 0.8:
-            tell_answered(self.board, self.guest.number, False)
-            if not self.guest.send():
-                break
+        while self.guest.rng.random() < 0.8 and self.send():
+            pass
         self.ring.kick()
         self.receive()
+
+    def send(self, *, malformed: bool = True) -> bool:
+        """One more request; False where there is no room."""
+        tell_answered(self.board, self.guest.number, False)
+        return self.guest.send(malformed=malformed)
 
     def receive(self) -> int:
         """How many came back."""

@@ -81,6 +81,8 @@ def test_messages_while_workers_die(
     with service(tmp_path, Numbered) as supervised:
         with supervised.connect(features=features, protocol_features=protocol_features) as frontend:
             frontend.regions.share([rams[0].region])
+            if frontend.has(ProtocolFeature.INFLIGHT_SHMFD):
+                frontend.track_inflight(2, 256)
             ring = start_ring(frontend, rams[0], size=32)
             load = Load(ring, supervised.board, rng)
             with killing(supervised, rng):
