@@ -1,0 +1,142 @@
+"""A Linux guest on QEMU with a zone that `virtio-mem serve` serves, at 4 GiB; the guest's memory is a memfd of ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.linux.console import SHELL, Console
+from tests.peers.guest import make_initrd
+from tests.peers.processes import wait_until
+from tests.peers.qemu import Qemu, qemu
+from vhost_user.errors import Disconnected, HostError
+from vhost_user.units import GIB, MIB, ByteCount, HostOffset
+from virtio_mem.client import Client
+from virtio_mem.hostmem.files import data_size
+
+ROOT = Path(__file__).parents[2]
+BOOT_SIZE = 2 * GIB
+ZONE_SIZE = ByteCount(2 * GIB)
+MEMORY_BLOCK = 128 * MIB
+"""What Linux adds and takes away in one piece."""
+
+SECONDS_FOR_RESIZE = 60.0
+
+
+@dataclass
+class Service:
+    """`virtio-mem serve` with one zone, mem0."""
+
+    process: subprocess.Popen[str]
+    socket: Path
+    client: Client
+
+    def worker(self) -> int | None:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def kill_worker(self) -> None:
+        if (pid := self.worker()) is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def zone(self) -> dict[str, Any]:
+        (zone,) = self._patiently(lambda: self.client.info()["zones"])
+        return dict(zone)
+
+    def resize(self, size: int) -> None:
+        self._patiently(lambda: self.client.resize_zone("mem0", size))
+
+    def wait_for(self, size: int) -> None:
+        """Until so much is plugged."""
+        wait_until(lambda: self.zone()["plugged_size"] == size, f"{size} bytes are plugged", SECONDS_FOR_RESIZE)
+
+    @staticmethod
+    def _patiently(ask: Any) -> Any:
+        """Ask again where the worker is killed meanwhile."""
+        for _ in range(100):
+            with suppress(Disconnected, HostError):
+                return ask()
+            time.sleep(0.1)
+        return ask()
+
+
+@contextmanager
+def serving(directory: Path, options: str = "prefault=on", *arguments: str) -> Iterator[Service]:
+    socket, api = directory / "mem0.sock", directory / "api.sock"
+    zone = f"id=mem0,socket={socket},addr=4G,hotplug_size={ZONE_SIZE},{options}"
+    command = [sys.executable, "-m", "virtio_mem", "serve", "--zone", zone, "--api-socket", str(api), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (
+        (directory / "serve.log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n", (directory / "serve.log").read_text()
+            yield Service(process, socket, Client(str(api)))
+        finally:
+            process.terminate()
+            status = process.wait(20)
+            sys.stdout.write(f"--- serve:\n{(directory / 'serve.log').read_text()[-20_000:]}\n")
+        assert status == 0
+
+
+@dataclass
+class Machine:
+    """A guest that is up. `memory` is the memfd that all of its memory is."""
+
+    vm: Qemu
+    console: Console
+    service: Service
+    memory: int
+    total_at_boot: int = 0
+
+    def held(self) -> int:
+        """Bytes that the host holds for the zone."""
+        return data_size(self.memory, HostOffset(BOOT_SIZE), ZONE_SIZE)
+
+    def check(self, size: int) -> None:
+        """Guest, device and host agree that so much is plugged, to the byte."""
+        zone, console = self.service.zone(), self.console
+        assert zone["plugged_size"] == zone["requested_size"] == size
+        assert self.held() == size == zone["held"]
+        wait_until(lambda: console.hotplugged() == size, f"/proc/iomem has {size} bytes")
+        assert console.memory_total() - self.total_at_boot == size
+        said = console.kernel_log()
+        assert said["requested size"] == size
+        assert console.complaints() == ""
+
+
+@contextmanager
+def linux(directory: Path, service: Service, *, driver: bool = True) -> Iterator[Machine]:
+    """Boots, and loads virtio_mem unless told not to."""
+    memory = os.memfd_create("guest", os.MFD_CLOEXEC)
+    os.ftruncate(memory, BOOT_SIZE + ZONE_SIZE)
+    size = (BOOT_SIZE + ZONE_SIZE) >> 20
+    script = f"total=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)\n{SHELL}"
+    backend = f"memory-backend-file,id=ram0,size={size}M,share=on,mem-path=/proc/self/fd/{memory}"
+    device = "vhost-user-test-device-pci,chardev=c0,virtio-id=24,num_vqs=1,vq_size=128,config_size=56"
+    try:
+        with qemu(
+            directory,
+            *("-machine", "q35,accel=tcg,memory-backend=ram0", "-m", f"{size}M", "-object", backend),
+            *("-chardev", f"socket,id=c0,path={service.socket}", "-device", device),
+            initrd=make_initrd(directory, script, ["virtio_mem"]),
+            append=f"mem={BOOT_SIZE >> 20}M memhp_default_state=online_movable",
+            memory=None,
+            pass_fds=(memory,),
+        ) as vm:
+            machine = Machine(vm, Console(vm), service, memory)
+            machine.console.wait_until_up()
+            yield machine
+    finally:
+        os.close(memory)
