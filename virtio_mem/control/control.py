@@ -41,11 +41,13 @@ _EVENTS = {State.REACHED: "reached", State.SUPERSEDED: "superseded", State.STALL
 class Hooks:
     """What a machine does besides: `pause` is called before the devices are paused, `resume` after they were resumed.
 
-    HostError where that fails; a pause that fails leaves the devices as they were.
+    HostError where that fails; a pause that fails leaves the devices as they were. `system_reset` resets the machine
+    itself, on which `Control.machine_was_reset` is called, and returns what that returned; None where nothing can.
     """
 
     pause: Callable[[], None] = nothing
     resume: Callable[[], None] = nothing
+    system_reset: Callable[[], bool] | None = None
 
 
 class Control:
@@ -103,7 +105,7 @@ class Control:
                 guest_numa_id=zone.plan.guest_numa_id,
                 notify=partial(notify, zone.id) if notify else nothing,
                 connected=connected,
-                options=zone_options(zone),
+                options=zone_options(zone.plan),
             )
             for zone in manager.zones.values()
         ]
@@ -174,6 +176,10 @@ class Control:
         self._hooks.resume()
 
     def system_reset(self) -> bool:
+        """Reset the machine, or where nothing here can, take it for reset already; see `machine_was_reset`."""
+        return self.machine_was_reset() if self._hooks.system_reset is None else self._hooks.system_reset()
+
+    def machine_was_reset(self) -> bool:
         """The machine was reset: every block is unplugged. False where the host refused to, or a device is paused."""
         resets = [service.system_reset() for _, service in self._devices()]
         done = all(resets)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from virtio_mem.config import HotplugMethod, VmMemoryConfig
-from virtio_mem.managed_zone import ManagedZone
+from virtio_mem.config import HotplugMethod, VmMemoryConfig, ZonePlan
 
 _METHODS = {HotplugMethod.ACPI: "Acpi", HotplugMethod.VIRTIO_MEM: "VirtioMem"}
 
 
-def zone_options(zone: ManagedZone) -> dict[str, Any]:
+def zone_options(plan: ZonePlan) -> dict[str, Any]:
     """The options of one zone, without its sizes; those without a value are left out."""
-    spec = zone.plan.spec
+    spec = plan.spec
     options = {
         "file": None if spec.file is None else str(spec.file),
         "mergeable": spec.mergeable,

@@ -35,11 +35,13 @@ def serve(
     api_socket: str | Path | None = None,
     worker: Sequence[str] = WORKER,
     prepare: Callable[[Supervisor], object] = lambda _: None,
+    announce: Callable[[], object] | None = None,
 ) -> int:
     """Serve the plan's zones at `sockets`, by id, until SIGTERM or SIGINT; the exit status.
 
     `worker` is the command that starts one: that of a module which calls `worker.run` with an extension, say.
     `prepare` is called with the supervisor before it runs, for children and files of the caller's that it is to watch.
+    `announce` is called when all listens, in place of `ready()`.
     HostError where a socket or the state directory can't be had; UsageError where something else is at its place.
     """
     log_to_stderr(plan.verbose)
@@ -54,7 +56,7 @@ def serve(
             for zone in plan.zones:
                 listeners[zone.id] = listening.enter_context(unix_socket.listen(sockets[zone.id]))
             listening.pop_all()  # the supervisor's from here on
-        supervisor = Supervisor(worker, listeners, {"plan": plan.encode()}, kept_fds, on_ready=ready)
+        supervisor = Supervisor(worker, listeners, {"plan": plan.encode()}, kept_fds, on_ready=announce or ready)
         prepare(supervisor)
         status = supervisor.run()
         notify_service_manager("STOPPING=1")

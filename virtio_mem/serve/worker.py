@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vhost_user.backend import Server
 from vhost_user.errors import FieldError, UsageError
@@ -27,7 +27,7 @@ from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.serve.state import state_size
 
 if TYPE_CHECKING:
-    from virtio_mem.control import Control, Hooks
+    from virtio_mem.control import Control, ControlledZone, Hooks
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,10 @@ class Extension:
         """What `vm.pause` and `vm.resume` do besides."""
         return None
 
+    def control_options(self, zones: Sequence[ControlledZone]) -> dict[str, Any]:
+        """What the control of these zones is made with."""
+        return {"zones": zones}
+
     def begin(self, serving: Serving, stack: ExitStack) -> None:
         """Add to what is served."""
 
@@ -78,7 +82,7 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
         polls: list[Callable[[float], None]] = [device.poll for device in devices]
         control: Control | None = None
         if plan.api:
-            control = stack.enter_context(_control(plan, devices, worker, extension.hooks()))
+            control = stack.enter_context(_control(plan, devices, worker, extension))
             polls = [control.poll]  # which polls the devices
         extension.begin(Serving(plan, worker, server, devices, control), stack)
         if control is not None:
@@ -100,7 +104,7 @@ def _device(plan: ServePlan, zone: ServedZone, worker: Worker) -> MemDevice:
     return MemDevice(zone, worker.fds[kept].fileno())
 
 
-def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, hooks: Hooks | None) -> Control:
+def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, extension: Extension) -> Control:
     from virtio_mem.control import Control, ControlledZone  # noqa: PLC0415 - for those who have an API
 
     def zone(device: MemDevice) -> ControlledZone:
@@ -117,9 +121,9 @@ def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, hook
         )
 
     control = Control(
-        map(zone, devices),
+        **extension.control_options([zone(device) for device in devices]),
         user_zones=plan.user_zones,
-        hooks=hooks,
+        hooks=extension.hooks(),
         save=lambda data: worker.put(_CONTROL, data),
     )
     if _CONTROL in worker.bytes:

@@ -1,0 +1,85 @@
+"""`virtio-mem boot`: a Linux guest whose memory is ours and whose processors are QEMU's."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLE = """\
+A guest with 1 GiB, and up to 2 GiB more by virtio-mem, 512 MiB of them at once; no kernel is named, so it is the one
+that scripts/peers got, with a shell on this terminal (Ctrl-A x ends it):
+
+  virtio-mem boot --memory size=1G,shared=on,hotplug_method=virtio-mem,hotplug_size=2G,hotplugged_size=512M \\
+                  --api-socket /tmp/mem.api
+
+  virtio-mem resize 2G --wait --api-socket /tmp/mem.api        (in another terminal)
+
+Two zones on two NUMA nodes:
+
+  virtio-mem boot --cpus boot=2 --memory size=0,hotplug_method=virtio-mem \\
+      --memory-zone id=mem0,size=512M,shared=on,hotplug_size=1G id=mem1,size=512M,shared=on,hotplug_size=1G \\
+      --numa guest_numa_id=0,cpus=[0],memory_zones=mem0,distances=[1@15] guest_numa_id=1,cpus=[1],memory_zones=mem1 \\
+      --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0 memhp_default_state=online_movable"
+"""
+
+_MORE = """\
+--memory, --memory-zone, --numa and --cpus have Cloud Hypervisor's keys. Memory has to be shared (shared=on, or huge
+pages): QEMU is another process. A NUMA node has boot memory of one zone at most. QEMU has to be 10.2 or later.
+
+The memory is laid out so that what is not plugged comes last, and the guest is kept away from it by mem= on its command
+line, which is added to --cmdline (and numa=off, without --numa). The guest's kernel needs the driver virtio_mem. If it
+is built in and no module, use --hide-by memmap: such a driver comes before the kernel lifts the limit of mem=.
+
+What comes after -- is added to QEMU's command line, disks for example:
+
+  virtio-mem boot --memory size=1G,shared=on -- -drive file=disk.raw,format=raw,if=virtio
+
+signals:
+  TERM, INT   end QEMU, then this
+  HUP         start the code that serves the devices anew, as after an upgrade; the guest does not notice
+
+exit status: QEMU's, which is 0 when the guest powers off
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.epilog = f"{EXAMPLE}\n{_MORE}"
+    parser.add_argument("--cpus", default="boot=1", metavar="boot=N", help="the guest's processors (boot=1)")
+    parser.add_argument("--memory", default=None, metavar="KEY=VALUE,...", help="all memory, or size=0 and zones")
+    parser.add_argument("--memory-zone", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...")
+    parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...")
+    parser.add_argument("--kernel", metavar="FILE", help="a bzImage (the one of scripts/peers)")
+    parser.add_argument("--initrd", metavar="FILE", help="an initrd (busybox with a shell, if --kernel is left out)")
+    parser.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line, to which more is added")
+    parser.add_argument("--hide-by", choices=("mem", "memmap"), default="mem", help="see below (mem)")
+    parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto", help="KVM where it is there (auto)")
+    parser.add_argument("--qemu", metavar="PATH", help="QEMU's program (that in PATH, or that of scripts/peers)")
+    parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say who asked what; twice: each message")
+    parser.add_argument("extra", nargs="*", metavar="-- QEMU'S OPTIONS", help="added to QEMU's command line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Boot; the exit status is QEMU's."""
+    # Not before the arguments are known to be good: --help is for people who wait.
+    from virtio_mem.boot.cpus import CpusConfig  # noqa: PLC0415
+    from virtio_mem.boot.machine import DEFAULT_CMDLINE, BootOptions, boot  # noqa: PLC0415
+    from virtio_mem.config import VmMemoryConfig  # noqa: PLC0415
+    from virtio_mem.config.vm import DEFAULT_MEMORY  # noqa: PLC0415
+
+    memory = arguments.memory or (DEFAULT_MEMORY + ",shared=on")
+    return boot(
+        BootOptions(
+            config=VmMemoryConfig.from_options(memory, arguments.memory_zone, arguments.numa),
+            cpus=CpusConfig.parse(arguments.cpus),
+            kernel=arguments.kernel,
+            initrd=arguments.initrd,
+            cmdline=DEFAULT_CMDLINE if arguments.cmdline is None else arguments.cmdline,
+            accel=arguments.accel,
+            qemu=arguments.qemu,
+            api_socket=arguments.api_socket,
+            hide_by=arguments.hide_by,
+            verbose=arguments.verbose,
+            extra=arguments.extra,
+        )
+    )
