@@ -318,11 +318,38 @@ def test_configuration_is_read_and_written() -> None:
 
 def test_a_change_of_configuration_is_told() -> None:
     with pair() as both:
+        start_ring(both.frontend, both.ram)
         for expected in (1, 2):
             both.endpoint.config_changed()
             while both.frontend.channel is None or both.frontend.channel.config_changes < expected:
                 both.frontend.requests.confirm()
                 both.frontend.serve_channel()
+
+
+def test_a_change_of_configuration_is_not_told_while_all_rings_are_stopped() -> None:
+    with pair() as both:
+        channel = both.frontend.channel
+        assert channel is not None
+        ring = start_ring(both.frontend, both.ram, enabled=False)
+        for _ in range(2):
+            both.endpoint.config_changed()
+        for _ in range(10):
+            both.frontend.requests.confirm()
+            both.frontend.serve_channel()
+        assert channel.config_changes == 0
+        ring.vring.enable()
+        while channel.config_changes < 1:
+            both.frontend.requests.confirm()
+            both.frontend.serve_channel()
+        base = ring.vring.stop()
+        both.endpoint.config_changed()
+        both.frontend.requests.confirm()
+        both.frontend.serve_channel()
+        assert channel.config_changes == 1
+        ring.vring.start(ring.layout, base)
+        while channel.config_changes < 2:
+            both.frontend.requests.confirm()
+            both.frontend.serve_channel()
 
 
 def test_a_device_without_configuration_or_state_does_not_offer_them() -> None:

@@ -62,6 +62,11 @@ class RingHandlers:
         """Whether a ring runs."""
         return any(vring.started for vring in self.vrings)
 
+    @property
+    def any_running(self) -> bool:
+        """Whether a ring is started and enabled."""
+        return any(vring.started and vring.enabled for vring in self.vrings)
+
     def within(self, address: int, size: int) -> Vring | None:
         """A running ring of which a part lies in a range of guest memory."""
         for vring in self.vrings:

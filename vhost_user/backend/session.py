@@ -117,6 +117,7 @@ class Session:
         }
         self.accepted: Callable[[FrontendRequest, Any], None] = lambda *_: None
         """Called after each message that was not refused, with its payload: see journal.py."""
+        self._config_due = False
         device.connected()
 
     def handle(self, received: Received) -> Answer | Deferred | None:
@@ -136,6 +137,8 @@ class Session:
                 request = FrontendRequest(header.request)
                 answer = self._handlers[request](payload, received.fds)
                 self.accepted(request, payload)
+                if self._config_due:
+                    self.config_changed()
             except FieldError as error:
                 if isinstance(error, Disconnected) or not wants_ack or (spec and spec.reply is Reply.ALWAYS):
                     error.locate(name)
@@ -245,8 +248,13 @@ class Session:
         self.device.set_status(payload.value)
 
     def config_changed(self) -> None:
-        """Tell the front end that the configuration space is not as it was, if it asked for a channel to be told by."""
-        if self.channel is None or ProtocolFeature.CONFIG not in self._acked:
+        """Tell the front end that the configuration space is not as it was, if it asked for a channel to be told by.
+
+        Not while all rings are stopped: then a back end sends nothing, by the document, and QEMU 11.1 crashes if it
+        does. The front end is told once one is started and enabled.
+        """
+        self._config_due = not self.rings.any_running
+        if self._config_due or self.channel is None or ProtocolFeature.CONFIG not in self._acked:
             return
         try:
             self.channel.send(BackendRequest.CONFIG_CHANGE_MSG)
