@@ -1,0 +1,1 @@
+"""What `scripts/bench` measures: ours and the peer, or the limit, in turn in one run. No test asserts a time."""

@@ -1,0 +1,108 @@
+"""Pairs of measurements taken in turn, and the table that they make."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `ratio` is ours to theirs, the median over pairs; `low` and `high` are the pairs' quartiles.
+
+    `ours` and `theirs` are medians in `unit`; `theirs` and the ratio are None where a limit is a plain number.
+    """
+
+    what: str
+    against: str
+    unit: str
+    ours: float
+    theirs: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+    goal: str
+    met: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def in_turn(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
+    """`pairs` of both; who goes first alternates, so that neither always finds the machine warm."""
+    found = []
+    for number in range(pairs):
+        if number % 2:
+            other = theirs()
+            found.append((ours(), other))
+        else:
+            mine = ours()
+            found.append((mine, theirs()))
+    return found
+
+
+def ratio_row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, float]], most: float) -> Row:
+    """The goal is a ratio of at most `most`."""
+    ratios = sorted(mine / other for mine, other in pairs)
+    median = statistics.median(ratios)
+    low, high = _quartiles(ratios)
+    ours, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
+    return Row(what, against, unit, ours, theirs, median, low, high, len(pairs), f"at most {most:g} x", median <= most)
+
+
+def limit_row(what: str, unit: str, values: Iterable[float], most: float) -> Row:
+    """The goal is at most `most`, in `unit`."""
+    found = sorted(values)
+    median, (low, high) = statistics.median(found), _quartiles(found)
+    return Row(
+        what,
+        f"{low:.4g} to {high:.4g}",
+        unit,
+        median,
+        None,
+        None,
+        low,
+        high,
+        len(found),
+        f"at most {most:g}",
+        median <= most,
+    )
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as text."""
+    lines = [("what", "against", "ours", "theirs", "ratio", "quartiles", "pairs", "goal", "")]
+    for row in rows:
+        ratio = quartiles = theirs = ""
+        if row.theirs is not None:
+            theirs = f"{row.theirs:.4g} {row.unit}"
+            ratio, quartiles = f"{row.ratio:.2f}", f"{row.low:.2f} to {row.high:.2f}"
+        goal = row.goal if row.theirs is not None else f"{row.goal} {row.unit}"
+        ours = f"{row.ours:.4g} {row.unit}"
+        lines.append(
+            (
+                row.what,
+                row.against,
+                ours,
+                theirs,
+                ratio,
+                quartiles,
+                str(row.pairs),
+                goal,
+                "met" if row.met else "MISSED",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
