@@ -221,7 +221,13 @@ def test_iterating_ends_with_the_events() -> None:
     subscription = events.subscribe()
     for kind in ("paused", "resumed"):
         events.publish(kind)
-    timer = threading.Timer(0.05, lambda: (events.wake(), events.publish("plugged"), events.close()))
+
+    def end() -> None:
+        events.wake()
+        events.publish("plugged")
+        events.close()
+
+    timer = threading.Timer(0.05, end)
     timer.start()
     assert [event.kind for event in subscription] == ["paused", "resumed", "plugged"]
 

@@ -200,7 +200,12 @@ def test_waiting_ends_when_the_one_who_waits_gives_up() -> None:
     operations = Operations()
     operation, _ = operations.start("z", total(1), total(0), BLOCK, time.monotonic())
     given_up = threading.Event()
-    timer = threading.Timer(0.05, lambda: (given_up.set(), operations.wake()))
+
+    def give_up() -> None:
+        given_up.set()
+        operations.wake()
+
+    timer = threading.Timer(0.05, give_up)
     timer.start()
     start = time.monotonic()
     found = operations.wait(operation.id, 60, lambda: None, given_up.is_set)
