@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -47,15 +48,26 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
 
 
 class Machine:
-    """A machine's memory and its API, in this process. `socket` is the API's."""
+    """A machine's memory and its API, in this process.
 
-    def __init__(self, options: str, api_socket: Path | socket) -> None:
+    With `before` it takes that machine's place: it has its operations and its targets, and none of its memory.
+    """
+
+    def __init__(self, options: str, api_socket: Path | socket, *, before: Machine | None = None) -> None:
         self._undo = ExitStack()
         with ExitStack() as undo:
             self.manager = undo.enter_context(MemoryManager(VmMemoryConfig.parse(options)))
             self.control = undo.enter_context(Control.from_manager(self.manager))
+            if before is not None:
+                self.control.load(before.saved())
+                for zone in self.manager.zones:
+                    self.service(zone).resize(before.service(zone).device.requested_size)
             undo.enter_context(ApiServer(self.control, api_socket))
             self._undo = undo.pop_all()
+
+    def saved(self) -> bytes:
+        """What a control saves for the next process."""
+        return json.dumps({"paused": False, "operations": self.control.operations.dump()}).encode()
 
     def service(self, zone: str) -> DeviceService:
         service = self.manager.zones[zone].service

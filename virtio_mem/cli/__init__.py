@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vhost_user.errors import FieldError, UsageError
+from virtio_mem.picture.spans import printable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -85,6 +87,8 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, or the process's; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the output's encoding lacks is written as an escape
     name = f"virtio-mem {arguments[0]}" if arguments and arguments[0] in SUBCOMMANDS else "virtio-mem"
     try:
         status = _run(arguments)
@@ -135,7 +139,7 @@ def _help() -> None:
 
 
 def _say(name: str, error: Exception, status: int) -> int:
-    line = " ".join(str(error).split())
+    line = printable(" ".join(str(error).split()))
     sys.stderr.write(f"{name}: {line}\n")
     return status
 

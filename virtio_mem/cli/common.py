@@ -35,14 +35,13 @@ def add_api_socket(parser: argparse.ArgumentParser) -> None:
 class Screen:
     """Standard output: `console` is rich's where it is a terminal and rich is there, else None, for plain letters.
 
-    `width` columns, or the terminal's. Letters that the output's encoding lacks are written as escapes.
+    `width` columns, or the terminal's.
     """
 
     def __init__(self, width: int | None = None) -> None:
         self.width = width or shutil.get_terminal_size().columns
         self.console = _console(width) if sys.stdout.isatty() else None
         self.glyphs = UNICODE if self.console is not None and _has_blocks(sys.stdout.encoding) else ASCII
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
     def show(self, lines: Iterable[Line]) -> None:
         """Write lines."""

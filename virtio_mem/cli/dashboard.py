@@ -31,7 +31,7 @@ _BESIDE_BAR = 14
 def dashboard(feed: Feed, width: int, glyphs: Glyphs) -> list[Line]:
     """All lines, for a terminal of `width` columns."""
     margin = max([4, *map(len, feed.samples)]) + 2
-    lines = [_heading(feed)]
+    lines = _heading(feed)
     for name, sample in feed.samples.items():
         lines += [[], *_zone(name, sample, margin, width, glyphs)]
     entries = feed.log.last(EVENTS_SHOWN)
@@ -40,12 +40,18 @@ def dashboard(feed: Feed, width: int, glyphs: Glyphs) -> list[Line]:
     return lines
 
 
-def _heading(feed: Feed) -> Line:
-    clock = time.strftime("%H:%M:%S")
-    line = [Span("virtio-mem watch", Role.NAME), Span(f"  {feed.client.path}  {clock}", Role.QUIET)]
+def _heading(feed: Feed) -> list[Line]:
+    """The title, and whether the server is there: of a narrow terminal's line only the path's end is lost."""
+    state = Span("connected", Role.QUIET)
     if feed.gone:
-        return [*line, Span("  the server has gone", Role.BAD)]
-    return [*line, Span(f"  reconnecting: {feed.trouble}", Role.BAD)] if feed.reconnecting else line
+        state = Span("the server has gone", Role.BAD)
+    elif feed.reconnecting:
+        state = Span(f"reconnecting: {feed.trouble}", Role.BAD)
+    clock = time.strftime("%H:%M:%S")
+    return [
+        [Span("virtio-mem watch", Role.NAME), Span(f"  {feed.client.path}", Role.QUIET)],
+        [Span(f"{clock}  "), state],
+    ]
 
 
 def _zone(name: str, sample: Sample, margin: int, width: int, glyphs: Glyphs) -> list[Line]:

@@ -15,11 +15,11 @@ from vhost_user.errors import FieldError, HostError, PeerError
 from virtio_mem.cli.event_log import EventLog
 from virtio_mem.client import Client, NoServer
 
-GRACE = 2.0
+GRACE = 1.5
 """Seconds without a listening socket after which the server counts as gone. A service that is restarted is back within
 one; one whose supervisor lives never stops listening."""
 
-POLL_PATIENCE = 2.0
+POLL_PATIENCE = 1.0
 RETRY = 0.2
 """Seconds: for an answer, and between two tries to connect."""
 
@@ -87,11 +87,11 @@ class Feed:
     # Events.
 
     def listen(self) -> None:
-        """Take events in, in a thread that lasts as long as the process."""
+        """Take events in, those first that the server still knows, in a thread that lasts as long as the process."""
         threading.Thread(target=self._listen, name="events", daemon=True).start()
 
     def _listen(self) -> None:
-        after = None
+        after = 0
         while not self.gone:
             try:
                 for event in self.client.events(after=after):

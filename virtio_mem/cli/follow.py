@@ -14,6 +14,7 @@ from virtio_mem.cli.outcome import FINAL, STATUS, outcome
 from virtio_mem.client import Client, NoServer, NotNow
 from virtio_mem.config.values import SIZE
 from virtio_mem.picture.sizes import human_size, human_time
+from virtio_mem.picture.spans import printable
 
 MANNER = """SIZE is in bytes, or a number with K, M, G or T; what is beyond boot memory must
 be whole blocks.
@@ -60,15 +61,19 @@ def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     seconds = None if wait is None else _seconds(wait)
     number = resize()
     operation = client.operation(number)
-    sys.stdout.write(f"operation {number}: {operation['zone']} to {outcome(operation)}\n")
-    sys.stdout.flush()
+    _say(operation)
     if wait is None:
         return 0
     began = _state(operation)
     operation = _follow(client, number, operation, seconds)
     if _state(operation) != began or began not in FINAL:
-        sys.stdout.write(f"operation {number}: {operation['zone']} to {outcome(operation)}\n")
+        _say(operation)
     return STATUS.get(_state(operation), STATUS["stalled"])
+
+
+def _say(operation: dict[str, Any]) -> None:
+    sys.stdout.write(printable(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}") + "\n")
+    sys.stdout.flush()
 
 
 def _seconds(text: str) -> float | None:
@@ -131,7 +136,7 @@ class _Progress:
         verdict = operation["verdict"] if _state(operation) != "running" else human_time(operation["seconds"])
         size, target, rate = (human_size(operation[name]) for name in ("plugged", "target", "rate"))
         line = f"{operation['zone']}: {size} of {target}, {rate}/s, {verdict}"
-        sys.stdout.write(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+        sys.stdout.write(f"\r{printable(line)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
         sys.stdout.flush()
 
     def clear(self) -> None:

@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.suffix not in FORMATS:
         raise UsageError("--output", output, f"a file whose name ends in {' or '.join(FORMATS)}", "name it map.svg")
+    if output is not None and not output.parent.is_dir():
+        raise UsageError("--output", output, f"{output.parent} is no directory", "choose another place")
     client = Client(arguments.api_socket)
     zones = [(name, client.blocks(name, addr)) for name, addr in _zones(client, arguments.zone)]
     if output is not None:

@@ -13,7 +13,7 @@ from virtio_mem.cli.common import Screen, add_api_socket, teach
 from virtio_mem.cli.dashboard import dashboard, event_line, summary
 from virtio_mem.cli.feed import POLL_PATIENCE, Feed
 from virtio_mem.client import Client
-from virtio_mem.picture.spans import plain
+from virtio_mem.picture.spans import plain, printable
 
 DOES = """Follow a machine's memory: for each zone a bar, bytes plugged and bytes that the
 host really holds, requests a second by answer, the resize under way with its
@@ -92,7 +92,7 @@ def _write_text(feed: Feed) -> None:
         lines.append(f"{clock}  reconnecting: {feed.trouble}")
     else:
         lines += [f"{clock}  {summary(name, sample)}" for name, sample in feed.samples.items()]
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def _show(feed: Feed, interval: float, screen: Screen) -> None:

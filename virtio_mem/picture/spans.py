@@ -37,9 +37,16 @@ class Span(NamedTuple):
 Line = list[Span]
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey rather than show: names and reasons come from elsewhere."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def plain(line: Line) -> str:
     """The line as text, without blanks at its end."""
-    return "".join(span.text for span in line).rstrip()
+    return "".join(printable(span.text) for span in line).rstrip()
 
 
 def width_of(line: Line) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from virtio_mem.picture.spans import Line, Role
+from virtio_mem.picture.spans import Line, Role, printable
 
 STYLES: dict[Role, str] = {
     Role.PLUGGED: "#2f81f7",
@@ -28,4 +28,4 @@ STYLES: dict[Role, str] = {
 
 def coloured(line: Line) -> Text:
     """The line for rich to print."""
-    return Text.assemble(*((text, STYLES[role]) for text, role in line), no_wrap=True, overflow="crop")
+    return Text.assemble(*((printable(text), STYLES[role]) for text, role in line), no_wrap=True, overflow="crop")

@@ -1,0 +1,141 @@
+"""`virtio-mem resize` and `resize-zone`: each end has its words and its exit status."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.rig import ONE_ZONE, Machine, command, run, until
+from tests.cli.terminal import Terminal
+from vhost_user.units import MIB
+from virtio_mem import operation
+
+ZONE = ("resize-zone", "--api-socket")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resize counts as stalled after half a second."""
+    monkeypatch.setattr(operation, "STALL_SECONDS", 0.5)
+
+
+def test_a_size_is_taken(machine: Machine, api: str) -> None:
+    done = run(*ZONE, api, "mem0", "128M")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "operation 1: mem0 to 128 MiB: running for 0 s, 64 MiB now\n"
+    assert machine.service("mem0").device.requested_size == 64 * MIB
+
+
+def test_the_whole_machine(api: str) -> None:
+    with Machine(ONE_ZONE, Path(api)) as machine, machine.guest("mem0"):
+        done = run("resize", "--api-socket", api, str(128 * MIB), "--wait")
+        assert done.returncode == 0
+        assert "operation 1: mem0 to 128 MiB: reached 128M in " in done.stdout.splitlines()[-1]
+        assert machine.service("mem0").device.plugged_size == 64 * MIB
+
+
+def test_up_and_down_again(machine: Machine, api: str) -> None:
+    with machine.guest("mem0"):
+        for size, blocks in (("1G", 480), ("64M", 0), ("64M", 0)):
+            assert run(*ZONE, api, "mem0", size, "--wait", "10").returncode == 0
+            assert machine.service("mem0").device.blocks.plugged == blocks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["mem0", "65M"], "desired_ram=68157440: its boot size, 67108864, and whole blocks of 2M; the nearest are"),
+        (["mem0", "3G"], "desired_ram=3221225472: from its boot size, 67108864, to 2214592512 bytes"),
+        (["mem0", "0"], "desired_ram=0: from its boot size"),
+        (["mem2", "1G"], "id=mem2: one of mem0, mem1; name a zone that there is"),
+    ],
+)
+def test_a_size_that_cannot_be(machine: Machine, api: str, arguments: list[str], error: str) -> None:
+    before = machine.control.info()
+    done = run(*ZONE, api, *arguments, "--wait")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert error in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert machine.control.info() == before
+
+
+def test_a_machine_with_zones_has_no_size(machine: Machine, api: str) -> None:
+    done = run("resize", "--api-socket", api, "1G")
+    assert done.returncode == 2
+    assert "a machine with memory zones has no size of its own to set" in done.stderr
+
+
+def test_a_guest_that_stalls(machine: Machine, api: str, impatient: None) -> None:
+    machine.control.resize_zone("mem0", 128 * MIB)
+    machine.plug("mem0", 0, 29)
+    done = run(*ZONE, api, "mem0", "128M", "--wait")
+    assert done.returncode == 3
+    last = done.stdout.splitlines()[-1]
+    assert last == "operation 1: mem0 to 128 MiB: stalled for 1 s: the guest refuses 3 blocks, 122 MiB now"
+
+
+def test_time_that_runs_out(machine: Machine, api: str) -> None:
+    done = run(*ZONE, api, "mem0", "128M", "--wait", "0.2")
+    assert done.returncode == 3
+    assert "running for" in done.stdout.splitlines()[-1]
+
+
+def test_all_of_the_time_is_given_to_a_guest_that_stalls(machine: Machine, api: str, impatient: None) -> None:
+    with subprocess.Popen(command(*ZONE, api, "mem0", "128M", "--wait", "30"), stdout=subprocess.PIPE) as waiting:
+        until(lambda: (machine.control.poll(0), machine.control.operations.get(1) or {})[1].get("state") == "stalled")
+        assert waiting.poll() is None
+        with machine.guest("mem0"):
+            assert waiting.wait(10) == 0
+
+
+def test_a_host_that_refuses(machine: Machine, api: str, impatient: None) -> None:
+    machine.control.pause()
+    done = run(*ZONE, api, "mem0", "128M", "--wait")
+    assert done.returncode == 4
+    assert "refused for 1 s: the device is paused" in done.stdout.splitlines()[-1]
+
+
+def test_another_size_meanwhile(machine: Machine, api: str) -> None:
+    waiting = subprocess.Popen(command(*ZONE, api, "mem0", "128M", "--wait"), stdout=subprocess.PIPE, text=True)
+    with waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline()
+        machine.control.resize_zone("mem0", 192 * MIB)
+        assert "superseded" in waiting.stdout.read()
+    assert waiting.returncode == 5
+
+
+def test_ctrl_c_leaves_the_resize_alone(machine: Machine, api: str) -> None:
+    waiting = subprocess.Popen(command(*ZONE, api, "mem0", "128M", "--wait"), stdout=subprocess.PIPE, text=True)
+    with waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline()
+        waiting.send_signal(signal.SIGINT)
+    assert waiting.returncode == 128 + signal.SIGINT
+    assert machine.service("mem0").device.requested_size == 64 * MIB
+
+
+def test_progress_on_a_terminal(machine: Machine, api: str) -> None:
+    with Terminal(*ZONE, api, "mem0", "128M", "--wait") as terminal, machine.guest("mem0", blocks_a_second=40):
+        terminal.until("MiB of 128 MiB, ")
+        assert terminal.end() == 0
+        first, last, *rest = terminal.text.splitlines()
+        assert first.startswith("operation 1: mem0 to 128 MiB: running for 0 s, ")
+        assert last.startswith("operation 1: mem0 to 128 MiB: reached 128M in ")
+        assert "".join(rest) == ""
+
+
+def test_a_server_that_is_replaced_meanwhile(api: str) -> None:
+    """The next one knows the operation, since it was saved."""
+    first = Machine(ONE_ZONE, Path(api))
+    resize = command("resize", "--api-socket", api, "128M", "--wait")
+    with subprocess.Popen(resize, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout
+        assert waiting.stdout.readline()
+        first.close()
+        with Machine(ONE_ZONE, Path(api), before=first) as second, second.guest("mem0"):
+            assert "reached 128M in" in waiting.stdout.read()
+    assert waiting.returncode == 0

@@ -1,0 +1,203 @@
+"""`virtio-mem watch`: what happens is seen, on a terminal, as text, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.rig import TWO_ZONES, Machine, command, run
+from tests.cli.terminal import Terminal
+from vhost_user.units import MIB
+from virtio_mem import operation
+from virtio_mem.api.server import listen
+from virtio_mem.protocol import RequestType
+
+FAST = ("--interval", "0.05")
+
+
+@pytest.fixture
+def watch(api: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `virtio-mem watch`, whose output is piped."""
+    with ExitStack() as stack:
+
+        def start(*options: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                command("watch", "--api-socket", api, *FAST, *options), stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            assert process.stdout
+            stack.callback(process.stdout.close)
+            return process
+
+        yield start
+
+
+def line_with(process: subprocess.Popen[str], text: str) -> str:
+    """The next line that has `text`."""
+    assert process.stdout
+    for line in process.stdout:
+        if text in line:
+            return line
+    raise AssertionError(f"it ended without {text!r}")
+
+
+def lines_with(process: subprocess.Popen[str], *texts: str) -> None:
+    """Read on until each of the texts was in a line, in whatever order."""
+    missing = set(texts)
+    while missing:
+        line = line_with(process, "")
+        missing -= {text for text in missing if text in line}
+
+
+def objects_until(process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], object]) -> list[dict[str, Any]]:
+    """The next objects, up to one that is wanted."""
+    assert process.stdout
+    objects = []
+    for line in process.stdout:
+        objects.append(json.loads(line))
+        if wanted(objects[-1]):
+            return objects
+    raise AssertionError("it ended before that")
+
+
+def test_a_terminal_shows_a_resize(machine: Machine, api: str) -> None:
+    with Terminal("watch", "--api-socket", api, *FAST) as terminal, machine.guest("mem0", blocks_a_second=100):
+        terminal.until("64 MiB boot + ")
+        machine.control.resize_zone("mem0", 192 * MIB)
+        terminal.until("192 MiB requested")
+        terminal.until("PLUG ACK ")
+        terminal.until("reached 192M in ")
+        terminal.until("64 MiB boot + 128 MiB plugged   the host holds 0 B")
+        terminal.until("no requests")
+        assert terminal.colour_of("reached 192M") == "1a9b50"
+        rows = terminal.text.splitlines()
+        bar = next(row for row in rows if row.startswith("mem0  ▕"))
+        assert bar.count("█") == 5  # of 80 columns for 2 GiB
+        assert bar.endswith("▏ 2 GiB")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 128 + signal.SIGINT
+
+
+def test_a_terminal_shows_what_is_wrong(machine: Machine, api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation, "STALL_SECONDS", 0.3)
+    with Terminal("watch", "--api-socket", api, *FAST) as terminal:
+        terminal.until("none yet")
+        machine.control.resize_zone("mem0", 128 * MIB)
+        machine.plug("mem0", 0, 29)
+        machine.plug("mem0", 0)
+        machine.plug("mem0", 0)
+        terminal.until("PLUG answered ERROR 2 times: a block is plugged already")
+        assert terminal.colour_of("PLUG answered ERROR") == "e5534b"
+        machine.control.poll(0)
+        terminal.until("resize 1 to 128 MiB: running")
+        while "stalled for" not in terminal.text:
+            machine.control.poll(0)
+            terminal.read()
+        terminal.until("stalled for 0 s: the guest refuses 3 blocks")
+        assert terminal.colour_of("stalled for") == "e5534b"
+
+
+def test_a_narrow_terminal(machine: Machine, api: str) -> None:
+    with Terminal("watch", "--api-socket", api, *FAST, columns=40) as terminal:
+        terminal.until("mem1")
+        assert max(map(len, terminal.text.splitlines())) <= 40
+        assert terminal.text.count("virtio-mem watch") == 1
+
+
+def test_text_has_a_line_a_zone(machine: Machine, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    process = watch()
+    assert "mem0: 0 B of 256 MiB plugged, host holds 0 B; no requests" in line_with(process, "mem0")
+    assert "mem1: 0 B of 0 B plugged" in line_with(process, "mem1")
+    machine.plug("mem0", 0, 4)
+    lines_with(process, "mem0  plugged 8 MiB", "mem0: 8 MiB of 256 MiB plugged, host holds 0 B; PLUG ACK ")
+
+
+def test_json_has_all_that_happens(machine: Machine, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    process = watch("--json")
+    (first,) = objects_until(process, lambda _: True)
+    assert first["server"] == "connected"
+    assert [zone["id"] for zone in first["zones"]] == ["mem0", "mem1"]
+    assert [zone["requests_per_second"] for zone in first["zones"]] == [{}, {}]
+    for block in range(10):
+        machine.plug("mem0", block)
+    machine.plug("mem0", 0, 10, RequestType.UNPLUG)
+    seen = objects_until(process, lambda each: any(event["kind"] == "unplugged" for event in each["events"]))
+    events = [event for each in seen for event in each["events"]]
+    assert sum(event["count"] for event in events if event["kind"] == "plugged") == 10
+    assert sum(event["size"] for event in events if event["kind"] == "plugged") == 20 * MIB
+    rates = [zone["requests_per_second"] for each in seen for zone in each["zones"] if zone["id"] == "mem0"]
+    assert any("PLUG ACK" in rate or "UNPLUG ACK" in rate for rate in rates)
+
+
+def test_a_crowd_of_events(machine: Machine, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    """More than anybody could read one by one, and more than the server keeps for a reader."""
+    process = watch()
+    line_with(process, "mem1")
+    for _ in range(1000):
+        machine.plug("mem0", 0)
+        machine.unplug("mem0", 0)
+    machine.control.pause()
+    events = 0
+    while "paused" not in (line := line_with(process, "  ")):
+        events += "  mem0  " in line
+    assert 0 < events < 100
+
+
+def test_a_server_that_is_restarted(api: str, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    """Its socket is gone for a moment; then it counts anew."""
+    with Machine(TWO_ZONES, Path(api)) as first:
+        first.plug("mem0", 0, 5)
+        process = watch()
+        line_with(process, "mem0: 10 MiB of 256 MiB plugged")
+    line_with(process, "reconnecting: ")
+    with Machine(TWO_ZONES, Path(api)) as second:
+        second.plug("mem0", 0, 3)
+        lines_with(process, "mem0: 6 MiB of 256 MiB plugged", "mem0  plugged 6 MiB")
+
+
+def test_a_worker_that_is_replaced(api: str) -> None:
+    """The socket goes on listening, and belongs to somebody who does not die."""
+    with listen(api) as listener, ExitStack() as stack:
+        first = stack.enter_context(Machine(TWO_ZONES, listener))
+        terminal = stack.enter_context(Terminal("watch", "--api-socket", api, *FAST))
+        terminal.until("mem1")
+        first.close()
+        terminal.until("reconnecting: ")
+        second = stack.enter_context(Machine(TWO_ZONES, listener))
+        second.plug("mem0", 0, 3)
+        terminal.until("64 MiB boot + 6 MiB plugged")
+        assert "reconnecting" not in terminal.text
+        assert terminal.process.poll() is None
+
+
+def test_a_server_that_goes(api: str, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    with ExitStack() as stack:
+        machine = stack.enter_context(Machine(TWO_ZONES, Path(api)))
+        terminal = stack.enter_context(Terminal("watch", "--api-socket", api, *FAST))
+        text, objects = watch(), watch("--json")
+        terminal.until("mem1")
+        line_with(text, "mem1")
+        objects_until(objects, lambda _: True)
+        machine.close()
+        assert terminal.end() == 0
+        assert "the server has gone" in terminal.text
+        assert line_with(text, "the server has gone")
+        assert objects_until(objects, lambda each: each["server"] == "gone")[0]["zones"]
+        assert (text.wait(5), objects.wait(5)) == (0, 0)
+
+
+def test_a_zone_with_a_name_that_a_terminal_would_obey(api: str) -> None:
+    with (
+        Machine(TWO_ZONES.replace("mem1", '"m\x1bc"'), Path(api)),
+        Terminal("watch", "--api-socket", api) as terminal,
+    ):
+        terminal.until("m\\x1bc")
+        assert run("info", "--api-socket", api).stdout.isascii()
