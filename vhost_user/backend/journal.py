@@ -50,6 +50,7 @@ addresses of one process, and a transfer of the device's state. The device's own
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -70,6 +71,8 @@ from vhost_user.message import (
 )
 from vhost_user.message.header import HEADER, Header
 from vhost_user.owned_fd import OwnedFd
+
+log = logging.getLogger(__name__)
 
 F = FrontendRequest
 
@@ -103,6 +106,9 @@ class Rank(IntEnum):
 
 
 Key = tuple[Rank, int]
+
+_MAY_LAPSE = {Rank.INFLIGHT, Rank.SIZE, Rank.BASE}
+"""What a front end may have said before SET_FEATURES that can't be true after it; no ring starts with it."""
 
 POSTCOPY, TRANSFER = (Rank.NOT_CARRIED, 0), (Rank.NOT_CARRIED, 1)
 
@@ -191,7 +197,12 @@ class Journal:
             return
         received = Received(Header.decode(data[: HEADER.size]), data[HEADER.size :], fds)
         self.follow(received)
-        self._session.handle(received)
+        try:
+            self._session.handle(received)
+        except PeerError as error:
+            if rank not in _MAY_LAPSE:
+                raise
+            log.info("not told again: %s", error)
         for change in self.changes():
             for fd in change.new:
                 fd.close()

@@ -120,7 +120,7 @@ class HandedLink:
         head = DONE.pack(self.number, number, len(reply_fds), answer is not None)
         fds = [*reply_fds, *(fd for change in changes for fd in change.new)]
         try:
-            self._control.tell(Kind.DONE, head, reply, *_fields_of(changes), fds=fds)
+            self._control.tell(Kind.DONE, head, reply, *fields_of(changes), fds=fds)
         finally:
             close_all(fds)
 
@@ -150,7 +150,8 @@ class HandedLink:
         self._closed = True
 
 
-def _fields_of(changes: list[Change]) -> Iterable[bytes]:
+def fields_of(changes: list[Change]) -> Iterable[bytes]:
+    """The fields of a `DONE` packet."""
     new = 0
     for change in changes:
         references = []
