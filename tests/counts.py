@@ -141,3 +141,6 @@ SERVE_KILLS = count(quick=20, ci=200, soak=2_000)
 
 # Workers of `virtio-mem serve` that are killed while a Linux guest is resized.
 LINUX_KILLS = count(quick=3, ci=5, soak=50)
+
+# QEMUs that come to `virtio-mem serve` after the first one died, each with a guest that boots.
+VMMS_AFTER_THE_FIRST = count(quick=0, ci=1, soak=5)
