@@ -119,6 +119,13 @@ class Rig:
         elif wanted < plugged:
             assert self.request(RequestType.UNPLUG, wanted, plugged - wanted, zone) is ACK
 
+    def wait_until_idle(self) -> None:
+        """Until the server has closed all that it had open for clients."""
+        deadline = time.monotonic() + 20
+        while self.server.connections or self.server._refused:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
     def resize(self, size: int, zone: str = "mem0") -> int:
         """Resize a zone over the socket; the operation's number."""
         if self.control.user_zones:

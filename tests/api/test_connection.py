@@ -45,13 +45,6 @@ def send(rig: Rig, data: bytes) -> bytes:
         return read_all(sock)
 
 
-def wait_until_idle(rig: Rig) -> None:
-    deadline = time.monotonic() + 10
-    while rig.server.connections or rig.server._refused:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 # What HTTP allows.
 
 
@@ -163,7 +156,7 @@ def test_a_client_that_goes_in_the_middle_is_forgotten(rig: Rig) -> None:
     for _ in range(5):
         with rig.raw() as sock:
             sock.sendall(PING * 10)  # and reads nothing
-    wait_until_idle(rig)
+    rig.wait_until_idle()
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +192,7 @@ def test_any_bytes_are_answered_with_http_or_with_the_end(lasting: Rig, pieces: 
     assert received == b"" or status_of(received) in {100, 200, 204, 400, 404, 405, 413, 431, 501}
     assert b" 500 " not in received
     assert lasting.service().device.requested_size == 256 << 20
+    lasting.wait_until_idle()
 
 
 # Those who take their time.
@@ -233,7 +227,7 @@ def test_one_who_says_nothing_is_closed(impatient: None, rig: Rig) -> None:
         idle.sendall(PING)
         assert status_of(idle.recv(4096)) == 200
         assert read_all(fresh) == read_all(idle) == b""
-    wait_until_idle(rig)
+    rig.wait_until_idle()
 
 
 def test_one_who_does_not_read_is_closed(impatient: None, rig: Rig) -> None:
@@ -241,7 +235,7 @@ def test_one_who_does_not_read_is_closed(impatient: None, rig: Rig) -> None:
         sock.setblocking(False)
         with suppress(BlockingIOError):
             sock.sendall(PING * 100_000)
-        wait_until_idle(rig)
+        rig.wait_until_idle()
 
 
 # Many.
@@ -257,7 +251,7 @@ def test_one_too_many_is_told_so(rig: Rig) -> None:
         assert (answer.status, answer.headers["Retry-After"], answer.json["field"]) == (503, "1", "connections")
         sock.sendall(PING)
         assert status_of(sock.recv(4096)) == 200, "who is there is served"
-    wait_until_idle(rig)
+    rig.wait_until_idle()
     assert rig.get("/api/v1/vm.info").status == 200
     assert rig.server.refused == 1
 
@@ -307,7 +301,7 @@ def test_two_thousand_clients_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     assert len(statuses) == 1000
     assert set(statuses) <= {200, 503}
     assert rig.get("/api/v1/vmm.ping").status == 200
-    wait_until_idle(rig)
+    rig.wait_until_idle()
     assert before.leaks() == []
 
 

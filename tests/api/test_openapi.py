@@ -234,3 +234,4 @@ def test_any_request_made_from_the_document_is_answered_as_documented(
 
         ask()
     assert lasting.get("/api/v1/vmm.ping").status == 200
+    lasting.wait_until_idle()
