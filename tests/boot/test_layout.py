@@ -148,3 +148,16 @@ def test_too_large() -> None:
 def test_too_many_nodes() -> None:
     with pytest.raises(UsageError, match="take 129 NUMA nodes"):
         lay_out_machine([zone(f"z{number}", MIB, 128 * MIB) for number in range(64)], [], 1)
+
+
+def test_linux_numbers_nodes_as_it_hears_of_them() -> None:
+    numa = [
+        node(0, cpus=(1,), memory_zones=("a",)),
+        node(1, cpus=(0,), memory_zones=("b",)),
+        node(4, memory_zones=("c",)),
+    ]
+    layout = lay_out_machine([zone("a", GIB, GIB), zone("b", GIB), zone("c", 0, GIB)], numa, 2)
+    assert layout.numbers_in_linux == {1: 0, 0: 1, 4: 2, 5: 3, 6: 4}
+    (warning,) = layout.warnings
+    assert warning.endswith("node 0 is its node1, node 1 is its node0, node 4 is its node2")
+    assert lay_out_machine([zone("a", GIB, GIB)], [node(0, memory_zones=("a",))], 2).warnings == ()

@@ -21,6 +21,9 @@ The extra nodes are real for QEMU only. Of a node with neither processors nor RA
 that can be seen, and the device names the user's node for the memory that it adds. Of a user's node that has a hotplug
 region and nothing else Linux would hear nothing: there the device is made a generic initiator of that node. Without
 --numa the guest is told numa=off.
+
+Linux numbers nodes as it hears of them: from processors in their order, then from initiators, then from memory. Where
+that gives others than the user's numbers, there is a warning.
 """
 
 from __future__ import annotations
@@ -71,18 +74,23 @@ class QemuNode(NamedTuple):
 class MachineLayout:
     """All of it. `nodes` are in the order of their numbers; `placements` are guest addresses, as the manager's.
 
-    `low_size` bytes are below the 32-bit hole, `size` in all. The guest may use what is below `boot_end`. `numa` says
-    whether the guest is to see nodes; `zone_nodes` on which of them it sees each zone, None for none. `distances` are
-    between QEMU's nodes, empty where none are to be told.
+    `low_size` bytes are below the 32-bit hole, `size` in all. The guest may use what is below `boot_end`. `user_nodes`
+    are the numbers of the user's nodes, and `zone_nodes` says on which node the guest sees each zone, None for none.
+    `distances` are between QEMU's nodes, empty where none are to be told.
     """
 
     nodes: tuple[QemuNode, ...]
     placements: Layout
     low_size: ByteCount
     boot_end: GuestAddress
-    numa: bool
+    user_nodes: tuple[int, ...]
     zone_nodes: dict[str, int | None]
     distances: dict[int, dict[int, int]]
+
+    @property
+    def numa(self) -> bool:
+        """Whether the guest is to see nodes."""
+        return bool(self.user_nodes)
 
     @property
     def size(self) -> ByteCount:
@@ -93,6 +101,25 @@ class MachineLayout:
     def end(self) -> GuestAddress:
         """The first guest address behind RAM."""
         return _address(self.size, self.low_size)
+
+    @property
+    def numbers_in_linux(self) -> dict[int, int]:
+        """What Linux calls each of QEMU's nodes that it hears of before it drops what `mem=` keeps from it."""
+        by_cpu = sorted((cpu, number) for number, node in enumerate(self.nodes) for cpu in node.cpus)
+        initiators = [number for number, node in enumerate(self.nodes) if node.initiator]
+        with_memory = [number for number, node in enumerate(self.nodes) if node.backend]
+        heard_of = dict.fromkeys([*(number for _, number in by_cpu), *initiators, *with_memory])
+        return {number: index for index, number in enumerate(heard_of)}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user may not expect."""
+        if not self.numa:
+            return ()
+        numbers = self.numbers_in_linux
+        others = {number: numbers[number] for number in self.user_nodes if numbers.get(number, number) != number}
+        told = ", ".join(f"node {number} is its node{linux}" for number, linux in others.items())
+        return (f"--numa: Linux numbers nodes by their first processor: {told}",) if told else ()
 
 
 def lay_out_machine(zones: Iterable[ZoneSize], numa: Sequence[NumaConfig], nb_cpus: int) -> MachineLayout:
@@ -132,7 +159,7 @@ def lay_out_machine(zones: Iterable[ZoneSize], numa: Sequence[NumaConfig], nb_cp
         placements=Layout(tuple(boot), tuple(hotplug)),
         low_size=low_size,
         boot_end=boot_end,
-        numa=bool(numa),
+        user_nodes=tuple(node.guest_numa_id for node in numa),
         zone_nodes=zone_nodes,
         distances=_distances(numa, owners),
     )

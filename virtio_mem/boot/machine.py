@@ -8,6 +8,7 @@ connection, whose other end the worker gets. When QEMU ends, all ends, with its 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -34,9 +35,12 @@ from virtio_mem.control.options import memory_options, zone_options
 from virtio_mem.geometry import default_block_size
 from virtio_mem.layout import ZoneSize
 from virtio_mem.serve.daemon import notify_service_manager, serve
+from virtio_mem.serve.logs import log_to_stderr
 from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.sharing import require_shareable
 from virtio_mem.zone import Zone
+
+log = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "virtio_mem.boot.worker")
 
@@ -66,6 +70,7 @@ class BootOptions:
 
 def boot(options: BootOptions) -> int:
     """Boot a machine, and serve it to its end; the exit status is QEMU's. UsageError, HostError as of all its parts."""
+    log_to_stderr(options.verbose)
     _check(options)
     qemu = find_qemu(options.qemu)
     with ExitStack() as stack:
@@ -76,6 +81,8 @@ def boot(options: BootOptions) -> int:
         zones = {plan.spec.id: stack.enter_context(_zone(plan)) for plan in plans}
         sizes = [_size(plan, zones[plan.spec.id]) for plan in plans]
         layout = lay_out_machine(sizes, options.config.numa, options.cpus.boot)
+        for warning in (*options.config.warnings, *layout.warnings):
+            log.warning("%s", warning)
         plan = _serve_plan(options, layout, zones, {size.id: size for size in sizes})
         sockets = {zone.id: directory / f"{number}.sock" for number, zone in enumerate(plan.zones)}
         ours, theirs = socket.socketpair()

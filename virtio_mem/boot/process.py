@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 END_SECONDS = 5.0
 """How long QEMU has to end once it was told to."""
 
-_UNDERSTOOD = ("more then twice the size of max-ram-below-4g",)
+_UNDERSTOOD = (b"more then twice the size of max-ram-below-4g",)
 """What QEMU warns of and we know: low memory ends where boot memory does, at a whole GiB or not."""
 
 
@@ -45,6 +45,7 @@ class QemuProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: Supervisor | None = None
         self._terminal = _terminal_settings()
+        self._unfinished = b""
 
     def start(self, supervisor: Supervisor) -> None:
         """Start it, watched by the supervisor."""
@@ -84,10 +85,12 @@ class QemuProcess:
         said = self._process.stderr.read()
         if not said:
             self._supervisor.loop.forget(self._process.stderr)
-            return
-        for line in said.decode(errors="replace").splitlines():
+        *lines, self._unfinished = (self._unfinished + (said or b"")).split(b"\n")
+        if not said and self._unfinished:
+            lines.append(self._unfinished)
+        for line in lines:
             if not any(words in line for words in _UNDERSTOOD):
-                sys.stderr.write(f"{line}\n")
+                sys.stderr.write(line.decode(errors="replace") + "\n")
 
     def end(self) -> int:
         """Have it end, if it has not; the exit status, 128 and the number for a signal, as a shell has it."""

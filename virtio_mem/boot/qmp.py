@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 PATIENCE = 10.0
 """Seconds that QEMU has to answer a command."""
 
-LONGEST_LINE = 1 << 20
-"""Bytes of a line; QEMU's longest answer to what is asked here has some hundred."""
+LONGEST_LINE = 64 << 10
+"""Bytes of a line. It has to fit the socket's buffer, or it could never be seen whole; QEMU's answers to what is asked
+here, and its events, have some hundred."""
 
 _PARTIAL_SECONDS = 0.01
 """How soon to look again at a line that has not arrived whole."""
