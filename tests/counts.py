@@ -144,3 +144,6 @@ LINUX_KILLS = count(quick=3, ci=5, soak=50)
 
 # QEMUs that come to `virtio-mem serve` after the first one died, each with a guest that boots.
 VMMS_AFTER_THE_FIRST = count(quick=0, ci=1, soak=5)
+
+# States of devices of which a few bytes are others, that a process is to go on with.
+DAMAGED_STATES = count(quick=300, ci=3_000, soak=30_000)

@@ -120,10 +120,6 @@ class IntentRecord:
             self._words[_PHASE] = Phase.NONE
             self.intent = None
 
-    def close(self) -> None:
-        """Let go of the memory."""
-        self._words.release()
-
     def _move(self, intent: Intent, phase: Phase) -> None:
         self._words[_PHASE] = phase
         self.intent = Intent(phase, intent.type, intent.run, intent.chain)

@@ -70,6 +70,7 @@ class DeviceState:
         except PeerError as error:
             raise HostError("state", error.value, error.limit) from error
         self._words = Words(self._mapping.view(HostOffset(0), ByteCount(_PAGE)))
+        self._record_words = self._words.part(_RECORD, RECORD_WORDS)
         self._bits = self._mapping.view(HostOffset(_PAGE), ByteCount(size - _PAGE))
         self._blocks: BlockMap | None = None
         self._intents: IntentRecord | None = None
@@ -128,7 +129,7 @@ class DeviceState:
         if header != _header(geometry):
             raise _other_device(_HEADER.unpack(header), _HEADER.unpack(_header(geometry)))
         requested, usable, paused = self._load_sizes()
-        self._intents = IntentRecord(words.part(_RECORD, RECORD_WORDS), geometry.nb_blocks)
+        self._intents = IntentRecord(self._record_words, geometry.nb_blocks)
         self._load_blocks(geometry, requested, usable)
         self.device.paused = paused
         intent = self._intents.intent
@@ -244,8 +245,7 @@ class DeviceState:
         """Unmap. The device is of no use any more."""
         if self._blocks is not None:
             self._blocks.release()
-        if self._intents is not None:
-            self._intents.close()
+        self._record_words.release()
         self._words.release()
         self._bits.release()
         self._mapping.close()
