@@ -224,6 +224,7 @@ def test_any_request_made_from_the_document_is_answered_as_documented(
     One that it allows may still be refused: a size can be whole and yet not one that the zone can have.
     """
     not_checked = CHECKS.get_by_names(["positive_data_acceptance"])
+    lasting.control.resume()  # a paused machine can't be reset
     with requests.Session() as session:
         session.mount("http://localhost", _UnixAdapter(lasting.path))
 
