@@ -147,3 +147,6 @@ VMMS_AFTER_THE_FIRST = count(quick=0, ci=1, soak=5)
 
 # States of devices of which a few bytes are others, that a process is to go on with.
 DAMAGED_STATES = count(quick=300, ci=3_000, soak=30_000)
+
+# Random requests through a vhost-user ring to a device and to its model, for each format of ring.
+SERVED_REQUESTS = count(quick=300, ci=3_000, soak=30_000)

@@ -15,7 +15,7 @@ from tests.backend.rig import FIRST_PACKED, RING_PACKED, SPLIT, Ram
 from vhost_user.connection import Connection
 from vhost_user.errors import PeerError
 from vhost_user.frontend import Frontend, SharedRegion
-from vhost_user.mapping import Mapping
+from vhost_user.mapping import MAP_NORESERVE, Mapping
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
 from vhost_user.vring import DriverQueue, PackedDriver, PackedLayout, SplitDriver, SplitLayout
 from virtio_mem.hostmem.files import data_size
@@ -67,7 +67,7 @@ class Guest:
         self.ram = Ram(user=None)
         self.fd = os.memfd_create("zone", os.MFD_CLOEXEC) if fd is None else fd
         os.ftruncate(self.fd, self.size)
-        self.mapping = Mapping(self.size, mmap.MAP_SHARED, self.fd)
+        self.mapping = Mapping(self.size, mmap.MAP_SHARED | MAP_NORESERVE, self.fd)
         self.plugged: dict[int, bytes] = {}
         self.layout: SplitLayout | PackedLayout
         self.driver: DriverQueue
