@@ -86,11 +86,18 @@ class Service:
     """The supervisor's process and the socket."""
 
     pid: int
-    path: str
+    paths: list[str]
     board: Board
 
-    def connect(self, *, features: int = SPLIT, protocol_features: ProtocolFeature = NO_INFLIGHT) -> Frontend:
-        return Frontend.connect(self.path, features=features, protocol_features=protocol_features, timeout=20)
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+    def connect(
+        self, number: int = 0, *, features: int = SPLIT, protocol_features: ProtocolFeature = NO_INFLIGHT
+    ) -> Frontend:
+        path = self.paths[number]
+        return Frontend.connect(path, features=features, protocol_features=protocol_features, timeout=20)
 
     def kill_worker(self, number: int = signal.SIGKILL) -> int:
         """Kill the worker that there is; its process id. The supervisor waits for it, so the id may be gone."""
@@ -124,14 +131,15 @@ def fork(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def serve(control: socket.socket, board: Board, make: MakeDevice, prepare: Prepare) -> None:
+def serve(control: socket.socket, board: Board, names: list[str], make: MakeDevice, prepare: Prepare) -> None:
     """A worker's life."""
     worker = Worker.adopt(control.dup())
     board[WORKER] = os.getpid()
     board[WORKERS] += 1
     prepare(worker, board)
     with Server() as server:
-        worker.attach(server, "echo", make(board))
+        for name in names:
+            worker.attach(server, name, make(board))
         worker.ready()
         server.run()
     worker.close()
@@ -143,28 +151,35 @@ def service(
     make: MakeDevice = Counter,
     prepare: Prepare = lambda *_: None,
     *,
-    status: int = 0,
-    level: int = logging.ERROR,
+    devices: int = 1,
+    ends: bool = True,
+    level: int = logging.CRITICAL,
 ) -> Iterator[Service]:
-    """A supervised device. In the end it is told to go, and its supervisor ends with `status`."""
-    path = str(directory / "echo.sock")
+    """Supervised devices. In the end the supervisor is told to go, and nothing of it is left; unless not `ends`."""
+    names = [f"device{number}" for number in range(devices)]
+    paths = [str(directory / f"{name}.sock") for name in names]
     board = Board()
-    listener = listen(path)
+    listeners = dict(zip(names, map(listen, paths), strict=True))
 
     def supervise() -> None:
         logging.basicConfig(level=level, force=True)
         logging.getLogger("vhost_user").setLevel(level)
-        starter = lambda control: fork(lambda: serve(control, board, make, prepare))  # noqa: E731
-        assert Supervisor(starter, {"echo": listener}).run() == 0
+
+        def start(control: socket.socket) -> int:
+            return fork(lambda: serve(control, board, names, make, prepare))
+
+        assert Supervisor(start, listeners).run() == 0
 
     pid = fork(supervise)
-    listener.close()
+    for listener in listeners.values():
+        listener.close()
     try:
-        yield Service(pid, path, board)
+        yield Service(pid, paths, board)
+        if not ends:
+            return
         os.kill(pid, signal.SIGTERM)
-        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert ended == status
-        assert not Path(path).exists()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert not list(directory.iterdir())
     finally:
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)

@@ -108,14 +108,11 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: dict[bytes, Entry] = {}
+        self.fd_count = 0
+        """How many descriptors it has."""
 
     def __iter__(self) -> Iterator[tuple[bytes, Entry]]:
         return iter(sorted(self._entries.items()))
-
-    @property
-    def fd_count(self) -> int:
-        """How many descriptors it has."""
-        return sum(len(entry.fds) for entry in self._entries.values())
 
     def apply(self, fields: Sequence[bytes], current: Sequence[OwnedFd], new: Sequence[OwnedFd]) -> None:
         """Do what a worker says in `fields`: key, data and references of each change. All of it, or nothing.
@@ -131,20 +128,26 @@ class Journal:
                     pool |= {(Source.KEPT, key, index): fd for index, fd in enumerate(self._entries[key].fds)}
             left = dict(pool)
             made = {key: _entry(data, references, left) for key, (data, references) in changes.items()}
-            after = {key: entry for key, entry in ({**self._entries, **made}).items() if entry is not None}
-            if len(after) > MAX_ENTRIES:
-                raise PeerError("journal", len(after), f"at most {MAX_ENTRIES} entries")
+            added = sum(entry is not None and key not in self._entries for key, entry in made.items())
+            if len(self._entries) + added > MAX_ENTRIES:
+                raise PeerError("journal", len(self._entries) + added, f"at most {MAX_ENTRIES} entries")
         except BaseException:
             close_all((*current, *new))
             raise
-        self._entries = after
+        for key, entry in made.items():
+            before = self._entries.pop(key, None)
+            self.fd_count -= 0 if before is None else len(before.fds)
+            if entry is not None:
+                self._entries[key] = entry
+                self.fd_count += len(entry.fds)
         close_all(left.values())
 
     def close(self) -> None:
         """Forget it."""
         for entry in self._entries.values():
             close_all(entry.fds)
-        self._entries = {}
+        self._entries.clear()
+        self.fd_count = 0
 
 
 _Pool = dict[tuple[Source, bytes, int], OwnedFd]

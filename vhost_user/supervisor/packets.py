@@ -137,7 +137,7 @@ def decode(data: bytes, fds: list[OwnedFd]) -> Packet:
                 raise ValueError(length)
             fields.append(data[at : at + length])
             at += length
-    except (ValueError, struct.error) as error:
+    except (IndexError, ValueError, struct.error) as error:
         close_all(fds)
         raise PeerError("packet", data[:32], "a kind, and fields with their lengths") from error
     return Packet(kind, fields, fds)
