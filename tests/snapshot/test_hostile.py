@@ -121,8 +121,8 @@ def test_blocks_outside_the_usable_region(snapshot: Path) -> None:
     data = b"\xff" * (HOTPLUG // BLOCK // 8)
     (snapshot / "mem0.blocks").write_bytes(data)
     digest = hashlib.blake2b(data, digest_size=32).hexdigest()
-    change(snapshot, lambda top: top["zones"][0]["device"].update(blocks=digest, requested_size=0))
-    change(snapshot, lambda top: top["zones"][0]["device"].update(usable_region_size=BLOCK))
+    changes = {"blocks": digest, "requested_size": 0, "plugged_size": HOTPLUG, "usable_region_size": BLOCK}
+    change(snapshot, lambda top: top["zones"][0]["device"].update(changes))
     with pytest.raises(UsageError, match="within usable_region_size"):
         restore(snapshot)
 

@@ -69,13 +69,13 @@ def _worth_reading(memory: HostMemory, offset: int, size: int) -> bool:
     return memory.held(HostOffset(start), ByteCount(end - start)) > 0
 
 
-def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory) -> str:
-    """Write what the file holds to ranges of `memory`; its digest. HostError where the host lacks the memory for it.
+def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) -> str:
+    """Write what the file holds to ranges of `memory`, if that is given; its digest.
 
-    Memory that is zero already is not touched where the file is zero.
+    Memory that is zero already is not touched where the file is zero. HostError where the host lacks the memory.
     """
     digest = Digest()
-    overwrite = isinstance(memory.backing, PrivateFile)  # its memory begins with what is in the file behind it
+    overwrite = memory is not None and isinstance(memory.backing, PrivateFile)  # begins with what its file has
     for offset, size in _chunks(ranges):
         if not overwrite and not _has_data(fd, offset, size):
             continue
@@ -84,9 +84,10 @@ def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory) -> str:
             digest.add(offset, data)
         elif not overwrite:
             continue
-        populate(memory, Range(offset, size))
-        with memory.view(HostOffset(offset), ByteCount(size)) as view:
-            view[: len(data)] = data
+        if memory is not None:
+            populate(memory, Range(offset, size))
+            with memory.view(HostOffset(offset), ByteCount(size)) as view:
+                view[: len(data)] = data
     return str(digest)
 
 

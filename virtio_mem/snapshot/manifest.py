@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from vhost_user.errors import UsageError
 
@@ -79,6 +81,11 @@ class Manifest:
             raise refused("zones", type(zones).__name__, "must be a list")
         found["zones"] = tuple(_zone(zone, f"zones[{at}]") for at, zone in enumerate(zones))
         return _build(cls, found, "snapshot")
+
+
+def part_path(directory: Path, zone_id: str, part: str) -> Path:
+    """Where a zone's `boot`, `hotplug` or `blocks` are; whatever a path can't have is written as %XX."""
+    return directory / f"{quote(zone_id, safe='')}.{part}"
 
 
 def refused(field: str, value: object, limit: str, remedy: str = "take the snapshot anew") -> UsageError:

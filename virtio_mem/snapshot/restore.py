@@ -13,13 +13,22 @@ from vhost_user.errors import FieldError, HostError, UsageError
 from virtio_mem.blocks import BlockMap
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.device import VirtioMemDevice
-from virtio_mem.geometry import UsableRegion
+from virtio_mem.geometry import Geometry, UsableRegion
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.snapshot.content import Range, populate, read_content
-from virtio_mem.snapshot.manifest import FILE_NAME, MOST_BYTES, DeviceState, Manifest, PartState, ZoneState, refused
-from virtio_mem.snapshot.save import is_referenced, plugged_ranges
+from virtio_mem.snapshot.manifest import (
+    FILE_NAME,
+    MOST_BYTES,
+    DeviceState,
+    Manifest,
+    PartState,
+    ZoneState,
+    part_path,
+    refused,
+)
+from virtio_mem.snapshot.save import own_file, plugged_ranges
 
 
 def restore(directory: Path) -> MemoryManager:
@@ -29,7 +38,7 @@ def restore(directory: Path) -> MemoryManager:
     ConfigError and HostError as MemoryManager does, and HostError where the host lacks the memory. Then nothing is left
     open.
     """
-    manifest = Manifest.decode(_read(directory / FILE_NAME, MOST_BYTES))
+    manifest = read_manifest(directory)
     if manifest.usable_region not in {policy.value for policy in UsableRegion}:
         raise refused("usable_region", manifest.usable_region, "must be a policy of this version")
     with ExitStack() as undo:
@@ -49,6 +58,11 @@ def restore(directory: Path) -> MemoryManager:
                 _restore_zone(manager.zones[state.id], state, directory)
         undo.pop_all()
     return manager
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """What a snapshot says of itself. UsageError where it says nothing that can be."""
+    return Manifest.decode(_read(directory / FILE_NAME, MOST_BYTES))
 
 
 @contextmanager
@@ -72,54 +86,68 @@ def _restore_zone(zone: ManagedZone, state: ZoneState, directory: Path) -> None:
             raise refused(name, "there" if saved else "missing", "must be what the options make")
     if state.boot and zone.zone.boot:
         everything = [Range(0, zone.zone.boot.size)]
-        _restore_part(zone, zone.zone.boot, state.boot, everything, directory / f"{zone.id}.boot")
+        _restore_part(zone, zone.zone.boot, state.boot, everything, part_path(directory, zone.id, "boot"))
     if state.device and service:
-        _restore_device(service.device, state.device, directory / f"{zone.id}.blocks")
+        _restore_device(service.device, state.device, part_path(directory, zone.id, "blocks"))
     if state.hotplug and service and zone.zone.hotplug:
         ranges = list(plugged_ranges(service.device))
         if service.prefault:
             for wanted in ranges:
                 populate(zone.zone.hotplug, wanted)
-        _restore_part(zone, zone.zone.hotplug, state.hotplug, ranges, directory / f"{zone.id}.hotplug")
+        _restore_part(zone, zone.zone.hotplug, state.hotplug, ranges, part_path(directory, zone.id, "hotplug"))
 
 
 def _restore_part(zone: ManagedZone, memory: HostMemory, state: PartState, ranges: Iterable[Range], path: Path) -> None:
     if state.size != memory.size:
         raise refused("size", state.size, f"must be {memory.size}, as the options say")
-    if is_referenced(zone.zone, memory):
-        file = os.fstat(memory.backing.fd)
-        if (state.path, state.inode, state.file_size) != (str(zone.zone.spec.file), file.st_ino, file.st_size):
-            was = f"inode {state.inode} of {state.file_size} bytes at {state.path}"
-            limit = f"is inode {file.st_ino} of {file.st_size} bytes now"
-            raise UsageError("file", was, limit, "put the file back that was there when the snapshot was taken")
+    if (file := own_file(zone.zone.spec.file, memory)) is not None:
+        require_file(state, file, memory.backing.fd)
         return
-    with _opened(path, memory.size) as fd:
-        digest = read_content(fd, ranges, memory)
+    with opened(path, memory.size) as fd:
+        require_content(state, read_content(fd, ranges, memory), path)
+
+
+def require_content(state: PartState, digest: str, path: Path) -> None:
+    """UsageError unless the content that was read is that which was saved."""
     if digest != state.digest:
         raise refused("content", path.name, "must have the digest that was taken when it was saved")
 
 
-def _restore_device(device: VirtioMemDevice, state: DeviceState, path: Path) -> None:
-    geometry = device.geometry
+def require_file(state: PartState, path: Path, fd: int) -> None:
+    """UsageError unless the file `fd` at `path` is the one that was there when the snapshot was taken."""
+    file = os.fstat(fd)
+    if (state.path, state.inode, state.file_size) != (str(path), file.st_ino, file.st_size):
+        was = f"inode {state.inode} of {state.file_size} bytes at {state.path}"
+        limit = f"is inode {file.st_ino} of {file.st_size} bytes at {path} now"
+        raise UsageError("file", was, limit, "put the file back that was there when the snapshot was taken")
+
+
+def read_blocks(geometry: Geometry, state: DeviceState, path: Path) -> BlockMap:
+    """Which blocks were plugged. UsageError where the state is another device's, or the map is not what it was."""
     for name in ("addr", "region_size", "block_size", "node_id"):
         saved, made = getattr(state, name), getattr(geometry, name)
         if saved != made:
             raise refused(name, saved, f"must be {made}, as the options say")
     size = -(-geometry.nb_blocks // 8)
-    with _opened(path, size):
+    with opened(path, size):
         data = _read(path, size)
     if hashlib.blake2b(data, digest_size=32).hexdigest() != state.blocks:
         raise refused("blocks", path.name, "must have the digest that was taken when it was saved")
     if data and data[-1] >> (geometry.nb_blocks % 8 or 8):
         raise refused("blocks", path.name, f"must have no bit beyond the region's {geometry.nb_blocks} blocks")
     blocks = BlockMap(geometry.nb_blocks, memoryview(bytearray(data)))
+    if blocks.plugged * geometry.block_size != state.plugged_size:
+        raise refused("plugged_size", state.plugged_size, f"must be that of the {blocks.plugged} plugged blocks")
+    return blocks
+
+
+def _restore_device(device: VirtioMemDevice, state: DeviceState, path: Path) -> None:
+    blocks = read_blocks(device.geometry, state, path)
     device.adopt(state.requested_size, state.usable_region_size, blocks)
-    if device.plugged_size != state.plugged_size:
-        raise refused("plugged_size", state.plugged_size, f"must be {device.plugged_size}, as the blocks say")
 
 
 def _read(path: Path, most: int) -> bytes:
-    with _opened(path) as fd, open(fd, "rb", closefd=False) as file:
+    with opened(path) as fd, open(fd, "rb", closefd=False) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise refused(path.name, f"more than {most} bytes", f"must have at most {most}")
@@ -127,7 +155,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 @contextmanager
-def _opened(path: Path, size: int | None = None) -> Iterator[int]:
+def opened(path: Path, size: int | None = None) -> Iterator[int]:
     """A regular file, and no link to one, of `size` bytes if that is given."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -5,19 +5,34 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from vhost_user.errors import HostError, UsageError
 from virtio_mem.device import VirtioMemDevice
+from virtio_mem.geometry import UsableRegion
 from virtio_mem.hostmem.backing import SharedFile
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
+from virtio_mem.service import DeviceService
 from virtio_mem.snapshot.content import Range, write_content
-from virtio_mem.snapshot.manifest import FILE_NAME, DeviceState, Manifest, PartState, ZoneState
-from virtio_mem.zone import Zone
+from virtio_mem.snapshot.manifest import FILE_NAME, DeviceState, Manifest, PartState, ZoneState, part_path
+
+
+class SavedZone(NamedTuple):
+    """What is saved of a zone. `file` is the regular file that its memory is, and that stays; None where it is copied.
+
+    `service` and `hotplug` are None where the zone can't be resized.
+    """
+
+    id: str
+    boot: HostMemory | None
+    hotplug: HostMemory | None
+    service: DeviceService | None
+    file: Path | None
 
 
 def save(manager: MemoryManager, directory: Path) -> None:
@@ -26,9 +41,29 @@ def save(manager: MemoryManager, directory: Path) -> None:
     The guest must not run, and the devices must be paused. Raises UsageError for devices that are not, and for a
     directory that exists; HostError where the host has no room. Then the directory is taken away again.
     """
-    for zone in manager.zones.values():
+    zones = [_saved(zone) for zone in manager.zones.values()]
+    save_zones(directory, zones, str(manager.config), manager.block_size, manager.usable_region)
+
+
+def _saved(zone: ManagedZone) -> SavedZone:
+    hotplug = zone.zone.hotplug if zone.service is not None else None
+    sample = zone.zone.boot or zone.zone.hotplug
+    assert sample is not None
+    return SavedZone(zone.id, zone.zone.boot, hotplug, zone.service, own_file(zone.zone.spec.file, sample))
+
+
+def own_file(file: Path | None, memory: HostMemory) -> Path | None:
+    """`file`, where the content of memory is in it: a regular one, and shared."""
+    return file if isinstance(memory.backing, SharedFile) and file is not None and file.is_file() else None
+
+
+def save_zones(
+    directory: Path, zones: Sequence[SavedZone], options: str, block_size: int | None, usable_region: UsableRegion
+) -> None:
+    """As `save`, for zones of whoever has them; `options` and the rest is what they are made from again."""
+    for zone in zones:
         if zone.service is not None and not zone.service.device.paused:
-            raise UsageError(f"zone {zone.id}", "running", "paused while it is saved", "call pause() first")
+            raise UsageError(f"zone {zone.id}", "running", "paused while it is saved", "pause it first")
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
@@ -36,10 +71,9 @@ def save(manager: MemoryManager, directory: Path) -> None:
     except OSError as error:
         raise HostError.from_os_error("directory", directory, "mkdir", error) from error
     try:
-        zones = tuple(_save_zone(zone, directory) for zone in manager.zones.values())
-        manifest = Manifest(str(manager.config), manager.block_size, manager.usable_region.value, zones)
+        states = tuple(_save_zone(zone, directory) for zone in zones)
         with _written(directory / FILE_NAME) as fd:
-            _write_all(fd, manifest.encode())
+            _write_all(fd, Manifest(options, block_size, usable_region.value, states).encode())
     except OSError as error:
         shutil.rmtree(directory)
         raise HostError.from_os_error("directory", directory, "write", error, "make room there") from error
@@ -48,18 +82,17 @@ def save(manager: MemoryManager, directory: Path) -> None:
         raise
 
 
-def _save_zone(zone: ManagedZone, directory: Path) -> ZoneState:
-    boot = None
-    if zone.zone.boot is not None:
-        everything = [Range(0, zone.zone.boot.size)]
-        boot = _save_part(zone.zone, zone.zone.boot, everything, directory / f"{zone.id}.boot")
-    if zone.service is None or zone.zone.hotplug is None:
-        return ZoneState(zone.id, boot, None, None)
-    with zone.service.lock:
-        device = zone.service.device
-        state = _save_device(device, directory / f"{zone.id}.blocks")
-        hotplug = _save_part(zone.zone, zone.zone.hotplug, plugged_ranges(device), directory / f"{zone.id}.hotplug")
-    return ZoneState(zone.id, boot, hotplug, state)
+def _save_zone(zone: SavedZone, directory: Path) -> ZoneState:
+    boot = hotplug = device = None
+    if zone.boot is not None:
+        everything = [Range(0, zone.boot.size)]
+        boot = _save_part(zone, zone.boot, everything, part_path(directory, zone.id, "boot"))
+    if zone.service is not None and zone.hotplug is not None:
+        with zone.service.lock:
+            ranges = plugged_ranges(zone.service.device)
+            device = _save_device(zone.service.device, part_path(directory, zone.id, "blocks"))
+            hotplug = _save_part(zone, zone.hotplug, ranges, part_path(directory, zone.id, "hotplug"))
+    return ZoneState(zone.id, boot, hotplug, device)
 
 
 def plugged_ranges(device: VirtioMemDevice) -> Iterator[Range]:
@@ -68,17 +101,11 @@ def plugged_ranges(device: VirtioMemDevice) -> Iterator[Range]:
     return (Range(run.first * size, run.nb_blocks * size) for run in device.blocks.plugged_runs())
 
 
-def is_referenced(zone: Zone, memory: HostMemory) -> bool:
-    """Whether the content is the user's own file, which stays: a regular one, and shared."""
-    return isinstance(memory.backing, SharedFile) and zone.spec.file is not None and zone.spec.file.is_file()
-
-
-def _save_part(zone: Zone, memory: HostMemory, ranges: Iterable[Range], path: Path) -> PartState:
-    if is_referenced(zone, memory):
+def _save_part(zone: SavedZone, memory: HostMemory, ranges: Iterable[Range], path: Path) -> PartState:
+    if zone.file is not None:
         file = os.fstat(memory.backing.fd)
-        assert zone.spec.file is not None
         os.fsync(memory.backing.fd)
-        return PartState(memory.size, None, str(zone.spec.file), file.st_ino, file.st_size)
+        return PartState(memory.size, None, str(zone.file), file.st_ino, file.st_size)
     with _written(path) as fd:
         os.ftruncate(fd, memory.size)
         digest = write_content(memory, ranges, fd)
