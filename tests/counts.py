@@ -121,6 +121,9 @@ IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 # Attacks on our own back end, chosen at random where they are not all.
 ATTACKS_ON_OUR_BACK_END = count(quick=100, ci=1_000, soak=1_000)
 
+# The same through a supervisor.
+ATTACKS_ON_SUPERVISED_BACK_END = count(quick=25, ci=1_000, soak=1_000)
+
 # Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
 # started again each time, and one that hangs is waited for.
 ATTACKS_ON_PEERS = count(quick=25, ci=1_000, soak=1_000)
@@ -150,3 +153,6 @@ DAMAGED_STATES = count(quick=300, ci=3_000, soak=30_000)
 
 # Random requests through a vhost-user ring to a device and to its model, for each format of ring.
 SERVED_REQUESTS = count(quick=300, ci=3_000, soak=30_000)
+
+# Attacks on `virtio-mem serve`, chosen at random where they are not all.
+ATTACKS_ON_SERVE = count(quick=15, ci=1_000, soak=1_000)

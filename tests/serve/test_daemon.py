@@ -1,0 +1,163 @@
+"""The program: `ready`, signals, the service manager, the state directory, and what it refuses before it serves."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import counts
+from tests.serve.rig import BLOCK_SIZE, guest
+from vhost_user.attack import ATTACKS, Daemon, Runner, Verdict, explain
+from vhost_user.frontend import Frontend
+from virtio_mem.client import Client
+from virtio_mem.protocol import RequestType, ResponseType
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "virtio_mem", "serve")
+PLUG = RequestType.PLUG
+ACK = ResponseType.ACK
+
+
+def zone_text(directory: Path, name: str = "mem0", more: str = "", addr: str = "4G") -> str:
+    return f"id={name},socket={directory / name}.sock,addr={addr},hotplug_size=32M,hotplugged_size=32M{more}"
+
+
+@contextmanager
+def running(*arguments: str, status: int = 0, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The program, when it has printed `ready`; ended by SIGTERM."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.terminate()
+            ended = process.wait(20)
+        assert ended == status
+
+
+def refused(arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit status and what it said, of a program that doesn't serve."""
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_two_zones_are_served_and_the_service_manager_is_told(tmp_path: Path) -> None:
+    api = tmp_path / "api.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        zones = ("--zone", zone_text(tmp_path), zone_text(tmp_path, "mem1", addr="8G"))
+        with (
+            guest() as machine,
+            running(*zones, "--api-socket", str(api), NOTIFY_SOCKET=str(tmp_path / "notify")) as process,
+        ):
+            assert manager.recv(64) == b"READY=1"
+            assert stat.S_IMODE(api.stat().st_mode) == 0o600
+            with Frontend.connect(str(tmp_path / "mem0.sock"), features=machine.features) as frontend:
+                machine.start(frontend)
+                assert machine.ask(frontend, PLUG, 0, 4) is ACK
+                first, second = Client(api).info()["zones"]
+                assert (first["plugged_size"], second["plugged_size"]) == (4 * BLOCK_SIZE, 0)
+                assert (first["connected"], second["connected"]) == (True, False)
+                os.kill(process.pid, signal.SIGHUP)
+                assert machine.ask(frontend, PLUG, 4, 4) is ACK
+                machine.check(frontend, prefault=False)
+        assert manager.recv(64) == b"STOPPING=1"
+    assert [path.name for path in tmp_path.iterdir()] == ["notify"], "the sockets are removed"
+
+
+def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    arguments = ("--zone", zone_text(tmp_path), "--state-dir", str(tmp_path / "state"))
+    with guest() as machine:
+        with running(*arguments), Frontend.connect(str(tmp_path / "mem0.sock"), features=machine.features) as frontend:
+            machine.start(frontend)
+            assert machine.ask(frontend, PLUG, 3, 4) is ACK
+            status, said = refused(["--zone", zone_text(tmp_path, "mem1"), *arguments[2:]])
+            assert (status, "another service" in said) == (1, True)
+        with (
+            guest() as another,
+            running(*arguments),
+            Frontend.connect(str(tmp_path / "mem0.sock"), features=another.features) as frontend,
+        ):
+            another.start(frontend)
+            assert another.config(frontend).plugged_size == 4 * BLOCK_SIZE
+            assert another.ask(frontend, PLUG, 3) is ResponseType.ERROR
+            assert another.ask(frontend, RequestType.UNPLUG_ALL) is ACK
+    other = zone_text(tmp_path, more=",guest_numa_id=1")
+    status, said = refused(["--zone", other, *arguments[2:]])
+    assert status == 2
+    assert "node_id" in said
+    (tmp_path / "state" / "mem0.state").write_bytes(b"not a state")
+    status, said = refused(arguments)
+    assert status == 2
+    assert "state size" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, "--zone"),
+        (["--zone", "id=mem0"], 2, "is mandatory"),
+        (["--zone", "GOOD", "--colour", "red"], 2, "--colour"),
+        (["--zone", "GOOD", "--state-dir", "/nonexistent"], 1, "ENOENT"),
+        (["--zone", "GOOD", "--api-socket", "/nonexistent/api.sock"], 1, "ENOENT"),
+        (["--zone", "id=mem0,socket=/nonexistent/a.sock,addr=4G,hotplug_size=1G"], 1, "ENOENT"),
+    ],
+)
+def test_what_can_not_be_served_is_one_line(arguments: list[str], status: int, said: str, tmp_path: Path) -> None:
+    ended, line = refused([zone_text(tmp_path) if word == "GOOD" else word for word in arguments])
+    assert ended == status, line
+    assert said in line
+    assert line.count("\n") == 1
+    assert "Traceback" not in line
+
+
+def test_help_has_the_command_that_attaches() -> None:
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True, timeout=30)
+    assert "vhost-user-test-device-pci,chardev=c0,virtio-id=24,num_vqs=1,vq_size=128,config_size=56" in done.stdout
+    assert "mem=2G memhp_default_state=online_movable" in done.stdout
+
+
+def test_attacks(
+    tmp_path: Path, request: pytest.FixtureRequest, rng: random.Random, figure: Callable[[str, object], None]
+) -> None:
+    chosen = rng.sample(ATTACKS, min(counts.ATTACKS_ON_SERVE, len(ATTACKS)))
+    path = tmp_path / "mem0.sock"
+    # Attacks ack what they have a use for, and a device may refuse a driver that does not know this feature.
+    command = " ".join([*COMMAND, "--zone", zone_text(tmp_path, more=",unplugged_inaccessible=off")])
+    seed = int(request.config.option.hypothesis_seed)
+    with Daemon(str(path), restart=command, timeout=20) as daemon, Runner(daemon, timeout=20, seed=seed) as runner:
+        results = list(runner.run(chosen))
+        assert daemon.restarts == 1, "it ended, and was started again"
+    wrong = [
+        f"{result.attack.name}: {explain(result)}"
+        for result in results
+        if result.verdict not in {Verdict.PASSED, Verdict.NOT_OFFERED}
+    ]
+    assert not wrong, "\n".join(wrong)
+    figure("attacks that virtio-mem serve passes", sum(result.verdict is Verdict.PASSED for result in results))
