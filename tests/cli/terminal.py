@@ -10,6 +10,8 @@ import struct
 import subprocess
 import termios
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pyte
 
@@ -19,7 +21,13 @@ from tests.cli.rig import command
 class Terminal:
     """`virtio-mem` on a terminal of its own. Close it, or use it as a context manager."""
 
-    def __init__(self, *arguments: str, columns: int = 100, lines: int = 30, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        columns: int = 100,
+        lines: int = 30,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         settings = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
@@ -31,7 +39,7 @@ class Terminal:
         finally:
             os.close(slave)
         self.screen = pyte.Screen(columns, lines)
-        self._stream = pyte.ByteStream(self.screen)  # type: ignore[no-untyped-call]
+        self._stream = pyte.ByteStream(self.screen)
 
     @property
     def text(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.rig import Machine, command, run, until
-from virtio_mem.cli import SUBCOMMANDS
+from virtio_mem.cli import SUBCOMMANDS, main
 
 CLIENTS = ("info", "resize", "resize-zone", "map", "watch")
 ARGUMENTS = {"resize": ["1G"], "resize-zone": ["mem0", "1G"]}
@@ -28,13 +28,14 @@ def test_help_lists_every_subcommand() -> None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_every_subcommand_teaches(name: str) -> None:
-    done = run(name, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"virtio-mem {name} --api-socket " in done.stdout
-    assert "example" in done.stdout
-    assert "exit status:\n  0" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+def test_every_subcommand_teaches(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert f"virtio-mem {name} --api-socket " in out
+    assert "example" in out
+    assert "exit status:\n  0" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert err == ""
 
 
 @pytest.mark.parametrize("name", CLIENTS)
@@ -54,7 +55,10 @@ def test_the_example_in_the_help_works(name: str, machine: Machine, tmp_path: Pa
             assert "resize one of its zones" in run(*words).stderr
         else:
             with machine.guest("mem0", blocks_a_second=10_000):
-                assert run(*words).returncode == 0
+                done = run(*words)
+                assert (done.returncode, done.stderr) == (0, "")
+            if name == "map" and "--output" in words:
+                assert done.stdout == f"{tmp_path}/map.svg: {(tmp_path / 'map.svg').stat().st_size:,} bytes\n"
 
 
 def test_no_subcommand_is_a_mistake() -> None:
@@ -70,10 +74,9 @@ def test_the_version() -> None:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_server_that_is_not_there(name: str, tmp_path: Path) -> None:
-    done = run(name, "--api-socket", str(tmp_path / "none"), *ARGUMENTS.get(name, []))
-    assert done.returncode == 1
-    assert done.stderr == (
+def test_a_server_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--api-socket", str(tmp_path / "none"), *ARGUMENTS.get(name, [])]) == 1
+    assert capsys.readouterr().err == (
         f"virtio-mem {name}: --api-socket={tmp_path}/none: connect failed: ENOENT (No such file or directory); "
         "start virtio-mem serve or boot with this --api-socket\n"
     )
@@ -99,12 +102,14 @@ def test_a_server_that_is_not_there(name: str, tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line(arguments: list[str], status: int, error: str) -> None:
-    done = run(*arguments)
-    assert done.returncode == status
-    assert error in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_mistakes_are_one_line(
+    arguments: list[str], status: int, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    out, err = capsys.readouterr()
+    assert error in err
+    assert err.count("\n") == 1
+    assert out == ""
 
 
 def test_a_reader_that_goes_away(machine: Machine, api: str) -> None:

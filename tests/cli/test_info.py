@@ -71,9 +71,9 @@ def test_a_terminal_shows_it_in_colours(machine: Machine, api: str) -> None:
         assert terminal.screen.buffer[0][18].bold
 
 
-@pytest.mark.parametrize("variable", ["NO_COLOR", "TERM"])
-def test_a_terminal_that_wants_no_colours(machine: Machine, api: str, variable: str) -> None:
-    with Terminal("info", "--api-socket", api, **{variable: "dumb"}) as terminal:
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_a_terminal_that_wants_no_colours(machine: Machine, api: str, environment: dict[str, str]) -> None:
+    with Terminal("info", "--api-socket", api, environment=environment) as terminal:
         assert terminal.end() == 0
         assert terminal.colour_of("held by the host") == "default"
 

@@ -85,7 +85,7 @@ def test_time_that_runs_out(machine: Machine, api: str) -> None:
 
 def test_all_of_the_time_is_given_to_a_guest_that_stalls(machine: Machine, api: str, impatient: None) -> None:
     with subprocess.Popen(command(*ZONE, api, "mem0", "128M", "--wait", "30"), stdout=subprocess.PIPE) as waiting:
-        until(lambda: (machine.control.poll(0), machine.control.operations.get(1) or {})[1].get("state") == "stalled")
+        until(lambda: (machine.control.wait(1, 0) or {}).get("state") == "stalled")
         assert waiting.poll() is None
         with machine.guest("mem0"):
             assert waiting.wait(10) == 0

@@ -20,12 +20,13 @@ _LOOK_BACK = 3
 _TOGETHER = 2.0
 """Seconds: what comes later than that after an entry's last event is an entry of its own."""
 
-_MERGED = ("plugged", "unplugged", "freed", "refused")
+_MERGED = ("plugged", "unplugged", "freed", "refused", "lost")
 
 
 @dataclass
 class Entry:
-    """`count` events of one kind; `time` is the last one's in Unix seconds, `size` the sum of theirs in bytes."""
+    """`count` events of one kind; `time` is the last one's in Unix seconds, `size` the sum of theirs in bytes, or of
+    how many were lost."""
 
     time: float
     zone: str
@@ -57,7 +58,7 @@ class EventLog:
     def add(self, event: dict[str, Any]) -> None:
         """Take in an event as the API has it. What it lacks is made up; it is for reading only."""
         kind, zone = str(event.get("kind")), str(event.get("zone") or "")
-        time, size = _number(event, "time"), _number(event, "size")
+        time, size = _number(event, "time"), _number(event, "count" if kind == "lost" else "size")
         with self._lock:
             entry = self._alike(kind, zone, event, time)
             if entry is None:
@@ -131,5 +132,5 @@ _TEXTS: dict[str, Callable[[Entry], str]] = {
     "system-reset": lambda _: "system reset",
     "connected": lambda _: "front end connected",
     "disconnected": lambda _: "front end disconnected",
-    "lost": lambda entry: f"{entry.last.get('count')} events lost: they came too fast",
+    "lost": lambda entry: f"{entry.size:,} events lost: they came too fast",
 }

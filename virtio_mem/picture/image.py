@@ -6,6 +6,7 @@ left of the line is within that size.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import groupby
@@ -21,6 +22,7 @@ from matplotlib.patches import Patch, Rectangle
 from virtio_mem.picture.blocks import Cell, ZoneBlocks
 from virtio_mem.picture.grid import GUTTER, MOST_COLUMNS, Scale, cells_of, row_offset, scale_for, zone_heading
 from virtio_mem.picture.sizes import human_size
+from virtio_mem.picture.spans import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,14 +45,20 @@ _FEW, _MOST = "#fbe3bd", "#c77712"
 _HATCH, _HATCHING = "#dfe4ea", "////"
 _TARGET, _BORDER, _INK, _QUIET = "#c2257f", "#0b7a70", "#1f2328", "#59636e"
 
-_STYLE: Any = {"svg.hashsalt": "virtio-mem", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
+_STYLE: Any = {
+    "svg.hashsalt": "virtio-mem",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.parse_math": False,
+}
 
 
 def image(zones: Sequence[tuple[str, ZoneBlocks]], format_: str) -> bytes:
     """The zones' maps below each other, in one of FORMATS. The same blocks give the same bytes."""
     scales = [scale_for(blocks.nb_blocks, _COLUMNS, rows=MOST_ROWS) for _, blocks in zones]
     heights = [_inches(blocks, scale) for (_, blocks), scale in zip(zones, scales, strict=True)]
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), warnings.catch_warnings(action="ignore"):  # of glyphs that the font lacks
         height = sum(heights) + _AROUND * len(zones) + 0.45
         figure = Figure(figsize=(_WIDTH, height), facecolor="white")
         top = height
@@ -98,7 +106,7 @@ def _draw(axes: Axes, name: str, blocks: ZoneBlocks, scale: Scale) -> None:
         f"usable {human_size(blocks.size(blocks.usable_blocks))}"
     )
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-    axes.annotate(name, (0, 1), (0, 22), color=_INK, fontweight="bold", fontsize=11, **place)  # type: ignore[arg-type]
+    axes.annotate(printable(name), (0, 1), (0, 22), color=_INK, fontweight="bold", fontsize=11, **place)  # type: ignore[arg-type]
     axes.annotate(heading, (1, 1), (0, 22), color=_INK, ha="right", **place)  # type: ignore[arg-type]
     axes.annotate(sizes, (0, 1), (0, 8), color=_QUIET, **place)  # type: ignore[arg-type]
 
