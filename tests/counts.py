@@ -156,3 +156,6 @@ SERVED_REQUESTS = count(quick=300, ci=3_000, soak=30_000)
 
 # Attacks on `virtio-mem serve`, chosen at random where they are not all.
 ATTACKS_ON_SERVE = count(quick=15, ci=1_000, soak=1_000)
+
+# Times that the process behind the API is killed around a resize that a client asks for.
+API_KILLS = count(quick=3, ci=20, soak=200)
