@@ -57,14 +57,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Rig:
-    """The machine; `device()` plugs and unplugs as a guest's driver would."""
+class Client:
+    """Asks the server at a socket; each time with a new connection."""
 
-    manager: MemoryManager
-    control: Control
-    server: ApiServer
     path: str
-    notices: list[str]
 
     def connect(self, timeout: float = 20) -> UnixConnection:
         return UnixConnection(self.path, timeout)
@@ -101,6 +97,21 @@ class Rig:
     def get(self, path: str) -> Answer:
         return self.ask("GET", path)
 
+    def operation(self, number: int) -> dict[str, Any]:
+        answer = self.get(f"/api/v1/operations/{number}")
+        assert answer.status == 200
+        return dict(answer.json)
+
+
+@dataclass(frozen=True)
+class Rig(Client):
+    """The machine; `request()` plugs and unplugs as a guest's driver would."""
+
+    manager: MemoryManager
+    control: Control
+    server: ApiServer
+    notices: list[str]
+
     def service(self, zone: str = "mem0") -> DeviceService:
         service = self.manager.zones[zone].service
         assert service is not None
@@ -135,11 +146,6 @@ class Rig:
         assert (answer.status, answer.body) == (204, b""), answer
         return int(answer.headers["Operation-Id"])
 
-    def operation(self, number: int) -> dict[str, Any]:
-        answer = self.get(f"/api/v1/operations/{number}")
-        assert answer.status == 200
-        return dict(answer.json)
-
 
 @contextmanager
 def machine(directory: Path, line: str = ONE_ZONE, **options: Any) -> Iterator[Rig]:
@@ -151,7 +157,7 @@ def machine(directory: Path, line: str = ONE_ZONE, **options: Any) -> Iterator[R
         Control.from_manager(manager, notify=notices.append, **options) as control,
         ApiServer(control, path) as server,
     ):
-        yield Rig(manager, control, server, path, notices)
+        yield Rig(path, manager, control, server, notices)
 
 
 def read_all(sock: socket.socket) -> bytes:

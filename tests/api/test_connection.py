@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import counts
-from tests.api.rig import BLOCK, BOOT, Rig, UnixConnection, machine, read_all
+from tests.api.rig import BLOCK, BOOT, Client, Rig, UnixConnection, machine, read_all
 from tests.leaks import Holdings
 from vhost_user.errors import HostError
 from virtio_mem.api import connection, server
@@ -372,7 +372,7 @@ def test_a_socket_that_listens_already_stays_its_owners(rig: Rig, tmp_path: Path
     path = tmp_path / "kept"
     with listen(path) as sock:
         with ApiServer(rig.control, sock):
-            assert Rig(rig.manager, rig.control, rig.server, str(path), []).get("/api/v1/vmm.ping").status == 200
+            assert Client(str(path)).get("/api/v1/vmm.ping").status == 200
         assert path.exists()
         client = UnixConnection(str(path))
         client.request("GET", "/api/v1/vmm.ping")

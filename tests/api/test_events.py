@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.rig import ACK, BLOCK, BOOT, BUSY, NACK, Rig
+from tests.api.rig import ACK, BLOCK, BOOT, BUSY, NACK, MakeMachine, Rig
 from vhost_user.errors import HostError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.api import stream
@@ -111,6 +111,15 @@ def test_pauses_are_told(rig: Rig) -> None:
     rig.control.pause()
     rig.control.resume()
     assert told(take(rig), "zone") == [("paused", None), ("resumed", None)]
+
+
+def test_front_ends_that_come_and_go_are_told_once_they_are_seen_twice(make_machine: MakeMachine) -> None:
+    there = [False]
+    rig = make_machine(connected=lambda: there[0])
+    for now in (False, True, False, True, True, True, False, False):
+        there[0] = now
+        rig.control.poll(time.monotonic())
+    assert told(take(rig), "zone") == [("connected", "mem0"), ("disconnected", "mem0")]
 
 
 def test_an_observer_that_fails_keeps_no_request_from_being_answered(

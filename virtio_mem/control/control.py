@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vhost_user.errors import UsageError
@@ -43,11 +45,13 @@ class Hooks:
 
     HostError where that fails; a pause that fails leaves the devices as they were. `system_reset` resets the machine
     itself, on which `Control.machine_was_reset` is called, and returns what that returned; None where nothing can.
+    `snapshot` saves the paused machine's memory and devices to a directory; None where nothing can.
     """
 
     pause: Callable[[], None] = nothing
     resume: Callable[[], None] = nothing
     system_reset: Callable[[], bool] | None = None
+    snapshot: Callable[[Path], None] | None = None
 
 
 class Control:
@@ -79,6 +83,8 @@ class Control:
         self.events = Events()
         self._hooks = hooks or Hooks()
         self._save = save
+        self._saving = threading.Lock()
+        self._connected = self._last_look = {zone.id: zone.connected() for zone in self.zones.values()}
         self._watches = [ZoneWatch(self, zone, service) for zone, service in self._devices()]
 
     @classmethod
@@ -110,6 +116,7 @@ class Control:
             for zone in manager.zones.values()
         ]
         config = manager.config
+        options.setdefault("hooks", Hooks(snapshot=partial(_save, manager)))
         return cls(zones, user_zones=config.user_zones, memory_options=memory_options(config), **options)
 
     # Resizing.
@@ -189,6 +196,13 @@ class Control:
         self._settle()
         return done
 
+    def snapshot(self, directory: Path) -> None:
+        """Save the memory and the devices to `directory`, which must not exist. UsageError unless they are paused."""
+        if self._hooks.snapshot is None:
+            raise UsageError("vm.snapshot", directory, "can't be taken of this machine", "save it by its VMM")
+        self._hooks.snapshot(directory)
+        self.events.publish("snapshot", directory=str(directory))
+
     @property
     def paused(self) -> bool:
         """Whether a device is paused."""
@@ -200,25 +214,31 @@ class Control:
         for zone, service in self._devices():
             service.poll(now)
             zone.notify()
+        self._look_who_is_connected()
         self._settle()
 
     # From one process to the next.
 
     def save(self, *, always: bool = False) -> None:
         """Save what is new, or what there is, if somebody wants it saved."""
-        if self._save is not None and (always or self.operations.changed):
-            saved = {"paused": self.paused, "operations": self.operations.dump()}
-            self._save(json.dumps(saved).encode())
+        if self._save is None:
+            return
+        with self._saving:  # so that what is newer is saved later
+            if always or self.operations.changed:
+                operations = self.operations.dump()
+                saved = {"paused": self.paused, "connected": self._connected, "operations": operations}
+                self._save(json.dumps(saved).encode())
 
     def load(self, saved: bytes) -> None:
         """Go on where the process before was. What can't be read is logged, and given up."""
         try:
             state = json.loads(saved)
             operations, paused = Operations.load(state["operations"]), bool(state["paused"])
+            connected = {zone_id: bool(state["connected"][zone_id]) for zone_id in self.zones}
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("what was saved of the operations can't be read, and they begin anew: %r", error)
             return
-        self.operations = operations
+        self.operations, self._connected = operations, connected
         for _, service in self._devices() if paused else ():
             service.pause()
 
@@ -274,6 +294,18 @@ class Control:
     def _devices(self) -> list[tuple[ControlledZone, DeviceService]]:
         return [(zone, zone.service) for zone in self.zones.values() if zone.service is not None]
 
+    def _look_who_is_connected(self) -> None:
+        """Tell of front ends that came or went, once they are seen twice: a process that takes over from another one
+        has their connections a moment later, which is nothing to tell of."""
+        look = {zone.id: zone.connected() for zone in self.zones.values()}
+        changed = [key for key, there in look.items() if there == self._last_look[key] != self._connected[key]]
+        self._last_look = look
+        for zone_id in changed:
+            self._connected = {**self._connected, zone_id: look[zone_id]}
+            self.events.publish("connected" if look[zone_id] else "disconnected", zone_id)
+        if changed:
+            self.save(always=True)
+
     def _settle(self) -> None:
         for zone, service in self._devices():
             connected = zone.connected()
@@ -283,3 +315,9 @@ class Control:
                 if operation is not None:
                     self.tell(operation)
         self.save()
+
+
+def _save(manager: MemoryManager, directory: Path) -> None:
+    from virtio_mem.snapshot import save  # noqa: PLC0415 - for those who take one
+
+    save(manager, directory)
