@@ -21,7 +21,7 @@ from vhost_user.backend import Server
 from vhost_user.connection import Connection
 from vhost_user.errors import Refused
 from vhost_user.frontend import Frontend, SharedRegion
-from vhost_user.units import MIB, ByteCount, GuestAddress
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_memfd
@@ -194,7 +194,7 @@ def test_regions_that_adjoin_in_one_file_are_one() -> None:
     with guest() as machine, served(zone()) as here:
         frontend = here.connect(machine.features)
         low = SharedRegion(ADDR, half, machine.fd)
-        high = SharedRegion(GuestAddress(ADDR + half), half, machine.fd, half)
+        high = SharedRegion(GuestAddress(ADDR + half), half, machine.fd, HostOffset(half))
         frontend.regions.share([machine.ram.region, low, high])
         frontend.vring(0).start(machine.layout, 0)
         assert machine.ask(frontend, PLUG, NB_BLOCKS // 2 - 2, 4) is ACK
