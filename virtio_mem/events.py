@@ -31,6 +31,7 @@ KINDS = (
     "superseded",
     "paused",
     "resumed",
+    "saved",
     "system-reset",
     "connected",
     "disconnected",

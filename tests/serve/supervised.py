@@ -8,13 +8,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.peers.processes import wait_until
 from vhost_user import unix_socket
 from vhost_user.errors import FieldError
 from vhost_user.supervisor import Supervisor, Worker
+from virtio_mem.serve.daemon import keep_snapshot
 from virtio_mem.serve.plan import ServePlan
 from virtio_mem.serve.worker import run
 
@@ -22,7 +23,7 @@ from virtio_mem.serve.worker import run
 class Supervised:
     """The supervisor's process, and where it serves: `sockets` by zone, and the API's."""
 
-    def __init__(self, plan: ServePlan, directory: Path) -> None:
+    def __init__(self, plan: ServePlan, directory: Path, snapshot: Path | None = None) -> None:
         self.sockets = {zone.id: directory / f"{zone.id}.sock" for zone in plan.zones}
         self.api_socket = directory / "api.sock"
         self.listeners = {name: unix_socket.listen(path) for name, path in self.sockets.items()}
@@ -30,7 +31,7 @@ class Supervised:
         read, write = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _in_child(lambda: self._supervise(plan, write))
+            _in_child(lambda: self._supervise(plan, write, snapshot))
         os.close(write)
         for listener in self.listeners.values():
             listener.close()
@@ -41,10 +42,13 @@ class Supervised:
         os.close(read)
         assert ready == b"R", "no worker became ready; the traceback is above"
 
-    def _supervise(self, plan: ServePlan, write: int) -> None:
+    def _supervise(self, plan: ServePlan, write: int, snapshot: Path | None) -> None:
         fds = {} if self.api is None else {"api": self.api.fileno()}
         kept = {"plan": plan.encode()}
-        Supervisor(_fork_worker, self.listeners, kept, fds, on_ready=lambda: os.write(write, b"R")).run()
+        with ExitStack() as stack:
+            if snapshot is not None:
+                keep_snapshot(snapshot, plan, kept, fds, stack)
+            Supervisor(_fork_worker, self.listeners, kept, fds, on_ready=lambda: os.write(write, b"R")).run()
 
     def worker(self) -> int | None:
         """The worker's process, if there is one at this moment."""
@@ -103,9 +107,9 @@ def _in_child(work: Callable[[], None]) -> None:
 
 
 @contextmanager
-def supervised(plan: ServePlan, directory: Path) -> Iterator[Supervised]:
+def supervised(plan: ServePlan, directory: Path, snapshot: Path | None = None) -> Iterator[Supervised]:
     """A service that runs; ended by SIGTERM, and it ends well."""
-    service = Supervised(plan, directory)
+    service = Supervised(plan, directory, snapshot)
     try:
         yield service
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -75,6 +76,15 @@ def text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise refuse(name, value, "must be given: a text")
     return value
+
+
+def directory(fields: dict[str, Any], name: str) -> Path:
+    """The absolute path that `fields` has under `name` as a URL, file:///DIR."""
+    value = text(fields, name)
+    path = value.removeprefix("file://")
+    if path == value or not path.startswith("/") or "\0" in path:
+        raise refuse(name, value, "must be file:// and an absolute path", f'such as "{name}": "file:///tmp/snapshot"')
+    return Path(path)
 
 
 def only_memory(fields: dict[str, Any], name: str) -> None:

@@ -85,6 +85,7 @@ class Api:
             Route("PUT", "/api/v1/vm.resize-zone", self._resize_zone, body=("id", "desired_ram")),
             Route("PUT", "/api/v1/vm.pause", self._pause),
             Route("PUT", "/api/v1/vm.resume", self._resume),
+            Route("PUT", "/api/v1/vm.snapshot", self._snapshot, body=("destination_url",)),
             Route("PUT", "/api/v1/system-reset", self._system_reset),
             Route("GET", "/api/v1/operations", lambda _: json_reply(control.operations.all())),
             Route("GET", "/api/v1/operations/{id}", self._operation, query=("wait",), long=True),
@@ -165,6 +166,10 @@ class Api:
 
     def _resume(self, _: Call) -> Reply:
         self.control.resume()
+        return Reply(HTTPStatus.NO_CONTENT)
+
+    def _snapshot(self, call: Call) -> Reply:
+        self.control.snapshot(body.directory(call.fields, "destination_url"))
         return Reply(HTTPStatus.NO_CONTENT)
 
     # Ours.

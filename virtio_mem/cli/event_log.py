@@ -129,6 +129,7 @@ _TEXTS: dict[str, Callable[[Entry], str]] = {
     "reached": lambda entry: str(entry.last.get("verdict")),
     "stalled": lambda entry: str(entry.last.get("verdict")),
     "superseded": lambda entry: str(entry.last.get("verdict")),
+    "saved": lambda entry: f"snapshot saved in {entry.last.get('directory')}",
     "system-reset": lambda _: "system reset",
     "connected": lambda _: "front end connected",
     "disconnected": lambda _: "front end disconnected",

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zone", action="append", nargs="+", metavar="KEY=VALUE,...", required=True)
     parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
     parser.add_argument("--state-dir", metavar="DIR", help="keep each zone's state in a file in this directory")
+    parser.add_argument("--restore", metavar="DIR", help="begin with the snapshot in this directory, paused")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say who asked what; twice: each message")
 
 
@@ -65,4 +66,5 @@ def run(arguments: argparse.Namespace) -> int:
         options=" ".join(f"--zone {zone}" for zone in zones),
         verbose=arguments.verbose,
     )
-    return serve(plan, {zone.id: zone.socket for zone in zones}, api_socket=arguments.api_socket)
+    sockets = {zone.id: zone.socket for zone in zones}
+    return serve(plan, sockets, api_socket=arguments.api_socket, snapshot=arguments.restore)

@@ -201,7 +201,7 @@ class Control:
         if self._hooks.snapshot is None:
             raise UsageError("vm.snapshot", directory, "can't be taken of this machine", "save it by its VMM")
         self._hooks.snapshot(directory)
-        self.events.publish("snapshot", directory=str(directory))
+        self.events.publish("saved", directory=str(directory))
 
     @property
     def paused(self) -> bool:

@@ -36,12 +36,14 @@ def serve(
     worker: Sequence[str] = WORKER,
     prepare: Callable[[Supervisor], object] = lambda _: None,
     announce: Callable[[], object] | None = None,
+    snapshot: str | Path | None = None,
 ) -> int:
     """Serve the plan's zones at `sockets`, by id, until SIGTERM or SIGINT; the exit status.
 
     `worker` is the command that starts one: that of a module which calls `worker.run` with an extension, say.
     `prepare` is called with the supervisor before it runs, for children and files of the caller's that it is to watch.
-    `announce` is called when all listens, in place of `ready()`.
+    `announce` is called when all listens, in place of `ready()`. With `snapshot`, a directory, the zones are what they
+    were when it was taken, paused; UsageError where it is not one of them.
     HostError where a socket or the state directory can't be had; UsageError where something else is at its place.
     """
     log_to_stderr(plan.verbose)
@@ -49,6 +51,9 @@ def serve(
         if plan.state_dir is not None:
             stack.enter_context(files.lock(plan.state_dir))
         kept_fds: dict[str, int] = {}
+        kept = {"plan": plan.encode()}
+        if snapshot is not None:
+            keep_snapshot(Path(snapshot), plan, kept, kept_fds, stack)
         if api_socket is not None:
             kept_fds["api"] = stack.enter_context(_listen_for_api(stack, api_socket)).fileno()
         with ExitStack() as listening:
@@ -56,11 +61,25 @@ def serve(
             for zone in plan.zones:
                 listeners[zone.id] = listening.enter_context(unix_socket.listen(sockets[zone.id]))
             listening.pop_all()  # the supervisor's from here on
-        supervisor = Supervisor(worker, listeners, {"plan": plan.encode()}, kept_fds, on_ready=announce or ready)
+        supervisor = Supervisor(worker, listeners, kept, kept_fds, on_ready=announce or ready)
         prepare(supervisor)
         status = supervisor.run()
         notify_service_manager("STOPPING=1")
         return status
+
+
+def keep_snapshot(
+    directory: Path, plan: ServePlan, kept: dict[str, bytes], fds: dict[str, int], stack: ExitStack
+) -> None:
+    """Have a supervisor keep what workers need to go on from a snapshot; the descriptors are closed with `stack`."""
+    from virtio_mem.serve.snapshot import prepare  # noqa: PLC0415 - it knows devices
+    from virtio_mem.serve.worker import CONTENT, STATE  # noqa: PLC0415
+
+    for zone, state, content, facts in prepare(directory, plan):
+        fds[STATE + zone.id] = stack.enter_context(state).fileno()
+        if content is not None:
+            fds[CONTENT + zone.id] = stack.enter_context(content).fileno()
+        kept[CONTENT + zone.id] = facts
 
 
 def _listen_for_api(stack: ExitStack, path: str | Path) -> socket.socket:

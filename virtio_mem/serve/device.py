@@ -9,7 +9,7 @@ sees plugged_size above 0, and begins with UNPLUG ALL.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vhost_user.backend.server import Endpoint
     from vhost_user.backend.vring import Vring
     from vhost_user.shared_memory import SharedMemory
+    from virtio_mem.serve.snapshot import Content
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ class MemDevice(Device):
         self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
         self.service.keeper = self.state
         self.endpoint: Endpoint | None = None
+        self.content: Content | None = None
+        """What of a snapshot is to be written to the memory once it is there."""
+        self.content_written: Callable[[], None] = lambda: None
 
     # What the front end and its driver do.
 
@@ -99,12 +103,27 @@ class MemDevice(Device):
     def _attach(self, regions: Sequence[Region]) -> None:
         with self.service.lock:
             came = self.memory.attach(regions)
+            if came and self.content is not None:
+                came = self._write_content(self.content)
             self.service.prefault = self.memory.populates
             if came:
                 log.info("%s: memory is there", self.name)
                 self._settle()
                 self.device.retry_now()
         self.notify()
+
+    def _write_content(self, content: Content) -> bool:
+        """Whether it is in the memory now. Without it, memory is as good as not there."""
+        try:
+            content.write(self.device, self.memory.require_all(), prefault=self.memory.populates)
+        except HostError as error:
+            log.error("%s: the snapshot is not restored: %s", self.name, error)
+            self.memory.refuse(f"a snapshot is to be restored to it first: {error}")
+            return False
+        self.content = None
+        self.content_written()
+        log.info("%s: the snapshot is restored", self.name)
+        return True
 
     def set_status(self, status: int) -> None:
         """A status of 0 is the driver's reset of the device."""

@@ -83,8 +83,7 @@ class FrontendMemory:
                 return False
             memory = self._adopt(region.file.fd.fileno(), offset)
         except FieldError as error:
-            self._replace(None, None)
-            self._why_missing = f"{error.field}={error.value}: {error.limit}"
+            self.refuse(f"{error.field}={error.value}: {error.limit}")
             return False
         self._replace(memory, extent)
         return True
@@ -92,8 +91,12 @@ class FrontendMemory:
     def detach(self) -> None:
         """The front end is gone."""
         self.connected = False
+        self.refuse(_NOBODY)
+
+    def refuse(self, why: str) -> None:
+        """Be without memory, for this reason, until the front end shares another."""
         self._replace(None, None)
-        self._why_missing = _NOBODY
+        self._why_missing = why
 
     def _locate(self, regions: Sequence[Region]) -> tuple[Region, HostOffset]:
         """The region that the zone begins in, and where in its file. HostError unless all of the zone is there."""
@@ -164,6 +167,10 @@ class FrontendMemory:
         if backing.offset + offset + size > length:
             raise HostError("file", f"{length:#x} bytes", f"has the range {offset:#x}+{size:#x}", "don't truncate it")
         return self._memory
+
+    def require_all(self) -> HostMemory:
+        """The memory, with all of its file there; else HostError."""
+        return self.require(HostOffset(0), self.size)
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate a range. HostError, and nothing of it held that was not before, where it can't."""

@@ -33,6 +33,7 @@ from vhost_user.units import ByteCount, HostOffset, align_up
 from virtio_mem.blocks import BlockMap
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
+from virtio_mem.protocol import BlockState
 from virtio_mem.serve.intent import RECORD_WORDS, ChainKey, Intent, IntentRecord, Phase
 from virtio_mem.serve.words import Words
 
@@ -212,6 +213,15 @@ class DeviceState:
             words[start + index] = values[index]
         words[start + _CHECKSUM] = zlib.crc32(_SIZES.pack(*values))
         words[start] = self._generation
+
+    def take_over(self, device: VirtioMemDevice) -> None:
+        """Have a blank state say that the device is where `device` is, and paused."""
+        assert self.blank
+        for run in device.blocks.plugged_runs():
+            self.device.blocks.put(run, BlockState.PLUGGED)
+        self.device.requested_size, self.device.usable_region_size = device.requested_size, device.usable_region_size
+        self.device.paused = True
+        self.changed()
 
     # What a process before this one left.
 

@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vhost_user.backend import Server
@@ -37,7 +38,9 @@ POLL_INTERVAL = 1.0
 PLAN = "plan"
 API = "api"
 _CONTROL = "control"
-_STATE = "state:"
+STATE = "state:"
+CONTENT = "content:"
+"""What is kept for each zone: its state, and what is to be restored to its memory."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,30 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
 
 def _device(plan: ServePlan, zone: ServedZone, worker: Worker) -> MemDevice:
     """The device as its state says that it was; or a new one, whose state outlives this process from here on."""
-    size, kept = state_size(zone.geometry), _STATE + zone.id
+    size, kept = state_size(zone.geometry), STATE + zone.id
     if plan.state_dir is not None:
         with state_file(plan.state_dir, zone.id, size) as fd:
-            return MemDevice(zone, fd.fileno())
+            return _with_content(MemDevice(zone, fd.fileno()), worker)
     if kept not in worker.fds:
         with state_memfd(zone.id, size) as fd:
             worker.put_fd(kept, fd)
-    return MemDevice(zone, worker.fds[kept].fileno())
+    return _with_content(MemDevice(zone, worker.fds[kept].fileno()), worker)
+
+
+def _with_content(device: MemDevice, worker: Worker) -> MemDevice:
+    """The device, which has what is left to restore of a snapshot still to come."""
+    name = CONTENT + device.zone.id
+    if name in worker.bytes:
+        from virtio_mem.serve.snapshot import Content  # noqa: PLC0415 - for those who restore
+
+        fd = worker.fds.get(name)
+        device.content = Content(None if fd is None else fd.fileno(), worker.bytes[name])
+        device.content_written = lambda: worker.drop(name)
+    return device
 
 
 def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, extension: Extension) -> Control:
-    from virtio_mem.control import Control, ControlledZone  # noqa: PLC0415 - for those who have an API
+    from virtio_mem.control import Control, ControlledZone, Hooks  # noqa: PLC0415 - for those who have an API
 
     def zone(device: MemDevice) -> ControlledZone:
         endpoint = device.endpoint
@@ -123,12 +138,23 @@ def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, exte
     control = Control(
         **extension.control_options([zone(device) for device in devices]),
         user_zones=plan.user_zones,
-        hooks=extension.hooks(),
+        hooks=_with_snapshot(extension.hooks() or Hooks(), devices, plan),
         save=lambda data: worker.put(_CONTROL, data),
     )
     if _CONTROL in worker.bytes:
         control.load(worker.bytes[_CONTROL])
     return control
+
+
+def _with_snapshot(hooks: Hooks, devices: Sequence[MemDevice], plan: ServePlan) -> Hooks:
+    """The hooks, which save snapshots too: where the machine's other memory, and its CPUs, are not ours to save."""
+
+    def snapshot(directory: Path) -> None:
+        from virtio_mem.serve.snapshot import save  # noqa: PLC0415 - for those who take one
+
+        save(devices, plan.options, directory)
+
+    return hooks if any(zone.boot_size for zone in plan.zones) else replace(hooks, snapshot=snapshot)
 
 
 def _serve_api(stack: ExitStack, control: Control, fd: OwnedFd) -> None:

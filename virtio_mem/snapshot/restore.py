@@ -54,7 +54,7 @@ def restore(directory: Path) -> MemoryManager:
             raise refused("zones", found, f"must be those of the options: {', '.join(manager.zones)}")
         manager.pause()
         for state in manifest.zones:
-            with _located(f"zone {state.id}"):
+            with located(f"zone {state.id}"):
                 _restore_zone(manager.zones[state.id], state, directory)
         undo.pop_all()
     return manager
@@ -66,7 +66,8 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 @contextmanager
-def _located(where: str) -> Iterator[None]:
+def located(where: str) -> Iterator[None]:
+    """Put `where` in front of the field of what is refused in the block."""
     try:
         yield
     except FieldError as error:

@@ -1,0 +1,144 @@
+"""A service is saved and restored: into a new daemon and new memory, each block's state and content the same."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.api.rig import Client
+from tests.serve.rig import BLOCK_SIZE, FORMS, NB_BLOCKS, Guest, guest, zone
+from tests.serve.supervised import Supervised, supervised
+from vhost_user.errors import UsageError
+from vhost_user.frontend import Frontend
+from virtio_mem.cli import main
+from virtio_mem.protocol import BlockState, RequestType, ResponseType
+from virtio_mem.serve.plan import ServePlan
+
+PLAN = ServePlan(zones=(zone(),), api=True, options="--zone as in the test")
+NO_API = ServePlan(zones=(zone(),))
+
+
+@contextmanager
+def front_end(service: Supervised, machine: Guest) -> Iterator[Frontend]:
+    with Frontend.connect(str(service.sockets["mem0"]), features=machine.features, timeout=20) as frontend:
+        machine.start(frontend)
+        yield frontend
+
+
+def put(service: Supervised, path: str, body: object = None) -> int:
+    return Client(str(service.api_socket)).ask("PUT", f"/api/v1/{path}", body).status
+
+
+def save(service: Supervised, directory: Path) -> int:
+    return put(service, "vm.snapshot", {"destination_url": f"file://{directory}"})
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, rng: random.Random) -> Path:
+    """Of a service whose guest has plugged some blocks, and written to them; `plugged` beside it says which."""
+    with guest() as machine, supervised(PLAN, tmp_path) as service, front_end(service, machine) as frontend:
+        for block in rng.sample(range(NB_BLOCKS), 9):
+            assert machine.ask(frontend, RequestType.PLUG, block) is ResponseType.ACK
+        assert save(service, tmp_path / "snapshot") == 400, "it is not paused"
+        assert put(service, "vm.pause") == 204
+        assert machine.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.BUSY
+        assert save(service, tmp_path / "snapshot") == 204
+        assert save(service, tmp_path / "snapshot") == 400, "it is there already"
+        for block, pattern in machine.plugged.items():
+            (tmp_path / f"plugged-{block}").write_bytes(pattern)
+    return tmp_path / "snapshot"
+
+
+def remember(machine: Guest, snapshot: Path) -> None:
+    """A new guest that knows what the old one knew."""
+    machine.plugged = {
+        int(path.name.removeprefix("plugged-")): path.read_bytes() for path in snapshot.parent.glob("plugged-*")
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("deaths", [0, 3])
+def test_a_new_daemon_and_new_memory_are_as_the_old_ones(
+    form: str, deaths: int, snapshot: Path, tmp_path: Path
+) -> None:
+    with guest(form) as machine, supervised(PLAN, tmp_path, snapshot) as service:
+        for _ in range(deaths):
+            service.replace_worker()
+        with front_end(service, machine) as frontend:
+            remember(machine, snapshot)
+            assert len(machine.plugged) == 9
+            machine.check(frontend)
+            assert machine.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.BUSY
+            service.replace_worker()
+            assert put(service, "vm.resume") == 204
+            for block in range(NB_BLOCKS):
+                machine.send_typed(frontend, RequestType.STATE, block)
+                expected = BlockState.PLUGGED if block in machine.plugged else BlockState.UNPLUGGED
+                assert machine.wait(frontend).state is expected
+            machine.check(frontend)
+            # Written once: a worker that comes later leaves what the guest writes meanwhile.
+            block = next(iter(machine.plugged))
+            assert machine.ask(frontend, RequestType.UNPLUG, block) is ResponseType.ACK
+            service.replace_worker()
+            machine.check(frontend)
+
+
+def test_memory_that_the_front_end_does_not_have_is_waited_for(snapshot: Path, tmp_path: Path) -> None:
+    with guest() as machine, supervised(PLAN, tmp_path, snapshot) as service:
+        with Frontend.connect(str(service.sockets["mem0"]), features=machine.features, timeout=20) as frontend:
+            frontend.regions.share(machine.regions[:1])
+            assert machine.held(0, NB_BLOCKS) == 0
+        with front_end(service, machine) as frontend:
+            remember(machine, snapshot)
+            machine.check(frontend)
+
+
+def test_the_state_directory_has_it_from_then_on(snapshot: Path, tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    states.mkdir()
+    plan = ServePlan(zones=(zone(),), state_dir=str(states))
+    with guest() as machine, supervised(plan, tmp_path, snapshot) as service, front_end(service, machine) as frontend:
+        remember(machine, snapshot)
+        machine.check(frontend)
+    with guest() as machine, supervised(plan, tmp_path) as service, front_end(service, machine) as frontend:
+        assert machine.config(frontend).plugged_size == 9 * BLOCK_SIZE
+
+
+@pytest.mark.parametrize("name", ["snapshot.json", "mem0.hotplug", "mem0.blocks"])
+def test_a_snapshot_that_was_cut_is_refused_before_anybody_listens(
+    name: str, snapshot: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    os.truncate(snapshot / name, (snapshot / name).stat().st_size // 2)
+    status = _serve(tmp_path, snapshot, f"hotplug_size={NB_BLOCKS * BLOCK_SIZE}")
+    assert status == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_snapshot_of_another_zone_is_refused(
+    snapshot: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _serve(tmp_path, snapshot, f"hotplug_size={2 * NB_BLOCKS * BLOCK_SIZE}") == 2
+    assert "size=33554432: must be 67108864" in capfd.readouterr().err
+
+
+def _serve(tmp_path: Path, snapshot: Path, more: str) -> int:
+    """The command's status: it must refuse."""
+    option = f"id=mem0,socket={tmp_path / 'mem0.sock'},addr=4G,{more}"
+    return main(["serve", "--zone", option, "--restore", str(snapshot)])
+
+
+def test_a_state_directory_with_states_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    from virtio_mem.serve.snapshot import prepare  # noqa: PLC0415
+
+    plan = ServePlan(zones=(zone(),), state_dir=str(tmp_path))
+    for prepared in prepare(snapshot, plan):
+        prepared.state.close()
+        if prepared.content is not None:
+            prepared.content.close()
+    with pytest.raises(UsageError, match="has a state of the zone"):
+        list(prepare(snapshot, plan))

@@ -1,0 +1,143 @@
+"""Snapshots of served zones: saved while they are paused, restored by `virtio-mem serve --restore DIR`.
+
+The memory is a front end's. It is saved from there; and since a service has none of it when it starts, restoring has
+two halves. `prepare`, before any front end comes, reads the whole snapshot, digests and all, and makes the devices'
+states from it: a snapshot that is wrong is refused then. `Content` waits in the worker until a front end shares the
+zone's memory, and is written there once, before anything is served from a ring. A worker that dies on the way leaves it
+to the next one, which begins again: nobody has used the memory meanwhile, as the devices are paused.
+
+What the guest had besides (its CPUs, its other memory) is the VMM's to save and restore.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from vhost_user.errors import HostError, UsageError
+from vhost_user.owned_fd import OwnedFd
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.geometry import UsableRegion
+from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.serve.device import MemDevice
+from virtio_mem.serve.files import state_file, state_memfd
+from virtio_mem.serve.plan import ServedZone, ServePlan
+from virtio_mem.serve.state import DeviceState, state_size
+from virtio_mem.snapshot.content import populate, read_content
+from virtio_mem.snapshot.manifest import PartState, ZoneState, part_path, refused
+from virtio_mem.snapshot.restore import located, opened, read_blocks, read_manifest, require_content
+from virtio_mem.snapshot.save import SavedZone, own_file, plugged_ranges, save_zones
+
+
+def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
+    """Save paused devices and what is plugged of their memory. Raises what `save_zones` does, and HostError where no
+    front end shares the memory."""
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(device.service.lock)  # the memory stays where it is
+        zones = []
+        for device in devices:
+            memory = device.memory.require_all()
+            path = Path(f"/proc/self/fd/{memory.backing.fd}").readlink()
+            zones.append(SavedZone(device.zone.id, None, memory, device.service, own_file(path, memory)))
+        save_zones(directory, zones, options, None, UsableRegion.REQUESTED_PLUS_SLACK)
+
+
+class Prepared(NamedTuple):
+    """What a worker needs to go on from a snapshot: a zone's state, its content, and facts that `Content` takes.
+
+    `content` is None where the file that the front end has its memory in has it already.
+    """
+
+    zone: ServedZone
+    state: OwnedFd
+    content: OwnedFd | None
+    facts: bytes
+
+
+def prepare(directory: Path, plan: ServePlan) -> Iterator[Prepared]:
+    """Check a snapshot, and make the states of the plan's zones from it. Whoever iterates owns the descriptors.
+
+    Raises UsageError for what is no snapshot of these zones, and where a state directory has states of them already.
+    """
+    manifest = read_manifest(directory)
+    states = {zone.id: zone for zone in manifest.zones}
+    if list(states) != [zone.id for zone in plan.zones]:
+        wanted = ", ".join(zone.id for zone in plan.zones)
+        raise refused("zones", ", ".join(states), f"must be those of --zone: {wanted}", "give the same --zone options")
+    for zone in plan.zones:
+        with located(f"zone {zone.id}"):
+            yield _prepare_zone(zone, states[zone.id], directory, plan)
+
+
+def _prepare_zone(zone: ServedZone, saved: ZoneState, directory: Path, plan: ServePlan) -> Prepared:
+    if saved.device is None or saved.hotplug is None or saved.boot is not None:
+        raise refused("device", "missing" if saved.device is None else "with boot memory", "must be a served zone's")
+    if saved.hotplug.size != zone.hotplug_size:
+        raise refused("size", saved.hotplug.size, f"must be {zone.hotplug_size}, as --zone says")
+    blocks = read_blocks(zone.geometry, saved.device, part_path(directory, zone.id, "blocks"))
+    device = VirtioMemDevice(zone.geometry)
+    device.adopt(saved.device.requested_size, saved.device.usable_region_size, blocks)
+    with ExitStack() as undo:
+        content = _checked_content(saved.hotplug, device, part_path(directory, zone.id, "hotplug"))
+        if content is not None:
+            undo.enter_context(content)
+        state = undo.enter_context(_write_state(zone, device, plan))
+        undo.pop_all()
+    facts = {"digest": saved.hotplug.digest, "inode": saved.hotplug.inode, "path": saved.hotplug.path}
+    return Prepared(zone, state, content, json.dumps(facts).encode())
+
+
+def _checked_content(part: PartState, device: VirtioMemDevice, path: Path) -> OwnedFd | None:
+    if part.digest is None:
+        return None
+    with opened(path, part.size) as fd:
+        require_content(part, read_content(fd, plugged_ranges(device), None), path)
+        return OwnedFd.duplicate_of(fd)
+
+
+def _write_state(zone: ServedZone, device: VirtioMemDevice, plan: ServePlan) -> OwnedFd:
+    """The state of a paused device that is where `device` is."""
+    size = state_size(zone.geometry)
+    where = state_memfd(zone.id, size) if plan.state_dir is None else state_file(plan.state_dir, zone.id, size)
+    try:
+        state = DeviceState(where.fileno(), zone.geometry, requested_size=device.requested_size)
+        try:
+            if not state.blank:
+                raise UsageError("--state-dir", plan.state_dir, "has a state of the zone", "remove it, to restore")
+            state.take_over(device)
+        finally:
+            state.close()
+    except BaseException:
+        where.close()
+        raise
+    return where
+
+
+class Content:
+    """What is to be written to a zone's memory once that is there: `fd` as it was saved, None where it is the memory.
+
+    `facts` are those of `Prepared`.
+    """
+
+    def __init__(self, fd: int | None, facts: bytes) -> None:
+        self._fd = fd
+        found = json.loads(facts)
+        self._digest, self._inode, self._path = found["digest"], found["inode"], found["path"]
+
+    def write(self, device: VirtioMemDevice, memory: HostMemory, *, prefault: bool) -> None:
+        """Write it. HostError where the host lacks the memory for it, and where the memory is another file's."""
+        if self._fd is None:
+            inode = os.fstat(memory.backing.fd).st_ino
+            if inode != self._inode:
+                limit = f"inode {self._inode}, {self._path}, has the content that was saved"
+                raise HostError("file", f"inode {inode}", limit, "have the VMM use that file")
+            return
+        for wanted in plugged_ranges(device) if prefault else ():
+            populate(memory, wanted)
+        if read_content(self._fd, plugged_ranges(device), memory) != self._digest:
+            raise HostError("content", "other bytes", "is as it was when the service began", "start the service anew")
