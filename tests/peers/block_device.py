@@ -1,6 +1,7 @@
 """A virtio-blk device of ours on an image file, for front ends that we did not write: just what the tests need of one.
 
     python -m tests.peers.block_device SOCKET IMAGE [--queues N] [--record FILE] [--shuffle SEED] [--without FEATURE]
+                                        [--supervised]
 
 It is killed in the middle of its work by the tests, so it can tell what it had done. With `record` it appends an entry
 to that file for each request that it executed, after the request's effect and before the driver can see the used
@@ -34,7 +35,10 @@ from vhost_user.backend import PROTOCOL_FEATURES, Device, Endpoint, Server, Vrin
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.message import ProtocolFeature
+from vhost_user.supervisor import Supervisor, Worker
+from vhost_user.supervisor.packets import ENVIRONMENT
 from vhost_user.units import MIB
+from vhost_user.unix_socket import listen
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,8 +200,11 @@ def block_device(
     record: Path | None = None,
     shuffle: int | None = None,
     without: ProtocolFeature = ProtocolFeature.NONE,
+    supervised: bool = False,
 ) -> Iterator[Peer]:
     """The device in a process of its own, which listens at `socket`; see the module's docstring.
+
+    Where it is `supervised`, that process is the supervisor, and the device is in the process of the last record.
 
     For each front end that starts to use it, it prints what was acked: `acked: 0x... protocol: MQ CONFIG ...`.
     """
@@ -205,6 +212,7 @@ def block_device(
     command += [] if record is None else [f"--record={record}"]
     command += [] if shuffle is None else [f"--shuffle={shuffle}"]
     command += [f"--without={int(without)}"]
+    command += ["--supervised"] if supervised else []
     with running("block-device", "ours", command, directory, socket, environment={"PYTHONPATH": str(ROOT)}) as peer:
         yield peer
 
@@ -247,15 +255,24 @@ def _main() -> None:
     parser.add_argument("--record", type=Path)
     parser.add_argument("--shuffle", type=int, help="execute in a random order; the seed")
     parser.add_argument("--without", type=int, default=0, help="bits of protocol features not to offer")
+    parser.add_argument("--supervised", action="store_true", help="serve it by a worker, which may be killed")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
+    if options.supervised and ENVIRONMENT not in os.environ:
+        command = [sys.executable, "-m", "tests.peers.block_device", *sys.argv[1:]]
+        sys.exit(Supervisor(command, {"disk": listen(options.socket)}).run())
     shuffle = None if options.shuffle is None else random.Random(options.shuffle)
     device = _Reporting(options.image, queues=options.queues, record=options.record, shuffle=shuffle)
     with Server(protocol_features=PROTOCOL_FEATURES & ~ProtocolFeature(options.without)) as server:
         device.server = server
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
-        server.listen(options.socket, device)
+        if options.supervised:
+            worker = Worker.from_environment()
+            worker.attach(server, "disk", device)
+            worker.ready()
+        else:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: server.stop())
+            server.listen(options.socket, device)
         server.run()
     device.close()
 

@@ -14,8 +14,10 @@ again changes nothing, since no other request for it can be on its way before th
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -151,9 +153,17 @@ class Mortal:
     """A device in a process of its own, and the image and the record that outlive it."""
 
     def __init__(
-        self, stack: ExitStack, directory: Path, name: str, rng: random.Random, without: ProtocolFeature
+        self,
+        stack: ExitStack,
+        directory: Path,
+        name: str,
+        rng: random.Random,
+        without: ProtocolFeature,
+        *,
+        supervised: bool = False,
     ) -> None:
         self.name = name
+        self.supervised = supervised
         self.image = new_image(directory, name)
         self.socket = directory / f"{name}.sock"
         self.record = directory / f"{name}.record"
@@ -170,6 +180,7 @@ class Mortal:
             record=self.record,
             shuffle=self._rng.randrange(1 << 32),
             without=self._without,
+            supervised=self.supervised,
         )
         return self._stack.enter_context(device)
 
@@ -183,8 +194,11 @@ class Mortal:
 
     def die(self) -> None:
         """By SIGKILL; another process takes over."""
-        self.peer.kill()
         self.deaths += 1
+        if self.supervised:
+            os.kill(Record.read(self.record)[-1].process, signal.SIGKILL)
+            return
+        self.peer.kill()
         self.peer = self._start()
 
     def acked(self) -> tuple[int, ProtocolFeature]:
@@ -236,6 +250,34 @@ def test_no_request_is_lost_or_done_twice_when_the_device_is_killed(
             twice = disk.check(guest)
             figure(f"QEMU requests, {disk.name}", f"{disk.executed():,}, {twice} of them twice in {disk.deaths} kills")
             assert "read 4096/4096" in qemu_io(directory, disk.socket, "read 0 4k")
+
+
+def test_a_supervised_device_is_killed_and_the_vmm_never_knows(
+    directory: Path, rng: random.Random, figure: Callable[[str, object], None]
+) -> None:
+    """Nothing that QEMU could do about it is offered: no inflight buffer, and it sees no connection end."""
+    without = ProtocolFeature.INFLIGHT_SHMFD
+    with ExitStack() as stack:
+        split = Mortal(stack, directory, "vda", rng, without, supervised=True)
+        packed = Mortal(stack, directory, "vdb", rng, without, supervised=True)
+        guest = Guest(stack, directory, {"vda": split.socket, "vdb": packed.socket}, {"vdb": ",packed=on"})
+        for disk in (split, packed):
+            guest.wait_for(f"round {disk.name}-")
+            features, protocol_features = disk.acked()
+            assert bool(features & RING_PACKED) == (disk is packed)
+            assert not protocol_features & ProtocolFeature.INFLIGHT_SHMFD
+        for _ in range(counts.BLOCK_DEVICE_KILLS):
+            for disk in (split, packed):
+                disk.wait_for_requests(rng.randrange(1, 100))
+                disk.die()
+        for disk in (split, packed):
+            disk.wait_for_requests(100)
+        guest.end()
+        for disk in (split, packed):
+            twice = disk.check(guest)
+            text = f"{disk.executed():,}, {twice} of them twice in {disk.deaths} kills"
+            figure(f"QEMU requests to a supervised device, {disk.name}", text)
+            assert "front end 2" not in disk.peer.output()
 
 
 def test_a_guest_is_stopped_and_reset_and_its_vmm_killed(directory: Path) -> None:
