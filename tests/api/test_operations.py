@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.api.rig import MakeMachine, Rig
 from vhost_user.units import MIB
 from virtio_mem.operation import STALL_SECONDS, Operation, State, ZoneView
 from virtio_mem.operations import MAX_OPERATIONS, Operations
@@ -214,3 +215,42 @@ def test_waiting_ends_when_the_one_who_waits_gives_up() -> None:
     assert found["state"] == "running"
     assert operations.wait(99, 60, lambda: None, lambda: False) is None
     timer.join()
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"1",
+        b"{}",
+        b'{"operations": {}, "paused": 0}',
+        b'{"operations": 1, "paused": 0}',
+        b"[" * 99999,
+    ],
+)
+def test_a_control_that_cannot_read_what_was_saved_begins_anew(
+    rig: Rig, saved: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.resize(BOOT)
+    rig.control.load(saved)
+    assert "they begin anew" in caplog.text
+    assert rig.operation(1)["state"] == "reached"
+
+
+def test_a_control_goes_on_where_another_one_was(make_machine: MakeMachine) -> None:
+    saved: list[bytes] = []
+    before = make_machine(save=saved.append)
+    before.resize(BOOT)
+    before.control.pause()
+    assert saved[-1] == before.control.dump()
+    after = make_machine(connected=lambda: False)
+    after.control.load(saved[-1])
+    assert after.control.paused
+    assert after.operation(1)["target"] == BOOT
+    for _ in range(2):
+        after.control.poll(time.monotonic())
+    with after.control.events.subscribe(after=0) as subscription:
+        kinds = [event.kind for event in iter(lambda: subscription.get(0), None)]
+    assert "disconnected" in kinds, "who was there before is gone"

@@ -225,17 +225,21 @@ class Control:
             return
         with self._saving:  # so that what is newer is saved later
             if always or self.operations.changed:
-                operations = self.operations.dump()
-                saved = {"paused": self.paused, "connected": self._connected, "operations": operations}
-                self._save(json.dumps(saved).encode())
+                self._save(self.dump())
+
+    def dump(self) -> bytes:
+        """What `load()` takes."""
+        operations = self.operations.dump()
+        return json.dumps({"paused": self.paused, "connected": self._connected, "operations": operations}).encode()
 
     def load(self, saved: bytes) -> None:
         """Go on where the process before was. What can't be read is logged, and given up."""
         try:
             state = json.loads(saved)
             operations, paused = Operations.load(state["operations"]), bool(state["paused"])
-            connected = {zone_id: bool(state["connected"][zone_id]) for zone_id in self.zones}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            were_there = state.get("connected", {})  # which a process of an earlier version did not save
+            connected = {key: bool(were_there.get(key, there)) for key, there in self._connected.items()}
+        except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("what was saved of the operations can't be read, and they begin anew: %r", error)
             return
         self.operations, self._connected = operations, connected
