@@ -238,7 +238,8 @@ def _verdict(show: Show, zones: list[ManagedZone]) -> None:
 
 def main() -> None:
     """Run the demo; the options replace the machine's."""
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0])
+    epilog = "scripts/demo --linux boots a Linux guest instead, on QEMU's processors; see scripts/demo --linux --help"
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0], epilog=epilog)
     parser.add_argument("--memory", default=MEMORY, help=f"default: {MEMORY}")
     parser.add_argument("--memory-zone", nargs="+", action="extend", metavar="ZONE", help=f"default: {ZONES[0]}")
     parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="NODE")

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 END_SECONDS = 5.0
 """How long QEMU has to end once it was told to."""
 
-_UNDERSTOOD = (b"more then twice the size of max-ram-below-4g",)
-"""What QEMU warns of and we know: low memory ends where boot memory does, at a whole GiB or not."""
+_UNDERSTOOD = (b"more then twice the size of max-ram-below-4g", b"terminating on signal 15 from pid")
+"""What QEMU says and we know: low memory ends where boot memory does, at a whole GiB or not; we told it to end."""
 
 
 class QemuProcess:
@@ -112,6 +112,7 @@ class QemuProcess:
     def __exit__(self, *_: object) -> None:
         self.end()
         if self._process is not None and self._process.stderr is not None:
+            self._hear()  # its last words, such as why it could not start
             self._process.stderr.close()
         if self._terminal is not None:
             with suppress(OSError, termios.error):
