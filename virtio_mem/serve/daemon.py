@@ -12,9 +12,11 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from vhost_user import unix_socket
+from vhost_user.errors import UsageError
 from vhost_user.supervisor import Supervisor
 from virtio_mem.serve import files
 from virtio_mem.serve.logs import log_to_stderr
@@ -59,7 +61,9 @@ def serve(
         with ExitStack() as listening:
             listeners: dict[str, socket.socket] = {}
             for zone in plan.zones:
-                listeners[zone.id] = listening.enter_context(unix_socket.listen(sockets[zone.id]))
+                path = sockets[zone.id]
+                listeners[zone.id] = listening.enter_context(unix_socket.listen(path))
+                listening.callback(unix_socket.remove, path, unix_socket.identity(path))
             listening.pop_all()  # the supervisor's from here on
         supervisor = Supervisor(worker, listeners, kept, kept_fds, on_ready=announce or ready)
         prepare(supervisor)
@@ -83,6 +87,8 @@ def keep_snapshot(
 
 
 def _listen_for_api(stack: ExitStack, path: str | Path) -> socket.socket:
+    if find_spec("h11") is None:
+        raise UsageError("--api-socket", path, "needs the Python package h11", "pip install virtio-mem[api]")
     listener = unix_socket.listen(path, backlog=API_BACKLOG, mode=_API_MODE)
     stack.callback(unix_socket.remove, path, unix_socket.identity(path))
     return listener

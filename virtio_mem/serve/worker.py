@@ -72,7 +72,6 @@ class Extension:
 
 def run(worker: Worker, extension: Extension | None = None) -> None:
     """Serve until the supervisor says that it is enough. Raises what DeviceState and ApiServer do."""
-    extension = extension or Extension()
     plan = ServePlan.decode(worker.bytes[PLAN])
     log_to_stderr(plan.verbose)
     with ExitStack() as stack:
@@ -82,16 +81,21 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
         server = stack.enter_context(Server())
         for device in devices:
             device.endpoint = worker.attach(server, device.zone.id, device)
+        if extension is None:
+            # The API takes half of the start-up time. Clients and front ends wait in their sockets' backlogs.
+            worker.ready()
         polls: list[Callable[[float], None]] = [device.poll for device in devices]
         control: Control | None = None
         if plan.api:
-            control = stack.enter_context(_control(plan, devices, worker, extension))
+            control = stack.enter_context(_control(plan, devices, worker, extension or Extension()))
             polls = [control.poll]  # which polls the devices
-        extension.begin(Serving(plan, worker, server, devices, control), stack)
+        if extension is not None:
+            extension.begin(Serving(plan, worker, server, devices, control), stack)
         if control is not None:
             _serve_api(stack, control, worker.fds[API])
         _poll_each_second(server, polls)
-        worker.ready()
+        if extension is not None:
+            worker.ready()
         server.run()
 
 
