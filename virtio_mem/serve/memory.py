@@ -14,7 +14,8 @@ To populate, the file is mapped here as well. What a process populates is charge
 this service runs in, not the front end's. So it looks at the headroom of its own cgroup first (hostmem/headroom.py).
 Afterwards its own page table entries are dropped again: they would count as its resident memory, and keep nothing.
 Huge pages are populated always, since the front end, guest and all, would be killed where the pool has none. Whether
-the front end has reserved them, nobody can tell from outside; so the pool is not asked, and its refusal awaited.
+the pool's reserved pages are the front end's own, nobody can tell from outside: so they count as free here, and where
+they are another's, populating fails.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from vhost_user.errors import FieldError, HostError
 from vhost_user.mapping import PAGE_SIZE, page_size_of
 from vhost_user.memory import Region
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
-from virtio_mem.hostmem import facts
+from virtio_mem.hostmem import facts, headroom
 from virtio_mem.hostmem.backing import Backing, Hugetlb, Memfd, SharedFile
 from virtio_mem.hostmem.files import Place, can_punch_holes
 from virtio_mem.hostmem.memory import HostMemory
@@ -212,13 +213,25 @@ def _extent(fd: int, offset: HostOffset) -> Extent:
 def _backing(fd: int, offset: HostOffset, page_size: int) -> Backing:
     """What kind of memory a shared file is."""
     if page_size > PAGE_SIZE:
-        # Reserved or not: see above.
-        return Hugetlb(fd, offset, ByteCount(page_size), reserved=True)
+        return _FrontendHugetlb(fd, offset, ByteCount(page_size), reserved=False)
     mount = facts.mount_of(fd)
     if mount is None and _is_memfd(fd):
         return Memfd(fd, offset)
     fstype, options = (mount.fstype, mount.options) if mount else ("unknown", [])
     return SharedFile(fd, offset, Place(Path(f"/proc/self/fd/{fd}"), False, fstype, options, ByteCount(page_size)))
+
+
+class _FrontendHugetlb(Hugetlb):
+    """Huge pages that the front end may have reserved, or not: see above."""
+
+    def require_headroom(self, size: int, node: int | None) -> None:
+        """The pool must have the pages, reserved or not."""
+        del node
+        pool, pages = facts.huge_pool(self.page_size), size // self.page_size
+        if pages > pool.free + max(0, pool.overcommit - pool.surplus):
+            limit, remedy = pool.shortage(pages)
+            raise HostError("populate", format_size(size), limit, remedy)
+        headroom.require(size, headroom.huge_limits(self.page_size), "populate")
 
 
 def _is_memfd(fd: int) -> bool:
