@@ -22,7 +22,17 @@ MOST_LINES = 350
 MOST_LINES_OF_TESTS = 500
 
 # What an embedder of the device should not pay for, in start-up time or in dependencies.
-NOT_AT_IMPORT = {"asyncio", "hypothesis", "multiprocessing", "pytest", "rich", "tkinter", "unittest"}
+NOT_AT_IMPORT = {
+    "asyncio",
+    "h11",
+    "hypothesis",
+    "multiprocessing",
+    "prometheus_client",
+    "pytest",
+    "rich",
+    "tkinter",
+    "unittest",
+}
 
 
 def imported_by(module: Path) -> Iterator[str]:

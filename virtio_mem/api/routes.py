@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -238,6 +237,8 @@ def _document() -> bytes:
 
 @cache
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - a third of this module's imports
+
     try:
         return version("virtio-mem")
     except PackageNotFoundError:
