@@ -86,10 +86,10 @@ INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
 # Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
 # each of which one is killed, of all that there are.
 SUPERVISOR_KILLS = count(quick=20, ci=200, soak=2_000)
-SUPERVISOR_STEPS = count(quick=30, ci=2_000, soak=20_000)
+SUPERVISOR_STEPS = count(quick=24, ci=400, soak=4_000)
 
 # Messages in random order to sessions that are rebuilt after each from what was kept.
-JOURNALLED_MESSAGES = count(quick=500, ci=20_000, soak=200_000)
+JOURNALLED_MESSAGES = count(quick=250, ci=5_000, soak=50_000)
 
 # Inflight areas of random bytes, or with some of their bytes changed, that a queue is made with.
 HOSTILE_INFLIGHT_AREAS = count(quick=1_000, ci=10_000, soak=100_000)

@@ -49,14 +49,16 @@ def seen_by_driver(ram: Ram) -> GuestMemory:
 
 
 class Behind:
-    """A pair, and what its guest maps."""
+    """A front end, and what its guest maps."""
 
-    def __init__(self, both: Pair, device: Device) -> None:
-        self.both, self.device = both, device
-        self.frontend: Frontend = both.frontend
-        self.iommu = both.frontend.iommu
-        regions = [Region(GuestAddress(0), ByteCount(MIB), both.ram.mapping, HostOffset(MIB))]
-        self.memory = GuestMemory(regions + list(seen_by_driver(both.ram).regions))
+    both: Pair
+    device: Device
+
+    def __init__(self, frontend: Frontend, ram: Ram) -> None:
+        self.frontend = frontend
+        self.iommu = frontend.iommu
+        regions = [Region(GuestAddress(0), ByteCount(MIB), ram.mapping, HostOffset(MIB))]
+        self.memory = GuestMemory(regions + list(seen_by_driver(ram).regions))
 
     def map(
         self, iova: int, permission: IotlbPermission = IotlbPermission.READ_WRITE, *, pages: int = 1
@@ -109,7 +111,8 @@ class Behind:
 def behind(form: str = "split", device: Device | None = None) -> Iterator[Behind]:
     device = device or EchoBehind()
     with pair(device, features=FEATURES[form]) as both:
-        rig = Behind(both, device)
+        rig = Behind(both.frontend, both.ram)
+        rig.both, rig.device = both, device
         try:
             yield rig
         finally:

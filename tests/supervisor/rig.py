@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.backend.rig import SPLIT
-from vhost_user.backend import Device, Server, Vring
+from vhost_user.backend import Device, Endpoint, Server, Vring
 from vhost_user.chain import Chain
 from vhost_user.frontend import PROTOCOL_FEATURES, Frontend
 from vhost_user.message import ProtocolFeature
@@ -57,6 +57,8 @@ class Counter(Device):
     queue_count = 2
     max_queue_size = 256
 
+    endpoint: Endpoint
+
     def __init__(self, board: Board) -> None:
         self.board = board
 
@@ -75,6 +77,7 @@ class Counter(Device):
 
     def resumed(self) -> None:
         self.board[RESUMED] += 1
+        self.endpoint.config_changed()
 
 
 MakeDevice = Callable[[Board], Device]
@@ -98,6 +101,10 @@ class Service:
     ) -> Frontend:
         path = self.paths[number]
         return Frontend.connect(path, features=features, protocol_features=protocol_features, timeout=20)
+
+    def open_files(self) -> int:
+        """How many descriptors the supervisor has."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def kill_worker(self, number: int = signal.SIGKILL) -> int:
         """Kill the worker that there is; its process id. The supervisor waits for it, so the id may be gone."""
@@ -139,7 +146,10 @@ def serve(control: socket.socket, board: Board, names: list[str], make: MakeDevi
     prepare(worker, board)
     with Server() as server:
         for name in names:
-            worker.attach(server, name, make(board))
+            device = make(board)
+            endpoint = worker.attach(server, name, device)
+            if isinstance(device, Counter):
+                device.endpoint = endpoint
         worker.ready()
         server.run()
     worker.close()

@@ -109,7 +109,7 @@ class Messages:
             self.inflight,
             lambda: (
                 F.SET_VRING_ADDR,
-                VringAddr(ring, 0, *map(UserAddress, (at, at + PAGE, at + 2 * PAGE)), GuestAddress(0)),
+                VringAddr(ring, 0, UserAddress(at), UserAddress(at + PAGE), UserAddress(at + 2 * PAGE), GuestAddress(0)),
                 [],
             ),
             lambda: (F.SET_VRING_NUM, VringState(ring, rng.choice([8, 8, 16])), []),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import socket
 import time
@@ -14,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.backend.rig import SPLIT, Ram, Running, start_ring
+from tests.iotlb.rig import FEATURES, Behind
 from tests.supervisor.numbered import Load, Numbered
 from tests.supervisor.rig import RESUMED, WORKER, WORKERS, Board, Counter, Service, service
-from vhost_user.backend import Endpoint
 from vhost_user.chain import Chain
 from vhost_user.errors import Disconnected, FieldError, UsageError
 from vhost_user.frontend import Frontend
-from vhost_user.message import U64, FrontendRequest, VringState
+from vhost_user.message import U64, VIRTIO_F_IOMMU_PLATFORM, FrontendRequest, VringState
 from vhost_user.message.table import MAX_PAYLOAD
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import Worker, front_end, supervisor
@@ -81,9 +82,7 @@ def test_no_front_end_notices_an_upgrade(tmp_path: Path, rng: random.Random) -> 
 
 
 class Upgraded(Counter):
-    """Tells its driver that something may have changed."""
-
-    endpoint: Endpoint | None = None
+    """Counts the front ends that went."""
 
     def disconnected(self) -> None:
         self.board[NOTE] += 1
@@ -97,6 +96,56 @@ def test_an_upgrade_is_no_disconnection(tmp_path: Path) -> None:
             ring.echo(b"after")
             assert supervised.board[NOTE] == 0
         supervised.wait_for(NOTE, 1)
+
+
+def test_a_device_may_tell_of_a_change_that_nobody_heard_of(tmp_path: Path) -> None:
+    with memory() as ram, service(tmp_path) as supervised, running(supervised, ram) as (frontend, _):
+        assert frontend.channel is not None
+        supervised.kill_worker()
+        assert select.select([frontend.channel], [], [], 10)[0]
+        frontend.serve_channel()
+        assert frontend.channel.config_changes == 1
+
+
+class Translated(Counter):
+    """Can live behind an IOMMU."""
+
+    features = VIRTIO_F_IOMMU_PLATFORM
+
+
+@pytest.mark.parametrize("form", FEATURES)
+def test_translations_are_asked_for_again(tmp_path: Path, form: str) -> None:
+    with (
+        memory() as ram,
+        service(tmp_path, Translated) as supervised,
+        supervised.connect(features=FEATURES[form]) as frontend,
+    ):
+        frontend.regions.share([ram.region])
+        rig = Behind(frontend, ram)
+        ring = rig.ready()
+        ring.echo(b"before")
+        for number in range(3):
+            supervised.kill_worker()
+            ring.echo(b"after %d" % number)
+        rig.memory.replace(())
+
+
+def test_nothing_of_a_session_stays_behind(tmp_path: Path) -> None:
+    with memory() as ram, service(tmp_path, Upgraded) as supervised:
+        found = set()
+        for number in range(4):
+            with running(supervised, ram) as (frontend, ring):
+                ring.echo(b"x")
+                supervised.kill_worker()
+                ring.echo(b"y")
+                frontend.vring(0).stop()
+            supervised.wait_for(NOTE, number + 1)
+            with supervised.connect() as frontend:
+                frontend.get_config(0, 4)
+                found.add(supervised.open_files())
+            supervised.wait_for(NOTE, number + 2)
+            supervised.board[NOTE] = number + 1
+        assert len(found) == 1
 
 
 # What kills workers.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from vhost_user.backend.answer import Answer, Deferred
@@ -66,22 +67,32 @@ class HandedLink:
 
     def entry(self, key: Key, data: bytes, fds: list[OwnedFd]) -> None:
         """An entry of its journal."""
-        try:
+        with self._ending("not carried over"):
             self._journal.replay(key, data, fds)
-        except FieldError as error:
-            log.warning("%s: not carried over: %s", self.name, error)
-            self.close()
-        except Exception:
-            log.exception("%s: not carried over, by a mistake of ours", self.name)
-            self.close()
 
     def resume(self) -> None:
         """The journal is told: go on."""
-        self._device.resumed()
-        self.session.rings.release()
+        with self._ending("not carried over"):
+            self._device.resumed()
+            self.session.rings.release()
         if not self._closed:
             self._control.tell(Kind.RESUMED, SESSION.pack(self.number))
             log.info("%s: taken over", self.name)
+
+    @contextmanager
+    def _ending(self, what: str) -> Iterator[None]:
+        """End the session for whatever is raised."""
+        try:
+            yield
+        except Disconnected as error:
+            log.info("%s: %s", self.name, error)
+            self.close()
+        except FieldError as error:
+            log.warning("%s: %s: %s", self.name, what, error)
+            self.close()
+        except Exception:
+            log.exception("%s: %s, by a mistake of ours", self.name, what)
+            self.close()
 
     # Messages.
 
@@ -89,7 +100,7 @@ class HandedLink:
         """Handle a message, and have the supervisor keep what it did, and reply."""
         if suspect:
             self._control.tell(Kind.BEGUN, MESSAGE.pack(self.number, number, True))
-        try:
+        with self._ending("closed"):
             received = Received(Header.decode(data[: HEADER.size]), data[HEADER.size :], fds)
             self._journal.follow(received)
             answer = self.session.handle(received)
@@ -100,15 +111,6 @@ class HandedLink:
             else:
                 self._done(number, request, answer)
             self._check_memory()
-        except Disconnected as error:
-            log.info("%s: %s", self.name, error)
-            self.close()
-        except FieldError as error:
-            log.warning("%s: closed: %s", self.name, error)
-            self.close()
-        except Exception:
-            log.exception("%s: closed, by a mistake of ours", self.name)
-            self.close()
 
     def _done(self, number: int, request: int, answer: Answer | None) -> None:
         self.waits = False
@@ -127,11 +129,8 @@ class HandedLink:
     def _check_memory(self) -> None:
         if self._closed:
             return
-        try:
+        with self._ending("closed"):
             self.session.require_memory()
-        except FieldError as error:
-            log.warning("%s: closed: %s", self.name, error)
-            self.close()
 
     def close(self) -> None:
         """End the session. Closing twice is allowed."""

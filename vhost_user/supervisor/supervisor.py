@@ -245,6 +245,8 @@ class Supervisor:
             for listening in self._listening.values():
                 steps.callback(listening.close)
             steps.callback(self._sessions.close)
+            if self._worker is not None:  # the loop was ended otherwise
+                steps.callback(self._worker.kill)
 
 
 def _kept(kept_bytes: Mapping[str, bytes], kept_fds: Mapping[str, int]) -> Kept:

@@ -20,7 +20,6 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Self
 
 from vhost_user import _native
@@ -71,7 +70,6 @@ class Worker:
         self._kept = Kept()
         self._server: Server | None = None
         self._endpoints: dict[str, HandedEndpoint] = {}
-        self._sessions: dict[int, HandedEndpoint] = {}
         self.retired = False
         try:
             self.first = self._receive_kept()
@@ -241,12 +239,10 @@ class Worker:
 
     def _link(self, number: int) -> HandedLink | None:
         """The session, unless it has ended."""
-        endpoint = self._sessions.get(number)
-        link = None if endpoint is None else endpoint.handed
-        if link is None or link.number != number:
-            self._sessions.pop(number, None)
-            return None
-        return link
+        for endpoint in self._endpoints.values():
+            if endpoint.handed is not None and endpoint.handed.number == number:
+                return endpoint.handed
+        return None
 
     def _begin(self, kind: Kind, number: int, listener: str, names: list[Data]) -> None:
         endpoint = self._endpoints.get(listener)
@@ -255,7 +251,6 @@ class Worker:
             self.tell(Kind.ENDED, SESSION.pack(number))
             return
         link = endpoint.begin(number, {os.fsdecode(name[1:]) if name[:1] == b"s" else name[1:] for name in names})
-        self._sessions[number] = endpoint
         if kind is Kind.RESUME:
             link.rebuild()
 
@@ -271,8 +266,7 @@ class Worker:
     def close(self) -> None:
         """Let go of the descriptors, and of the supervisor. Closing twice is allowed."""
         if self._server is not None:
-            with suppress(UsageError):
-                self._server.loop.forget(self._control)
+            self._server.loop.forget(self._control)
         self._control.close()
         self._kept.close()
 
