@@ -96,6 +96,7 @@ class Messages:
     def next(self) -> Made:
         rng, ring = self.rng, self.rng.randrange(RINGS)
         at = USER + rng.randrange(4) * REGION + ring * 4 * PAGE
+        places = UserAddress(at), UserAddress(at + PAGE), UserAddress(at + 2 * PAGE)
         choices: list[Callable[[], Made]] = [
             lambda: (F.SET_OWNER, None, []),
             lambda: (F.SET_PROTOCOL_FEATURES, U64(self.protocol_features()), []),
@@ -107,11 +108,7 @@ class Messages:
             lambda: (F.ADD_MEM_REG, SingleMemoryRegion(region(rng.randrange(4))), [memfd(REGION)]),
             lambda: (F.REM_MEM_REG, SingleMemoryRegion(region(rng.randrange(4))), []),
             self.inflight,
-            lambda: (
-                F.SET_VRING_ADDR,
-                VringAddr(ring, 0, UserAddress(at), UserAddress(at + PAGE), UserAddress(at + 2 * PAGE), GuestAddress(0)),
-                [],
-            ),
+            lambda: (F.SET_VRING_ADDR, VringAddr(ring, 0, *places, GuestAddress(0)), []),
             lambda: (F.SET_VRING_NUM, VringState(ring, rng.choice([8, 8, 16])), []),
             lambda: (F.SET_VRING_BASE, VringState(ring, 0x80008000 if self.packed else 0), []),
             lambda: (F.SET_VRING_CALL, *self.event(ring)),
