@@ -25,7 +25,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Self
 
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import map_part
@@ -91,19 +90,6 @@ class DeviceState:
             self._load(geometry)
         except BaseException:
             self.close()
-            raise
-
-    @classmethod
-    def create(
-        cls, geometry: Geometry, *, requested_size: int, unplugged_inaccessible: bool = True
-    ) -> tuple[int, Self]:
-        """A new memfd, which is the caller's to close, and the state in it."""
-        fd = os.memfd_create("virtio-mem-state", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, state_size(geometry))
-            return fd, cls(fd, geometry, requested_size=requested_size, unplugged_inaccessible=unplugged_inaccessible)
-        except BaseException:
-            os.close(fd)
             raise
 
     # What it holds.
