@@ -107,6 +107,13 @@ class Client:
 
     # What the API has.
 
+    def ping(self) -> dict[str, Any]:
+        """`vmm.ping`: the server's version, and the "pid" of the process that answers."""
+        answer = self._get("vmm.ping")
+        if not isinstance(answer, dict) or type(answer.get("pid")) is not int:
+            raise _unexpected("vmm.ping", answer)
+        return answer
+
     def info(self) -> dict[str, Any]:
         """`vm.info`: the zones under "zones", each a dict with ZONE_NUMBERS, and the last resize under "operation"."""
         answer = self._get("vm.info")
@@ -209,6 +216,8 @@ def _read(question: str, response: http.client.HTTPResponse) -> bytes:
     body = response.read(MOST_BYTES + 1)
     if len(body) > MOST_BYTES:
         raise _unexpected(question, f"more than {MOST_BYTES} bytes")
+    if response.length:  # what is still to come of it; a bounded read() passes over an early end
+        raise EOFError
     return body
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vhost_user.errors import Disconnected, TimedOut, UsageError
+from vhost_user.errors import HostError, PeerError, UsageError
 from virtio_mem.cli.outcome import FINAL, STATUS, outcome
-from virtio_mem.client import Client, NoServer, NotNow
+from virtio_mem.client import Client
 from virtio_mem.config.values import SIZE
 from virtio_mem.picture.sizes import human_size, human_time
 from virtio_mem.picture.spans import printable
@@ -37,8 +37,10 @@ EXIT_STATUS = """exit status:
 STEP = 0.5
 """Seconds between two looks at a resize that is being followed on a terminal."""
 
+RETRY = 0.1
 OUTAGE = 10.0
-"""Seconds for which a server may be away while a resize is followed: the next process is there within one."""
+"""Seconds between two tries to reach a server that went away while a resize is followed, and how long it may be away:
+the next process is there within one."""
 
 _NO_LIMIT = "for ever"
 
@@ -100,10 +102,10 @@ def _follow(client: Client, number: int, operation: dict[str, Any], seconds: flo
             try:
                 operation = client.operation(number, max(0.0, left))
                 seen = time.monotonic()
-            except (NoServer, NotNow, Disconnected, TimedOut):
+            except (HostError, PeerError):  # one that dies may break off anywhere
                 if time.monotonic() - seen > OUTAGE:
                     raise
-                time.sleep(min(STEP, 0.1))
+                time.sleep(RETRY)
                 continue
             if _state(operation) not in (*FINAL, "running"):
                 time.sleep(max(0.0, left))  # the server does not wait with what has ended for now
