@@ -1,0 +1,155 @@
+"""The program around QEMU, with a shell script in QEMU's place: what it inherits, how it ends, what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.peers.processes import wait_until
+from virtio_mem.boot.machine import WORKER
+from virtio_mem.cli import main
+
+ZONES = (
+    *("--memory", "size=0,hotplug_method=virtio-mem"),
+    *("--memory-zone", "id=a,size=64M,shared=on,hotplug_size=256M", "id=b,size=64M,shared=on"),
+)
+HEAD = """#!/bin/sh
+[ "$1" = --help ] && { echo 'QEMU emulator version 10.2.0'; exit; }
+"""
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Path:
+    """A script that is run as QEMU; the kernel is beside it."""
+    (tmp_path / "vmlinuz").touch()
+    return tmp_path / "qemu"
+
+
+def write(path: Path, script: str) -> None:
+    path.write_text(HEAD + script)
+    path.chmod(0o755)
+
+
+def command(qemu: Path, options: Sequence[str] = ZONES) -> list[str]:
+    words = ["--qemu", str(qemu), "--accel", "tcg", "--kernel", str(qemu.parent / "vmlinuz")]
+    return [sys.executable, "-m", "virtio_mem", "boot", *options, *words]
+
+
+def boot(qemu: Path, options: Sequence[str] = ZONES) -> subprocess.CompletedProcess[str]:
+    """The program, to its end."""
+    return subprocess.run(
+        command(qemu, options),
+        env=os.environ | {"TMPDIR": str(qemu.parent)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def leftovers(qemu: Path) -> list[Path]:
+    return list(qemu.parent.glob("virtio-mem-*"))
+
+
+@pytest.mark.parametrize(("end", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -11 $$", 139)])
+def test_qemus_status_is_the_programs(qemu: Path, end: str, status: int) -> None:
+    write(qemu, f"echo it printed this; echo it warned of that >&2; {end}")
+    done = boot(qemu)
+    assert done.returncode == status
+    assert done.stdout == "it printed this\n"
+    assert done.stderr == "it warned of that\n"
+    assert leftovers(qemu) == []
+
+
+def test_what_qemu_inherits(qemu: Path) -> None:
+    write(qemu, 'ls -l /proc/$$/fd | sed "s/.* -> //"; [ -S $(echo "$*" | sed "s/.*path=//; s/ .*//") ] && echo socket')
+    done = boot(qemu)
+    files = [line for line in done.stdout.splitlines() if "memfd" in line]
+    assert sorted(files) == [
+        "/memfd:virtio-mem:a:boot (deleted)",
+        "/memfd:virtio-mem:a:hotplug (deleted)",
+        "/memfd:virtio-mem:b:boot (deleted)",
+    ]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("socket:")]) == 1  # the monitor
+    assert done.stdout.endswith("\nsocket\n")
+
+
+def test_what_need_not_be_said_is_not(qemu: Path) -> None:
+    write(
+        qemu, "printf 'half a' >&2; sleep 0.2; printf ' line\\nram is more then twice the size of max-ram-below-4g' >&2"
+    )
+    assert boot(qemu).stderr == "half a line\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_qemu_first(qemu: Path, number: signal.Signals) -> None:
+    write(qemu, "trap 'echo told to end; exit 0' TERM; echo begun; while :; do sleep 0.02; done")
+    with subprocess.Popen(
+        command(qemu), env=os.environ | {"TMPDIR": str(qemu.parent)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"begun\n"
+        wait_until(lambda: worker_of(process.pid), "the worker runs")
+        process.send_signal(number)
+        assert process.stdout.read() == b"told to end\n"
+        assert process.wait(10) == 0
+        assert process.stderr.read() == b""
+    assert leftovers(qemu) == []
+
+
+def worker_of(pid: int) -> bool:
+    """Whether the program's loop has begun, which starts the worker."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any(WORKER[-1] in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+
+
+def test_an_old_qemu(qemu: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    qemu.write_text("#!/bin/sh\necho QEMU emulator version 7.2.9\n")
+    qemu.chmod(0o755)
+    assert main(command(qemu)[3:]) == 1
+    assert "is QEMU 7.2; 10.2 is the first that has vhost-user-test-device; scripts/peers" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--memory", "size=64M"], "--memory shared=off: is private memory"),
+        (["--memory", "size=64M,shared=on,hotplug_size=1G"], "--memory hotplug_size=1G: can be plugged by virtio-mem"),
+        (["--memory", "size=64M,shared=on", "--kernel", "/nonsense"], "--kernel=/nonsense: is not a file"),
+        (["--memory", "size=64M,shared=on", "--cpus", "boot=0"], "one processor at least"),
+        (["--memory", "size=64M,shared=on", "--numa", "guest_numa_id=0,cpus=[1]"], "--cpus boot=1 makes 0 to 0"),
+        (
+            ["--memory", "size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=3M,hotplugged_size=1M"],
+            "zone mem0 hotplug_size=3145728: must be a multiple of the block size, 2097152; use 2097152 or 4194304",
+        ),
+    ],
+)
+def test_what_is_refused(qemu: Path, capfd: pytest.CaptureFixture[str], options: list[str], says: str) -> None:
+    write(qemu, "echo started")
+    words = command(qemu, [])[3:]
+    assert main([*words, *options]) == 2
+    said = capfd.readouterr()
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_an_api_socket_that_is_anothers(qemu: Path) -> None:
+    write(qemu, "echo started")
+    path = qemu.parent / "api"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        done = boot(qemu, [*ZONES, "--api-socket", str(path)])
+    assert done.returncode == 1
+    assert "another server listens there" in done.stderr
+    assert done.stdout == ""
+    assert leftovers(qemu) == []
