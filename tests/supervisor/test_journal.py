@@ -249,7 +249,13 @@ def test_a_session_is_rebuilt_as_it_was(rng: random.Random, figure: Callable[[st
                 left -= 1
                 expected = state_of(one.session)
                 session, journal = one.rebuilt()
-                assert state_of(session) == expected
+                found = state_of(session)
+                for number, vring in enumerate(one.session.rings.vrings):
+                    if vring.broken is not None:
+                        # It breaks again, unless what broke it is mended.
+                        assert session.rings[number].started or session.rings[number].broken
+                        expected["rings"][number] = found["rings"][number] = "broken"
+                assert found == expected
                 started += session.rings.any_started
                 session.close()
                 journal.close()

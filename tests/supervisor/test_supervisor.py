@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.backend.rig import SPLIT, Ram, Running, start_ring
+from tests.backend.rig import EVERYTHING, SPLIT, Ram, Running, start_ring
 from tests.iotlb.rig import FEATURES, Behind
 from tests.supervisor.numbered import Load, Numbered
 from tests.supervisor.rig import RESUMED, WORKER, WORKERS, Board, Counter, Service, service
 from vhost_user.chain import Chain
 from vhost_user.errors import Disconnected, FieldError, UsageError
 from vhost_user.frontend import Frontend
-from vhost_user.message import U64, VIRTIO_F_IOMMU_PLATFORM, FrontendRequest, VringState
+from vhost_user.message import LOG_PAGE, U64, VIRTIO_F_IOMMU_PLATFORM, FrontendRequest, VringState
 from vhost_user.message.table import MAX_PAYLOAD
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import Worker, front_end, supervisor
+from vhost_user.units import GuestAddress
 
 NOTE = 20
 """A word of the board that is the test's."""
@@ -105,6 +106,22 @@ def test_a_device_may_tell_of_a_change_that_nobody_heard_of(tmp_path: Path) -> N
         assert select.select([frontend.channel], [], [], 10)[0]
         frontend.serve_channel()
         assert frontend.channel.config_changes == 1
+
+
+@pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])
+def test_a_ring_is_marked_that_may_be_written_and_not_marked(tmp_path: Path, features: int) -> None:
+    with memory() as ram, service(tmp_path) as supervised, supervised.connect(features=features) as frontend:
+        frontend.regions.share([ram.region])
+        ring = start_ring(frontend, ram)
+        ring.echo(b"x")
+        used = GuestAddress(0x10000)  # for the log, the ring lies where nothing else is
+        ring.vring.set_log(used)
+        frontend.start_logging(GuestAddress(0xFFFFF))
+        frontend.take_dirty_pages()
+        supervised.kill_worker()
+        supervised.wait_for(RESUMED, 1)
+        frontend.get_config(0, 4)
+        assert used // LOG_PAGE in frontend.take_dirty_pages()
 
 
 class Translated(Counter):

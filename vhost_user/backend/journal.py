@@ -41,6 +41,9 @@ with what was in flight; then handle the current message, if there is one. Where
     before a kick was   each ring is served once without one
       looked at
 
+A ring that broke breaks again, or runs again if what broke it is mended, such as memory that it lay in and that was not
+shared for a while.
+
 So a message is handled at least once, with its effect kept once; a driver sees a request come back exactly once; and a
 device may see a request twice, as under inflight/.
 

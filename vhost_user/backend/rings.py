@@ -200,6 +200,8 @@ class RingHandlers:
         """Rings are rebuilt: have the device look at each, for what was in flight and for kicks that nobody saw."""
         self.held = False
         for vring in self.vrings:
+            if vring.queue is not None:
+                vring.queue.mark_ring()
             self._serve(vring)
 
     def _serve(self, vring: Vring) -> None:

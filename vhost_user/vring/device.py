@@ -280,6 +280,14 @@ class DeviceQueue(ABC):
         assert result == _native.RING_BROKEN and self.broken
         return self.broken
 
+    def mark_ring(self) -> None:
+        """Mark all that is written to the ring itself: another process may have died between a write and its mark."""
+        if self.logging is not None and self.log_used is not None:
+            for position in range(self.size):
+                self._mark_used(self.logging, self.log_used, position)
+            for enable in (False, True):
+                self._mark_advice(self.logging, self.log_used, enable=enable)
+
     @abstractmethod
     def _mark_used(self, log: DirtyLog, base: GuestAddress, position: int) -> None:
         """Mark what showed a used chain to the driver at `position`, in the used ring that the log has at `base`."""
