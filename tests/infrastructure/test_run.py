@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:schemathesis")
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ class Run:
 
     def __call__(self, source: str, *arguments: str) -> pytest.RunResult:
         self.pytester.makepyfile(source)
-        return self.pytester.runpytest_subprocess("-p", "tests.conftest", "-p", "no:cacheprovider", *arguments)
+        return self.pytester.runpytest_subprocess(*PLUGINS, *arguments)
 
 
 def test_header_holds_tier_seed_and_counts(run: Run) -> None:
