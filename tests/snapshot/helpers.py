@@ -13,8 +13,8 @@ from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import Request, RequestType, ResponseType
 from virtio_mem.service import DeviceService
 
-BOOT, HOTPLUG, BLOCK = 4 * MIB, 64 * MIB, 2 * MIB
-TARGET = 48 * MIB
+BOOT, HOTPLUG, BLOCK = 4 * MIB, 32 * MIB, 2 * MIB
+TARGET = 24 * MIB
 
 OPTIONS = {
     "anonymous": "shared=off",
@@ -56,7 +56,7 @@ def fill(manager: MemoryManager, rng: random.Random) -> None:
     manager.resize_zone("mem0", BOOT + TARGET)
     boot, hotplug = parts(manager.zones["mem0"])
     write(boot, 12345, b"boot memory")
-    for block in rng.sample(range(HOTPLUG // BLOCK), 20):
+    for block in rng.sample(range(HOTPLUG // BLOCK), 10):
         assert ask(manager, RequestType.PLUG, block) is ResponseType.ACK
         kind = rng.randrange(6)
         if kind == 0:

@@ -73,7 +73,7 @@ def test_what_is_zero_takes_no_room_neither_saved_nor_restored(kind: str, tmp_pa
     snapshot = tmp_path / "snapshot"
     with MemoryManager(config(kind, tmp_path)) as manager:
         manager.resize_zone("mem0", BOOT + TARGET)
-        assert ask(manager, RequestType.PLUG, 0, 24) is ResponseType.ACK
+        assert ask(manager, RequestType.PLUG, 0, 12) is ResponseType.ACK
         _, hotplug = parts(manager.zones["mem0"])
         write(hotplug, 7 * BLOCK, b"x")
         manager.pause()
