@@ -159,3 +159,6 @@ ATTACKS_ON_SERVE = count(quick=15, ci=1_000, soak=1_000)
 
 # Times that the process behind the API is killed around a resize that a client asks for.
 API_KILLS = count(quick=3, ci=20, soak=200)
+
+# Resizes, up and down in turn, of a Linux guest that writes to a disk and reads back all the time.
+RESIZES_UNDER_IO = count(quick=2, ci=10, soak=100)

@@ -108,15 +108,27 @@ class Machine:
 
 
 @contextmanager
-def machine(directory: Path, options: str, kernel: str | None = None, append: str = "") -> Iterator[Machine]:
-    """A machine with `options`, whose guest is ready. At the end it is told to end, if it has not."""
+def machine(
+    directory: Path, options: str, kernel: str | None = None, append: str = "", more: str = ""
+) -> Iterator[Machine]:
+    """A machine with `options`, `more` of them last, whose guest is ready. At the end it is told to end, if it has not."""
     chosen = find_kernel(kernel)
     initrd = directory / "initrd"
     initrd.write_bytes(default_initrd(chosen, OBEY))
     api_socket, log = directory / "api", directory / "boot.log"
     payload = ["--kernel", str(chosen / "vmlinuz"), "--initrd", str(initrd), "--api-socket", str(api_socket)]
     cmdline = f"console=ttyS0 quiet panic=-1 memhp_default_state=online_movable {append}"
-    command = [sys.executable, "-m", "virtio_mem", "boot", *shlex.split(options), *payload, "--cmdline", cmdline]
+    command = [
+        sys.executable,
+        "-m",
+        "virtio_mem",
+        "boot",
+        *shlex.split(options),
+        *payload,
+        "--cmdline",
+        cmdline,
+        *shlex.split(more),
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig=TERM", *command],

@@ -83,7 +83,7 @@ def test_a_cgroup_near_its_limit_is_busy_and_nobody_is_killed(tmp_path: Path) ->
             worker = service.worker()
             with Frontend.connect(str(service.sockets["mem0"]), features=machine.features, timeout=20) as frontend:
                 machine.start(frontend)
-                changes = frontend.channel.config_changes
+                changes = _told(frontend)
                 refused = plug_until_busy(machine, frontend)
                 assert 0 < refused * BLOCK_SIZE < LIMIT
                 assert group.kills() == 0
@@ -103,4 +103,5 @@ def test_a_cgroup_near_its_limit_is_busy_and_nobody_is_killed(tmp_path: Path) ->
 def _told(frontend: Frontend) -> int:
     """How many change notices came; a message is what has them looked at."""
     frontend.get_config(0, 4)
+    assert frontend.channel is not None
     return frontend.channel.config_changes
