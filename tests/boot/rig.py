@@ -111,7 +111,7 @@ class Machine:
 def machine(
     directory: Path, options: str, kernel: str | None = None, append: str = "", more: str = ""
 ) -> Iterator[Machine]:
-    """A machine with `options`, `more` of them last; its guest is ready. At the end it is told to end, if it has not."""
+    """A machine with `options`, `more` of them last; its guest is ready. It is told to end, if it has not."""
     chosen = find_kernel(kernel)
     initrd = directory / "initrd"
     initrd.write_bytes(default_initrd(chosen, OBEY))
