@@ -1,9 +1,10 @@
 """The front ends that are here, and what the worker is told of each and says of it.
 
-A worker that dies under a message, or while it rebuilds a session, may do so because of it. The blame for a crash is
-four points and for SIGKILL, which is mostly somebody else's doing, one: with twelve points in a row a front end has to
-go. To find the right one, messages that a worker died under are given to the next one by one, and count only if it says
-that it has begun with them.
+A worker that dies under a message, or while it rebuilds a session, may do so because of it: with three crashes in a row
+a front end has to go. SIGKILL is mostly somebody else's doing, who may well strike at the same place many times; but it
+may also be the kernel's answer to a message that takes all memory. So that takes forty times as many. To find the right
+one, messages that a worker died under are given to the next one by one, and count only if it says that it has begun
+with them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from vhost_user.supervisor.process import WorkerProcess
 
 log = logging.getLogger(__name__)
 
-CRASHED, KILLED, TOO_MUCH = 4, 1, 12
+CRASHED, KILLED, TOO_MUCH = 40, 1, 120
 """Points of blame: for a death by a mistake, for one by SIGKILL, and for being told to go."""
 
 PATIENCE = 1.0
