@@ -15,6 +15,7 @@ import pytest
 
 from tests import counts
 from tests.linux.served import MEMORY_BLOCK, Machine, Service, linux, serving
+from tests.peers.processes import wait_until
 from vhost_user.units import MIB
 
 pytestmark = pytest.mark.needs_peers
@@ -47,6 +48,8 @@ def kill_workers(machine: Machine, rng: random.Random) -> None:
         machine.service.kill_worker()
         if rng.random() < 0.5:
             machine.service.wait_for(size)
+            # A worker that has just come knows the state before it has the memory.
+            wait_until(lambda: machine.service.zone()["held"] is not None, "the session is rebuilt")
             machine.check(size)
     reach(machine, 256 * MIB)
 
