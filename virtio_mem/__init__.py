@@ -9,8 +9,9 @@ Each name is imported when it is first used: a program that needs the device alo
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vhost_user.late import importer
 
 if TYPE_CHECKING:
     from vhost_user.errors import FieldError, HostError, PeerError, UsageError
@@ -76,12 +77,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-    return value
+__getattr__ = importer(globals(), _HOME)
 
 
 def __dir__() -> list[str]:

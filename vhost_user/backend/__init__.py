@@ -5,8 +5,9 @@ Each name is imported when it is first used: who needs the event loop alone does
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vhost_user.late import importer
 
 if TYPE_CHECKING:
     from vhost_user.backend.device import Device
@@ -24,9 +25,4 @@ _HOME = {
     "Vring": "vhost_user.backend.vring",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-    return value
+__getattr__ = importer(globals(), _HOME)

@@ -10,8 +10,9 @@ Each name is imported when it is first used: the supervisor pays for nothing tha
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vhost_user.late import importer
 
 if TYPE_CHECKING:
     from vhost_user.supervisor.supervisor import Supervisor
@@ -21,9 +22,4 @@ __all__ = ["Supervisor", "Worker"]
 
 _HOME = {"Supervisor": "vhost_user.supervisor.supervisor", "Worker": "vhost_user.supervisor.worker"}
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-    return value
+__getattr__ = importer(globals(), _HOME)

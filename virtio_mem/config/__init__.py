@@ -8,8 +8,9 @@ Each name is imported when it is first used: a program with options of its own d
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from vhost_user.late import importer
 
 if TYPE_CHECKING:
     from virtio_mem.config.errors import ConfigError
@@ -40,9 +41,4 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
-    return value
+__getattr__ = importer(globals(), _HOME)
