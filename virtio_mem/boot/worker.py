@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.errors import HostError
 from vhost_user.supervisor import Worker
 from virtio_mem.boot.qmp import PATIENCE, Qmp
 from virtio_mem.control import ControlledZone, Hooks
-from virtio_mem.serve.worker import Extension, Serving, run
+from virtio_mem.serve.worker import Extension, Serving, main
 
 log = logging.getLogger(__name__)
 
@@ -107,19 +107,5 @@ def _described(zone: ControlledZone | None, known: dict[str, Any]) -> Controlled
     return replace(zone or ControlledZone(id=known["id"], service=None), **known)
 
 
-def main() -> int:
-    """What the supervisor starts; the exit status is the program's if no worker was ready before."""
-    try:
-        worker = Worker.from_environment()
-        try:
-            run(worker, BootExtension(worker))
-        finally:
-            worker.close()
-    except FieldError as error:
-        sys.stderr.write(f"virtio-mem: {error}\n")
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(BootExtension))

@@ -174,12 +174,15 @@ def _poll_each_second(server: Server, polls: Sequence[Callable[[float], None]]) 
         poll(time.monotonic())
 
 
-def main() -> int:
-    """What a supervisor starts; the exit status is the service's if no worker was ready before."""
+def main(extended_by: Callable[[Worker], Extension] | None = None) -> int:
+    """What a supervisor starts; the exit status is the program's if no worker was ready before.
+
+    `extended_by` makes what this worker does besides.
+    """
     try:
         worker = Worker.from_environment()
         try:
-            run(worker)
+            run(worker, None if extended_by is None else extended_by(worker))
         finally:
             worker.close()
     except FieldError as error:
