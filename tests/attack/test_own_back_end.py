@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests import counts
-from vhost_user.attack import ATTACKS, Daemon, Runner, Verdict, choose, explain
+from tests.attack.run import stands
+from vhost_user.attack import ATTACKS, Verdict, choose
 from vhost_user.message import ProtocolFeature
 
 ABSENT = ProtocolFeature.PAGEFAULT | ProtocolFeature.CROSS_ENDIAN | ProtocolFeature.CRYPTO_SESSION
@@ -28,15 +29,7 @@ def test_every_attack_passes(
     command = f"{sys.executable} -m tests.attack.echo {path}"
     chosen = set(rng.sample(range(len(ATTACKS)), min(counts.ATTACKS_ON_OUR_BACK_END, len(ATTACKS))))
     attacks = [attack for number, attack in enumerate(ATTACKS) if number in chosen]
-    with Daemon(path, restart=command, timeout=20) as daemon, Runner(daemon, timeout=20, seed=seed) as runner:
-        results = list(runner.run(attacks))
-        assert daemon.restarts == 1, "it ended, and was started again"
-    wrong = [
-        f"{result.attack.name}: {explain(result)}"
-        for result in results
-        if result.verdict not in {Verdict.PASSED, Verdict.NOT_OFFERED}
-    ]
-    assert not wrong, "\n".join(wrong)
+    results = stands(path, command, attacks, seed)
     assert [result for result in results if result.note] == []
     left_out = [result.attack for result in results if result.verdict is Verdict.NOT_OFFERED]
     assert [attack.name for attack in left_out if not attack.needs & ABSENT] == []

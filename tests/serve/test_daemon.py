@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests import counts
+from tests.attack.run import stands
 from tests.serve.rig import BLOCK_SIZE, guest
-from vhost_user.attack import ATTACKS, Daemon, Runner, Verdict, explain
+from vhost_user.attack import ATTACKS, Verdict
 from vhost_user.frontend import Frontend
 from virtio_mem.client import Client
 from virtio_mem.protocol import RequestType, ResponseType
@@ -151,13 +152,5 @@ def test_attacks(
     # Attacks ack what they have a use for, and a device may refuse a driver that does not know this feature.
     command = " ".join([*COMMAND, "--zone", zone_text(tmp_path, more=",unplugged_inaccessible=off")])
     seed = int(request.config.option.hypothesis_seed)
-    with Daemon(str(path), restart=command, timeout=20) as daemon, Runner(daemon, timeout=20, seed=seed) as runner:
-        results = list(runner.run(chosen))
-        assert daemon.restarts == 1, "it ended, and was started again"
-    wrong = [
-        f"{result.attack.name}: {explain(result)}"
-        for result in results
-        if result.verdict not in {Verdict.PASSED, Verdict.NOT_OFFERED}
-    ]
-    assert not wrong, "\n".join(wrong)
+    results = stands(str(path), command, chosen, seed)
     figure("attacks that virtio-mem serve passes", sum(result.verdict is Verdict.PASSED for result in results))

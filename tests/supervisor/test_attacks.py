@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests import counts
+from tests.attack.run import stands
 from tests.attack.test_own_back_end import ABSENT
-from vhost_user.attack import ATTACKS, Daemon, Runner, Verdict, explain
+from vhost_user.attack import ATTACKS, Verdict
 
 
 def test_every_attack_passes(
@@ -21,15 +22,7 @@ def test_every_attack_passes(
     seed = int(request.config.option.hypothesis_seed)
     command = f"{sys.executable} -m tests.supervisor.echo {path}"
     attacks = rng.sample(ATTACKS, min(counts.ATTACKS_ON_SUPERVISED_BACK_END, len(ATTACKS)))
-    with Daemon(path, restart=command, timeout=20) as daemon, Runner(daemon, timeout=20, seed=seed) as runner:
-        results = list(runner.run(attacks))
-        assert daemon.restarts == 1, "it ended, and was started again"
-    wrong = [
-        f"{result.attack.name}: {explain(result)}"
-        for result in results
-        if result.verdict not in {Verdict.PASSED, Verdict.NOT_OFFERED}
-    ]
-    assert not wrong, "\n".join(wrong)
+    results = stands(path, command, attacks, seed)
     assert [
         result.attack.name
         for result in results
