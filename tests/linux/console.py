@@ -50,6 +50,13 @@ class Console:
         lines = re.findall(r"([0-9a-f]+)-([0-9a-f]+) : System RAM \(virtio_mem\)", self.run("cat /proc/iomem"))
         return sum(int(last, 16) - int(first, 16) + 1 for first, last in lines)
 
+    def has_online(self, size: int) -> bool:
+        """Whether so much is plugged, and all of it in use: a block counts in MemTotal when it is online, which comes
+        later than the device's answer, and later than its line in /proc/iomem."""
+        return (
+            self.hotplugged() == size and self.run("grep -L '^online' /sys/devices/system/memory/memory*/state") == ""
+        )
+
     def kernel_log(self) -> dict[str, int]:
         """What virtio_mem said last of each of its sizes."""
         said = re.findall(r"virtio_mem virtio\d+: ([a-z ]+): (0x[0-9a-f]+)", self.run("dmesg | grep virtio_mem"))

@@ -109,7 +109,7 @@ class Machine:
         zone, console = self.service.zone(), self.console
         assert zone["plugged_size"] == zone["requested_size"] == size
         assert self.held() == size == zone["held"]
-        wait_until(lambda: console.hotplugged() == size, f"/proc/iomem has {size} bytes")
+        wait_until(lambda: console.has_online(size), f"the guest has {size} bytes online")
         assert console.memory_total() - self.total_at_boot == size
         said = console.kernel_log()
         assert said["requested size"] == size

@@ -30,9 +30,11 @@ def reach(machine: Machine, size: int) -> None:
 def resize_to_and_fro(machine: Machine) -> None:
     """What the guest had when it booted is in its MemTotal, and goes out of it again."""
     machine.service.wait_for(256 * MIB)
+    wait_until(lambda: machine.console.has_online(256 * MIB), "what was hotplugged at boot is online")
     total = machine.console.memory_total()
     machine.service.resize(0)
     machine.service.wait_for(0)
+    wait_until(lambda: machine.console.has_online(0), "nothing is hotplugged")
     machine.total_at_boot = machine.console.memory_total()
     assert total - machine.total_at_boot == 256 * MIB
     machine.check(0)
@@ -86,12 +88,14 @@ def reload_the_driver(machine: Machine) -> None:
 
 def boot_another(directory: Path, service: Service) -> None:
     """QEMU died. Nobody is connected, blocks are as they were; the next guest's driver begins with UNPLUG ALL."""
+    wait_until(lambda: service.zone()["connected"] is False, "the end of the connection is seen")
     zone = service.zone()
-    assert zone["connected"] is False
     assert zone["plugged_size"] == 256 * MIB
     before = zone["answers"].get("UNPLUG_ALL ACK", 0)
     with linux(directory, service) as machine:
+        wait_until(lambda: service.zone()["answers"].get("UNPLUG_ALL ACK", 0) > before, "the driver's UNPLUG ALL")
         service.wait_for(256 * MIB)
+        wait_until(lambda: machine.console.has_online(256 * MIB), "the target is online")
         assert machine.held() == 256 * MIB
         assert service.zone()["answers"]["UNPLUG_ALL ACK"] == before + 1
         machine.total_at_boot = machine.console.memory_total() - 256 * MIB
