@@ -1,0 +1,1 @@
+"""The conformance kit: what is wrong with a virtio-mem device, whoever made it."""

@@ -1,0 +1,206 @@
+"""What the kit judges: a virtio-mem device, whoever made it, behind one small interface.
+
+A `Target` is what the user named; it starts devices. A `Subject` is one such device, with its driver's side and its
+host's side. An adapter implements what its kind of target has, and says in `capabilities` what that is: a check that
+needs more is "not testable here", with the reason that `Target.lacks` gives.
+
+Nothing here judges. An adapter passes on what it saw, also what no device should do: it raises `TargetFailure` only
+where the device is gone, hangs, or breaks the transport itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import NamedTuple
+
+from vhost_user.units import MIB
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, ConfigSpace
+
+
+class Capability(Flag):
+    """What can be done with a target's devices besides negotiating, reading the configuration space and requests."""
+
+    RESTART = auto()
+    """Each `Target.start()` gives a device that has just been made."""
+    WISH = auto()
+    """`start()` makes the device as the `Wish` says; else the device is what it is."""
+    SET_TARGET = auto()
+    """`Subject.set_target`."""
+    TIME = auto()
+    """`Subject.advance` moves the device's clock without waiting; else it waits."""
+    SYSTEM_RESET = auto()
+    """`Subject.system_reset`."""
+    NOTICES = auto()
+    """`Subject.take_notices` counts configuration change notices."""
+    CHAINS = auto()
+    """The kit lays out the ring: `Chain.readable`, `Chain.room`, `Chain.indirect`, and several chains a kick."""
+    HELD = auto()
+    """`Subject.held` says how many bytes the host holds."""
+    CONTENT = auto()
+    """`Subject.read` and `Subject.write` reach the memory as the guest would."""
+    HOST_REFUSES = auto()
+    """`Subject.refuse` has the host out of memory."""
+    PAUSE = auto()
+    """`Subject.pause`."""
+
+
+class TargetFailure(Exception):
+    """The device is gone, does not answer in time, or broke the transport. `what` says it in words.
+
+    During a check it is a violation, the worst there is. While a target is started it means that nothing can be judged.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+class Refused(Exception):
+    """The host's side turned a target (`set_target`) down, with its own words. That is no failure."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The device that a check would like. Sizes in bytes; `requested_size` is the target at start.
+
+    `node_id` None: without ACPI_PXM. A target without `Capability.WISH` gives what it has.
+    """
+
+    region_size: int = 128 * MIB
+    block_size: int = 2 * MIB
+    requested_size: int = 0
+    node_id: int | None = None
+
+
+class Chain(NamedTuple):
+    """One buffer on the ring: a request and the room for its answer.
+
+    `readable` are the lengths of the readable descriptors, which `request` is spread over, zeros behind it; `room` those
+    of the writable ones. `indirect` puts the descriptors into a table of their own. Without `Capability.CHAINS` only the
+    defaults are possible.
+    """
+
+    request: bytes
+    readable: tuple[int, ...] = (REQUEST_SIZE,)
+    room: tuple[int, ...] = (RESPONSE_SIZE,)
+    indirect: bool = False
+
+
+class Used(NamedTuple):
+    """What came back of a chain: the length that the device said it wrote, and all the bytes of the room.
+
+    The room is filled with 0xA5 before the kick, so what was not written can be told.
+    """
+
+    length: int
+    room: bytes
+
+
+class Subject(ABC):
+    """A device that runs. Its driver has not begun yet: `begin()` is the first thing to call."""
+
+    offered_features: int
+    """Feature bits 0 to 63, those of the ring and the transport included."""
+
+    @abstractmethod
+    def begin(self, features: int) -> bool:
+        """Reset the device, negotiate exactly `features`, and go on to DRIVER_OK; whether FEATURES_OK stayed set.
+
+        Where it did not, or the transport has no such thing and the device refuses otherwise, the device is left
+        without a driver, and `begin` may be called again.
+        """
+
+    @abstractmethod
+    def config(self) -> ConfigSpace:
+        """The configuration space as the driver reads it. May be called before `begin`."""
+
+    @abstractmethod
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        """Make all of `chains` available, kick once, and wait for all to be used; in the order of `chains`.
+
+        TargetFailure where one does not come back within the target's time limit.
+        """
+
+    @abstractmethod
+    def device_reset(self) -> None:
+        """The driver's reset: status 0, nothing after it. `begin` starts the driver anew."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The device is not needed any more. Closing twice is allowed."""
+
+    # What a target may have besides. Called only where `capabilities` says so.
+
+    def set_target(self, requested_size: int) -> None:
+        """The host wants `requested_size` bytes plugged. Refused where its side says no."""
+        raise NotImplementedError
+
+    def advance(self, seconds: float) -> None:
+        """Let time go by. A target without `Capability.TIME` may only be asked for a few seconds."""
+        raise NotImplementedError
+
+    def system_reset(self) -> None:
+        """Reset the machine, after which the driver has to `begin` again."""
+        raise NotImplementedError
+
+    def take_notices(self) -> int:
+        """How many configuration change notices came since this was last asked, or since `begin`."""
+        raise NotImplementedError
+
+    def held(self, offset: int, size: int) -> int:
+        """Bytes that the host holds for `size` bytes at `offset` of the region; both are multiples of the block size."""
+        raise NotImplementedError
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What the guest would read at `offset` of the region. Only of plugged blocks."""
+        raise NotImplementedError
+
+    def write(self, offset: int, data: bytes) -> None:
+        """What the guest would write at `offset` of the region. Only to plugged blocks."""
+        raise NotImplementedError
+
+    def refuse(self, refuses: bool) -> None:
+        """While `refuses`, the host has no memory to give, and can take none back."""
+        raise NotImplementedError
+
+    def pause(self, paused: bool) -> None:
+        """While `paused`, blocks are to stay as they are."""
+        raise NotImplementedError
+
+
+class Target(ABC):
+    """What the user named: `self:memfd`, `vhost-user:/run/mem0.sock`, `qemu`, `exec:./shim`."""
+
+    name: str
+    """As the user wrote it."""
+    kind: str
+    """One of self, ring, vhost-user, qemu, exec: which clauses must get a verdict depends on it."""
+    version: str
+    """What is being judged, for the report: a program and its version."""
+    capabilities: Capability
+
+    @abstractmethod
+    def start(self, wish: Wish) -> Subject:
+        """A device to judge; at most one at a time. Close it before the next one is started.
+
+        Without `Capability.RESTART` it is the same device as before, brought back to no plugged block as far as a
+        driver can (UNPLUG ALL). TargetFailure where there is none to be had.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what was started for it. Closing twice is allowed."""
+
+    def lacks(self, wanted: Capability) -> str:
+        """Why some of `wanted` is not there, for the report; "" where all of it is."""
+        missing = wanted & ~self.capabilities
+        return "" if not missing else f"{self.kind} can't: {', '.join(one.name or '' for one in missing)}"
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
