@@ -90,7 +90,7 @@ class Arena:
         )
         self.device = VirtioMemDevice(geometry)
         self.service = DeviceService(self.device, self.memory, prefault=True)
-        self.model = ModelDevice(ADDR, region_size, block_size, 0, whole_region)
+        self.model = ModelDevice(ADDR, region_size, block_size, whole_region=whole_region)
         self.block_size = block_size
         self.requests = 0
 
@@ -127,7 +127,7 @@ class Arena:
         self.model.host_refuses = self.memory.refuses = refuses
 
     def system_reset(self) -> None:
-        assert self.service.system_reset() is self.model.system_reset()
+        assert self.service.system_reset() is self.model.reset_machine()
         self.check_config()
 
     def check_config(self) -> None:
