@@ -47,7 +47,7 @@ class Capability(Flag):
     """`Subject.pause`."""
 
 
-class TargetFailure(Exception):
+class TargetFailure(Exception):  # noqa: N818
     """The device is gone, does not answer in time, or broke the transport. `what` says it in words.
 
     During a check it is a violation, the worst there is. While a target is started it means that nothing can be judged.
@@ -58,7 +58,7 @@ class TargetFailure(Exception):
         self.what = what
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     """The host's side turned a target (`set_target`) down, with its own words. That is no failure."""
 
 
@@ -78,9 +78,9 @@ class Wish:
 class Chain(NamedTuple):
     """One buffer on the ring: a request and the room for its answer.
 
-    `readable` are the lengths of the readable descriptors, which `request` is spread over, zeros behind it; `room` those
-    of the writable ones. `indirect` puts the descriptors into a table of their own. Without `Capability.CHAINS` only the
-    defaults are possible.
+    `readable` are the lengths of the readable descriptors, which `request` is spread over, zeros behind it; `room`
+    those of the writable ones. `indirect` puts the descriptors into a table of their own. Without `Capability.CHAINS`
+    only the defaults are possible.
     """
 
     request: bytes
@@ -89,11 +89,12 @@ class Chain(NamedTuple):
     indirect: bool = False
 
 
-class Used(NamedTuple):
-    """What came back of a chain: the length that the device said it wrote, and all the bytes of the room.
+FILL = b"\xa5"
+"""What the room for an answer is filled with before the kick, so that what was not written can be told."""
 
-    The room is filled with 0xA5 before the kick, so what was not written can be told.
-    """
+
+class Used(NamedTuple):
+    """What came back of a chain: the length that the device said it wrote, and all the bytes of the room."""
 
     length: int
     room: bytes
@@ -151,7 +152,7 @@ class Subject(ABC):
         raise NotImplementedError
 
     def held(self, offset: int, size: int) -> int:
-        """Bytes that the host holds for `size` bytes at `offset` of the region; both are multiples of the block size."""
+        """Bytes that the host holds for `size` bytes at `offset` of the region, both multiples of the block size."""
         raise NotImplementedError
 
     def read(self, offset: int, size: int) -> bytes:
