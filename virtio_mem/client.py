@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, TimedOut, UsageError
-from virtio_mem.picture.blocks import ZoneBlocks
+from virtio_mem.picture.blocks import Sizes, ZoneBlocks, ZoneCounts
 
 PREFIX = "/api/v1/"
 PATIENCE = 10.0
@@ -139,10 +139,21 @@ class Client:
         question = f"zones/{quote(zone, safe='')}/blocks"
         answer = self._get(question)
         try:
-            sizes = {
-                name: _whole(answer[name]) for name in ("block_size", "nb_blocks", "usable_blocks", "requested_blocks")
-            }
-            return ZoneBlocks(addr=addr, plugged=answer["plugged"], **sizes)
+            return ZoneBlocks(plugged=answer["plugged"], **_sizes(answer, addr))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise _unexpected(question, f"{type(error).__name__}: {error}") from None
+
+    def counts(self, zone: str, most: int, addr: int = 0) -> ZoneCounts:
+        """The same as counts of blocks, `most` of them at most: the answer is as short, however many blocks there are.
+
+        UsageError for a number of counts that the server doesn't give.
+        """
+        question = f"zones/{quote(zone, safe='')}/blocks?cells={most}"
+        answer = self._get(question)
+        try:
+            per_cell, nb_runs = _whole(answer["per_cell"]), _whole(answer["nb_runs"])
+            counts = [_whole(count) for count in answer["cells"]]
+            return ZoneCounts(per_cell=per_cell, counts=counts, nb_runs=nb_runs, **_sizes(answer, addr))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise _unexpected(question, f"{type(error).__name__}: {error}") from None
 
@@ -246,6 +257,17 @@ def _whole(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def _sizes(answer: dict[str, Any], addr: int) -> Sizes:
+    """What an answer says of a region but its blocks."""
+    return Sizes(
+        addr=addr,
+        block_size=_whole(answer["block_size"]),
+        nb_blocks=_whole(answer["nb_blocks"]),
+        usable_blocks=_whole(answer["usable_blocks"]),
+        requested_blocks=_whole(answer["requested_blocks"]),
+    )
 
 
 def _check_zone(zone: dict[str, Any]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.api.rig import BLOCK, BOOT, REGION, Rig
-from virtio_mem.api.body import parse_object, parse_query, seconds
+from virtio_mem.api.body import MAX_CELLS, cell_count, parse_object, parse_query, seconds
 from virtio_mem.api.message import ApiError
 
 KNOWN = ("id", "desired_ram")
@@ -118,6 +119,50 @@ def test_any_bytes_are_json_or_refused(data: bytes) -> None:
 def test_any_query_is_taken_or_refused(query: str) -> None:
     with suppress(ApiError):
         assert 0 <= (seconds(parse_query(query, ("wait",)), "wait") or 0) <= 300
+
+
+HOSTILE = [
+    "",
+    "0",
+    "-1",
+    "+1",
+    "1.0",
+    "1e3",
+    "0x10",
+    " 1",
+    "1_0",
+    "65537",
+    "\u0663",
+    "\u00b2",
+    "9" * 5000,
+    "null",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:12])
+def test_a_number_of_cells_that_cannot_be(rig: Rig, value: str) -> None:
+    answer = rig.get(f"/api/v1/zones/mem0/blocks?{urlencode({'cells': value})}")
+    assert (answer.status, answer.json["field"], answer.json["limit"]) == (
+        400,
+        "cells",
+        "must be from 1 to 65536 cells",
+    )
+    assert str(answer.json["value"])[:20] == value[:20]
+
+
+@pytest.mark.parametrize("query", ["cells=1&cells=2", "cell=1", "cells", "cells=1&wait=0", "cells=%ff"])
+def test_a_query_for_blocks_that_cannot_be(rig: Rig, query: str) -> None:
+    answer = rig.get(f"/api/v1/zones/mem0/blocks?{query}")
+    assert answer.status == 400
+    assert answer.json["field"] in ("query", "cell", "wait", "cells")
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_number_of_cells_or_refused(value: str) -> None:
+    with suppress(ApiError):
+        assert 1 <= (cell_count({"cells": value}, "cells") or 0) <= MAX_CELLS
+    assert cell_count({}, "cells") is None
 
 
 @given(st.floats(0, 300))

@@ -23,7 +23,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 
 from tests import counts
 from tests.api.rig import BLOCK, BOOT, TWO_ZONES, Rig, machine
-from virtio_mem.api.body import MAX_WAIT_SECONDS
+from virtio_mem.api.body import MAX_CELLS, MAX_WAIT_SECONDS
 from virtio_mem.api.routes import OPENAPI, Api
 from virtio_mem.events import KINDS
 from virtio_mem.operation import State
@@ -77,6 +77,8 @@ def test_the_document_has_the_programs_words_and_limits() -> None:
     assert schema("Event")["properties"]["kind"]["enum"] == list(KINDS)
     parameters = DOCUMENT["paths"]["/api/v1/operations/{id}"]["get"]["parameters"]
     assert {entry["name"]: entry for entry in parameters}["wait"]["schema"]["maximum"] == MAX_WAIT_SECONDS
+    parameters = DOCUMENT["paths"]["/api/v1/zones/{id}/blocks"]["get"]["parameters"]
+    assert {entry["name"]: entry for entry in parameters}["cells"]["schema"]["maximum"] == MAX_CELLS
 
 
 def test_every_example_is_what_its_schema_says() -> None:
@@ -117,6 +119,8 @@ def test_every_route_answers_as_documented(rig: Rig) -> None:
     check(rig, "GET", "/metrics")
     check(rig, "GET", "/api/v1/operations/1?wait=0", route="/api/v1/operations/{id}")
     check(rig, "GET", "/api/v1/zones/mem0/blocks", route="/api/v1/zones/{id}/blocks")
+    check(rig, "GET", "/api/v1/zones/mem0/blocks?cells=100", route="/api/v1/zones/{id}/blocks")
+    check(rig, "GET", "/api/v1/zones/mem0/blocks?cells=x", route="/api/v1/zones/{id}/blocks")
     check(rig, "PUT", "/api/v1/vm.pause")
     assert check(rig, "PUT", "/api/v1/system-reset")["field"] == "system-reset"
     check(rig, "PUT", "/api/v1/vm.resume")
@@ -203,8 +207,13 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 _SCHEMA = schemathesis.openapi.from_dict(DOCUMENT).exclude(path="/api/v1/events")  # whose answer does not end
 _OPERATIONS: list[Any] = [found.ok() for found in _SCHEMA.get_all_operations() if isinstance(found, Ok)]
-_BREAKABLE = {"PUT /api/v1/vm.resize", "PUT /api/v1/vm.resize-zone", "GET /api/v1/operations/{id}"}
-"""What takes anything that could be wrong; any text is the name of a zone."""
+_BREAKABLE = {
+    "PUT /api/v1/vm.resize",
+    "PUT /api/v1/vm.resize-zone",
+    "GET /api/v1/operations/{id}",
+    "GET /api/v1/zones/{id}/blocks",
+}
+"""What takes anything that could be wrong."""
 
 
 @pytest.mark.parametrize(

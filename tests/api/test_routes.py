@@ -11,14 +11,21 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import virtio_mem.api
 from tests.api.rig import ACK, BLOCK, BOOT, BUSY, REGION, MakeMachine, Rig
+from tests.device.helpers import make_device
+from tests.device.test_service import Script, ScriptedMemory
 from vhost_user.errors import HostError
 from vhost_user.units import GIB, MIB
-from virtio_mem.control import Hooks
+from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.control import ControlledZone, Hooks
+from virtio_mem.control.info import ZoneBlocks
 from virtio_mem.operation import STALL_SECONDS
 from virtio_mem.protocol import RequestType
+from virtio_mem.service import DeviceService
 
 PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
 
@@ -72,6 +79,8 @@ def test_a_zone_without_a_device(make_machine: MakeMachine) -> None:
     (zone,) = rig.get("/api/v1/vm.info").json["zones"]
     assert (zone["hotplug_size"], zone["addr"], zone["held"]) == (0, None, 0)
     assert rig.get("/api/v1/zones/mem0/blocks").json["plugged"] == []
+    counts = rig.get("/api/v1/zones/mem0/blocks?cells=9").json
+    assert (counts["nb_blocks"], counts["nb_runs"], counts["cells"]) == (0, 0, [])
     assert rig.get("/api/v1/vm.counters").json == {}
     assert rig.operation(rig.resize(BOOT))["state"] == "reached"
     assert rig.ask("PUT", "/api/v1/vm.resize", {"desired_ram": BOOT + BLOCK}).status == 400
@@ -103,6 +112,50 @@ def test_blocks_are_runs(rig: Rig) -> None:
         "plugged": [[0, 3], [5, 1], [100, 20]],
     }
     assert rig.get("/api/v1/zones/nosuch/blocks").status == 404
+
+
+@pytest.mark.parametrize(
+    ("most", "per_cell", "cells"),
+    [
+        (1, 512, [24]),
+        (2, 256, [24, 0]),
+        (7, 128, [24, 0, 0, 0]),
+        (8, 64, [4, 20, 0, 0, 0, 0, 0, 0]),
+        (9, 64, [4, 20, 0, 0, 0, 0, 0, 0]),
+        (512, 1, [1, 1, 1, 0, 0, 1, *[0] * 94, *[1] * 20, *[0] * 392]),
+        (65536, 1, [1, 1, 1, 0, 0, 1, *[0] * 94, *[1] * 20, *[0] * 392]),
+    ],
+)
+def test_blocks_are_counted(rig: Rig, most: int, per_cell: int, cells: list[int]) -> None:
+    for first, count in ((0, 3), (5, 1), (100, 20)):
+        assert rig.request(PLUG, first, count) is ACK
+    assert rig.get(f"/api/v1/zones/mem0/blocks?cells={most}").json == {
+        "block_size": BLOCK,
+        "nb_blocks": 512,
+        "usable_blocks": 256,
+        "requested_blocks": 128,
+        "nb_runs": 3,
+        "per_cell": per_cell,
+        "cells": cells,
+    }
+    assert rig.get(f"/api/v1/zones/nosuch/blocks?cells={most}").status == 404
+
+
+@given(nb_blocks=st.integers(1, 300), most=st.integers(1, 400), data=st.data())
+def test_counts_are_those_of_the_runs(nb_blocks: int, most: int, data: st.DataObject) -> None:
+    device = make_device(region=nb_blocks * BLOCK, requested=0, block=BLOCK)
+    for block in data.draw(st.sets(st.integers(0, nb_blocks - 1))):
+        device.blocks.plug(Run(BlockIndex(block), 1))
+    service = DeviceService(device, ScriptedMemory(Script()))
+    blocks = ZoneBlocks(ControlledZone(id="a", service=service))
+    runs = list(blocks.plugged_runs())
+    per_cell, counts = blocks.counts(most)
+    assert blocks.nb_runs() == len(runs)
+    assert len(counts) == -(-nb_blocks // per_cell) <= most
+    assert per_cell == 1 or -(-nb_blocks // (per_cell // 2)) > most
+    plugged = {block for first, count in runs for block in range(first, first + count)}
+    cells = range(0, nb_blocks, per_cell)
+    assert counts == [len(plugged.intersection(range(first, first + per_cell))) for first in cells]
 
 
 def test_pause_and_resume(make_machine: MakeMachine) -> None:

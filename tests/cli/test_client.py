@@ -81,6 +81,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "info": Client.info,
     "operation": lambda client: client.operation(1),
     "blocks": lambda client: client.blocks("mem0"),
+    "counts": lambda client: client.counts("mem0", 4),
     "resize": lambda client: client.resize(1),
     "resize_zone": lambda client: client.resize_zone("mem0", 1),
     "events": lambda client: list(client.events(idle=1)),
@@ -102,6 +103,10 @@ def test_what_the_api_has(api: str) -> None:
         assert client.operation(number, wait=0.05)["state"] == "running"
         blocks = client.blocks("mem0", 1 << 32)
         assert (blocks.nb_plugged, blocks.nb_blocks, blocks.requested_blocks) == (3, 1024, 32)
+        counts = client.counts("mem0", 64, 1 << 32)
+        assert (counts.nb_plugged, counts.nb_runs, counts.plugged_below(16)) == (3, 1, 3)
+        with pytest.raises(UsageError, match="from 1 to 65536 cells"):
+            client.counts("mem0", 0)
         kinds = []
         for event in client.events(after=0):
             kinds.append(event["kind"])
@@ -133,7 +138,9 @@ def test_answers_of_any_kind(call: str, data: st.DataObject, tmp_path_factory: p
     operation |= {"state": "running", "verdict": "", "seconds": 0.5}
     zone |= {"id": "a", "answers": {"PLUG ACK": 1}, "operation": operation, "connected": True, "paused": False}
     blocks = {"block_size": 1, "nb_blocks": 9, "usable_blocks": 9, "requested_blocks": 1, "plugged": [[0, 1], [3, 2]]}
-    good = {"info": {"zones": [zone]}, "operation": operation, "blocks": blocks}.get(call, {"kind": "plugged"})
+    counted = blocks | {"nb_runs": 2, "per_cell": 4, "cells": [3, 0, 0]}
+    answers = {"info": {"zones": [zone]}, "operation": operation, "blocks": blocks, "counts": counted}
+    good = answers.get(call, {"kind": "plugged"})
     with broken_server(tmp_path_factory.mktemp("broken") / "s") as broken:
         if data.draw(st.booleans()):
             broken.answer = data.draw(st.binary(max_size=64) | st.just(b"HTTP/1.1 200 OK\r\n\r\n"))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.device.helpers import ADDR, BLOCK
-from virtio_mem.picture import ASCII, UNICODE, Glyphs, ZoneBlocks, grid, legend, plain, zone_map
-from virtio_mem.picture.grid import MOST_ROWS, cells_of, scale_for
+from virtio_mem.picture import ASCII, UNICODE, Glyphs, ZoneBlocks, ZoneCounts, grid, legend, plain, zone_map
+from virtio_mem.picture.blocks import Sizes
+from virtio_mem.picture.grid import MOST_ROWS, cells_of, most_cells, scale_for
 from virtio_mem.picture.spans import width_of
 
 MANY = 8 << 20
@@ -69,6 +70,65 @@ def test_every_map_fits_its_width(bitmap: list[bool], width: int, requested: int
         (mark,) = (plain(line) for line in lines if glyph in plain(line))
         assert f"{glyph} {size} " in mark or mark.endswith(f"B {glyph}")
         assert mark.index(glyph) <= width_of(rows[0])
+
+
+def counted(zone: ZoneBlocks, per_cell: int) -> ZoneCounts:
+    """The same region, of which no more is known than counts."""
+    ends = range(per_cell, zone.nb_blocks + per_cell, per_cell)
+    return ZoneCounts(
+        addr=zone.addr,
+        block_size=zone.block_size,
+        nb_blocks=zone.nb_blocks,
+        usable_blocks=zone.usable_blocks,
+        requested_blocks=zone.requested_blocks,
+        per_cell=per_cell,
+        counts=[cell.plugged for cell in zone.cells(min(end, zone.nb_blocks) for end in ends)],
+        nb_runs=zone.nb_runs,
+    )
+
+
+@given(bitmap=BITMAPS, width=WIDTHS, usable=st.integers(0, 3000))
+def test_counts_draw_what_runs_draw(bitmap: list[bool], width: int, usable: int) -> None:
+    """With as many counts as such a map has cells at most, cut by powers of two."""
+    zone = blocks(len(bitmap), runs_of(bitmap), usable=min(usable, len(bitmap)))
+    per_cell = 1
+    while len(bitmap) > per_cell * most_cells(width):
+        per_cell *= 2
+    assert zone_map("mem0", counted(zone, per_cell), width) == zone_map("mem0", zone, width)
+
+
+def test_counts_cannot_be_cut_elsewhere() -> None:
+    zone = counted(blocks(10, [(1, 3)]), 4)
+    assert [zone.plugged_below(block) for block in (0, 4, 8, 10)] == [0, 3, 3, 3]
+    with pytest.raises(ValueError, match="a count is of 4 blocks"):
+        zone.plugged_below(9)
+
+
+@pytest.mark.parametrize(
+    ("per_cell", "counts", "nb_runs", "error"),
+    [
+        (0, [1], 1, "not a region"),
+        (4, [1, 1], 1, "not a region"),
+        (4, [1, 1, 1, 0], 1, "not a region"),
+        (4, [5, 0, 0], 1, "more blocks than there are"),
+        (4, [-1, 0, 0], 0, "more blocks than there are"),
+        (4, [0, 0, 3], 1, "more blocks than there are"),
+        (4, [0, 0, 0], 1, "are not 1 runs"),
+        (4, [0, 2, 0], 0, "are not 0 runs"),
+        (4, [0, 2, 0], 3, "are not 3 runs"),
+        (4, [4, 4, 1], 3, "are not 3 runs"),
+    ],
+)
+def test_counts_that_cannot_be(per_cell: int, counts: list[int], nb_runs: int, error: str) -> None:
+    sizes = Sizes(addr=ADDR, block_size=BLOCK, nb_blocks=10, usable_blocks=10, requested_blocks=0)
+    with pytest.raises(ValueError, match=error):
+        ZoneCounts(per_cell=per_cell, counts=counts, nb_runs=nb_runs, **sizes)
+
+
+@pytest.mark.parametrize("nb_blocks", [128, 129, 200, 1000])
+def test_a_wide_terminal_has_a_map_of_some_letters(nb_blocks: int) -> None:
+    letters = "".join(drawn(blocks(nb_blocks, [(0, nb_blocks)]), 1100))
+    assert letters.count("█") == nb_blocks * 128 // nb_blocks if nb_blocks <= 128 else -(-nb_blocks // 2)
 
 
 @pytest.mark.parametrize("runs", [[(0, 0)], [(0, 9)], [(-1, 2)], [(3, 1), (0, 1)], [(0, 3), (2, 1)], [(8, 1)]], ids=str)

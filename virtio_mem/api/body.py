@@ -19,6 +19,9 @@ from virtio_mem.api.message import ApiError
 MAX_WAIT_SECONDS = 300
 """The longest that one request may wait for an operation."""
 
+MAX_CELLS = 1 << 16
+"""The finest picture that one request may ask for: 256 rows of 256 cells, half a megabyte of JSON at most."""
+
 _MAX_QUERY_FIELDS = 8
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
@@ -118,6 +121,17 @@ def seconds(fields: dict[str, str], name: str) -> float | None:
     number = float(value) if _NUMBER.fullmatch(value) and len(value) < 32 else None
     if number is None or number > MAX_WAIT_SECONDS:
         raise refuse(name, value, f"must be from 0 to {MAX_WAIT_SECONDS} seconds", "wait again to wait longer")
+    return number
+
+
+def cell_count(fields: dict[str, str], name: str) -> int | None:
+    """The number of cells that a query has under `name`, if it has: decimal digits."""
+    if name not in fields:
+        return None
+    value = fields[name]
+    number = int(value) if value.isascii() and value.isdigit() and len(value) <= len(str(MAX_CELLS)) else 0
+    if not 1 <= number <= MAX_CELLS:
+        raise refuse(name, value, f"must be from 1 to {MAX_CELLS} cells", "leave it out for all runs of blocks")
     return number
 
 

@@ -88,7 +88,7 @@ class Api:
             Route("PUT", "/api/v1/system-reset", self._system_reset),
             Route("GET", "/api/v1/operations", lambda _: json_reply(control.operations.all())),
             Route("GET", "/api/v1/operations/{id}", self._operation, query=("wait",), long=True),
-            Route("GET", "/api/v1/zones/{id}/blocks", self._blocks),
+            Route("GET", "/api/v1/zones/{id}/blocks", self._blocks, query=("cells",)),
             Route("GET", "/api/v1/events", self._events, long=True),
             Route("GET", "/api/v1/openapi.json", lambda _: Reply(HTTPStatus.OK, _document(), {"Content-Type": JSON})),
             Route("GET", "/metrics", self._metrics),
@@ -196,10 +196,14 @@ class Api:
         return json_reply(operation)
 
     def _blocks(self, call: Call) -> Reply:
+        most = body.cell_count(call.query, "cells")
         blocks = self.control.blocks(*call.parts)
         head = {
             name: getattr(blocks, name) for name in ("block_size", "nb_blocks", "usable_blocks", "requested_blocks")
         }
+        if most is not None:
+            per_cell, counts = blocks.counts(most)
+            return json_reply({**head, "nb_runs": blocks.nb_runs(), "per_cell": per_cell, "cells": counts})
 
         def pieces() -> Generator[bytes]:
             runs, between = blocks.plugged_runs(), ""

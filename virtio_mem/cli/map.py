@@ -9,8 +9,8 @@ from pathlib import Path
 from vhost_user.errors import UsageError
 from virtio_mem.cli.common import Screen, add_api_socket, teach
 from virtio_mem.client import Client
-from virtio_mem.picture.blocks import ZoneBlocks
-from virtio_mem.picture.grid import GUTTER, legend, zone_map
+from virtio_mem.picture.blocks import Region
+from virtio_mem.picture.grid import GUTTER, legend, most_cells, zone_map
 
 DOES = """Draw each zone's blocks from the lowest address on: which are plugged, which are
 not, how far the usable region goes, and where the requested size would end if
@@ -42,12 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None and not output.parent.is_dir():
         raise UsageError("--output", output, f"{output.parent} is no directory", "choose another place")
     client = Client(arguments.api_socket)
-    zones = [(name, client.blocks(name, addr)) for name, addr in _zones(client, arguments.zone)]
+    zones = _zones(client, arguments.zone)
     if output is not None:
-        _save(output, zones)
+        _save(output, client, zones)
         return 0
     screen = Screen(width)
-    for name, blocks in zones:
+    for name, blocks in _counts(client, zones, most_cells(screen.width)):
         screen.show([*zone_map(name, blocks, screen.width, screen.glyphs), []])
     screen.show([legend(screen.glyphs)])
     return 0
@@ -71,13 +71,18 @@ def _zones(client: Client, only: str | None) -> list[tuple[str, int]]:
     return list(known.items())
 
 
-def _save(output: Path, zones: list[tuple[str, ZoneBlocks]]) -> None:
+def _counts(client: Client, zones: list[tuple[str, int]], most: int) -> list[tuple[str, Region]]:
+    """The zones' blocks, as fine as they are drawn and no finer."""
+    return [(name, client.counts(name, most, addr)) for name, addr in zones]
+
+
+def _save(output: Path, client: Client, zones: list[tuple[str, int]]) -> None:
     try:
-        from virtio_mem.picture.image import image  # noqa: PLC0415 - half a second, and an extra
+        from virtio_mem.picture.image import cells_shown, image  # noqa: PLC0415 - half a second, and an extra
     except ImportError as error:
         remedy = "pip install 'virtio-mem[plot]'"
         raise UsageError("--output", output, f"pictures in files need a library: {error}", remedy) from None
-    picture = image(zones, output.suffix[1:])
+    picture = image(_counts(client, zones, cells_shown()), output.suffix[1:])
     try:
         output.write_bytes(picture)
     except OSError as error:

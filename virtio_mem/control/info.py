@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from virtio_mem.blocks import Run
+from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.control.zone import ControlledZone
 
 if TYPE_CHECKING:
@@ -117,3 +117,20 @@ class ZoneBlocks:
     def plugged_runs(self) -> Iterator[Run]:
         """The plugged blocks as maximal runs, in order."""
         return iter(()) if self._blocks is None else self._blocks.plugged_runs()
+
+    def nb_runs(self) -> int:
+        """How many runs the plugged blocks form: as many as there are plugged blocks after one that is not."""
+        bits = 0 if self._blocks is None else int.from_bytes(self._blocks.to_bytes(), "little")
+        return (bits & ~(bits << 1)).bit_count()
+
+    def counts(self, most: int) -> tuple[int, list[int]]:
+        """The region cut into `most` cells or fewer, of the smallest power of two of blocks that does it: that number
+        of blocks, and how many of each cell's are plugged. The last cell may have fewer blocks."""
+        per_cell = 1
+        while self.nb_blocks > most * per_cell:
+            per_cell *= 2
+        if self._blocks is None:
+            return per_cell, []
+        ends = range(per_cell, self.nb_blocks + per_cell, per_cell)
+        runs = (Run(BlockIndex(end - per_cell), min(end, self.nb_blocks) - end + per_cell) for end in ends)
+        return per_cell, [self._blocks.count(run) for run in runs]

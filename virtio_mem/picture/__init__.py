@@ -7,7 +7,7 @@ each (rich, matplotlib), and are imported by those alone who have a use for them
 from __future__ import annotations
 
 from virtio_mem.picture.bar import bar, column_of, draw, framed, target_mark
-from virtio_mem.picture.blocks import Cell, ZoneBlocks
+from virtio_mem.picture.blocks import Cell, Region, ZoneBlocks, ZoneCounts
 from virtio_mem.picture.grid import grid, legend, zone_map
 from virtio_mem.picture.sizes import counted, human_size, human_time
 from virtio_mem.picture.spans import ASCII, UNICODE, Glyphs, Line, Role, Span, plain
@@ -18,9 +18,11 @@ __all__ = [
     "Cell",
     "Glyphs",
     "Line",
+    "Region",
     "Role",
     "Span",
     "ZoneBlocks",
+    "ZoneCounts",
     "bar",
     "column_of",
     "counted",

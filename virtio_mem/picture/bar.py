@@ -9,7 +9,7 @@ A cell stands for as many neighbouring blocks as the width demands, or a block f
 
 from __future__ import annotations
 
-from virtio_mem.picture.blocks import Cell, ZoneBlocks
+from virtio_mem.picture.blocks import Cell, Region
 from virtio_mem.picture.sizes import human_size
 from virtio_mem.picture.spans import UNICODE, Glyphs, Line, Role, Span
 
@@ -39,7 +39,7 @@ def joined(spans: list[Span]) -> Line:
     return line
 
 
-def bar(blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> Line:
+def bar(blocks: Region, width: int, glyphs: Glyphs = UNICODE) -> Line:
     """`width` letters for the whole region, in ascending order of addresses, without a frame."""
     if not blocks.nb_blocks:
         return [Span(glyphs.unusable * width, Role.UNUSABLE)]
@@ -47,7 +47,7 @@ def bar(blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> Line:
     return joined([cell_span(cells[column * len(cells) // width], glyphs) for column in range(width)])
 
 
-def column_of(blocks: ZoneBlocks, nb_blocks: int, width: int) -> int:
+def column_of(blocks: Region, nb_blocks: int, width: int) -> int:
     """The column, from 0 to `width`, at which the first `nb_blocks` blocks of the region end."""
     return min(width, -(-nb_blocks * width // blocks.nb_blocks)) if blocks.nb_blocks else 0
 
@@ -57,14 +57,14 @@ def framed(line: Line, glyphs: Glyphs = UNICODE) -> Line:
     return [Span(glyphs.left, Role.FRAME), *line, Span(glyphs.right, Role.FRAME)]
 
 
-def target_mark(blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> Line:
+def target_mark(blocks: Region, width: int, glyphs: Glyphs = UNICODE) -> Line:
     """What goes under a bar: a mark where the requested size ends, and that size."""
     requested = human_size(blocks.size(blocks.requested_blocks))
     blank = Span(" " * column_of(blocks, blocks.requested_blocks, width))
     return [blank, Span(glyphs.target, Role.TARGET), Span(f" target {requested}", Role.QUIET)]
 
 
-def draw(name: str, blocks: ZoneBlocks, width: int = BAR_WIDTH, glyphs: Glyphs = UNICODE) -> list[Line]:
+def draw(name: str, blocks: Region, width: int = BAR_WIDTH, glyphs: Glyphs = UNICODE) -> list[Line]:
     """A zone in three lines: its bar, the target's mark, and the sizes."""
     margin = Span(" " * (len(name) + 2))
     plugged, usable = human_size(blocks.size(blocks.nb_plugged)), human_size(blocks.size(blocks.usable_blocks))

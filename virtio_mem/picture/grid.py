@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from virtio_mem.picture.bar import cell_span, framed, joined
-from virtio_mem.picture.blocks import Cell, ZoneBlocks
+from virtio_mem.picture.blocks import Cell, Region
 from virtio_mem.picture.sizes import counted, human_size
 from virtio_mem.picture.spans import UNICODE, Glyphs, Line, Role, Span
 
@@ -42,24 +42,34 @@ class Scale(NamedTuple):
 
 def scale_for(nb_blocks: int, width: int, *, rows: int = MOST_ROWS) -> Scale:
     """The scale for a map of at most `rows` rows, and at most `width` columns if that leaves room for 8 cells."""
-    room = max(8, width - GUTTER - 2)
+    room = _room(width)
     if nb_blocks <= room:
         columns = max(1, nb_blocks)
-        return Scale(columns, 1, min(room, MOST_COLUMNS) // columns)
-    columns = min(MOST_COLUMNS, 1 << room.bit_length() - 1)
+        return Scale(columns, 1, room // columns)
+    columns = 1 << room.bit_length() - 1
     per_cell = 1
     while nb_blocks > columns * per_cell * rows:
         per_cell *= 2
     return Scale(columns, per_cell, 1)
 
 
-def cells_of(blocks: ZoneBlocks, scale: Scale) -> list[Cell]:
+def most_cells(width: int, *, rows: int = MOST_ROWS) -> int:
+    """How many cells such a map has at most, whatever the region: what to ask a server for that cuts regions by powers
+    of two as well, so that its cells are the map's or parts of them."""
+    return (1 << _room(width).bit_length() - 1) * rows
+
+
+def _room(width: int) -> int:
+    return min(MOST_COLUMNS, max(8, width - GUTTER - 2))
+
+
+def cells_of(blocks: Region, scale: Scale) -> list[Cell]:
     """All cells of the region; the last one may have fewer blocks."""
     ends = range(scale.per_cell, blocks.nb_blocks + scale.per_cell, scale.per_cell)
     return blocks.cells(min(end, blocks.nb_blocks) for end in ends)
 
 
-def grid(blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> list[Line]:
+def grid(blocks: Region, width: int, glyphs: Glyphs = UNICODE) -> list[Line]:
     """The map's lines. Rows that are not usable at all are one line, which says so."""
     scale = scale_for(blocks.nb_blocks, width)
     cells = cells_of(blocks, scale)
@@ -85,7 +95,7 @@ def _letters(cell: Cell, scale: Scale, glyphs: Glyphs) -> list[Span]:
     return [span, Span(" ", span.role)] if gap else [span]
 
 
-def _marks(blocks: ZoneBlocks, scale: Scale, row: int, glyphs: Glyphs) -> list[Line]:
+def _marks(blocks: Region, scale: Scale, row: int, glyphs: Glyphs) -> list[Line]:
     """The marks of the sizes that end within a row."""
     marks = []
     for name, end, glyph, role in (
@@ -106,12 +116,12 @@ def _mark(column: int, scale: Scale, glyph: Span, label: str) -> Line:
     return [Span(" " * (blank - len(label) - 1)), Span(f"{label} ", Role.QUIET), glyph]
 
 
-def row_offset(blocks: ZoneBlocks, scale: Scale, row: int) -> str:
+def row_offset(blocks: Region, scale: Scale, row: int) -> str:
     """Where a row begins, from the region's start."""
     return f"+{human_size(blocks.size(row * scale.per_row))}"
 
 
-def zone_heading(blocks: ZoneBlocks, scale: Scale) -> tuple[str, str]:
+def zone_heading(blocks: Region, scale: Scale) -> tuple[str, str]:
     """A zone in words: its place, and its figures."""
     size, each = human_size(blocks.size(blocks.nb_blocks)), human_size(blocks.block_size)
     runs = f" in {counted(blocks.nb_runs, 'run')}" if blocks.nb_runs > 1 else ""
@@ -122,7 +132,7 @@ def zone_heading(blocks: ZoneBlocks, scale: Scale) -> tuple[str, str]:
     )
 
 
-def zone_map(name: str, blocks: ZoneBlocks, width: int, glyphs: Glyphs = UNICODE) -> list[Line]:
+def zone_map(name: str, blocks: Region, width: int, glyphs: Glyphs = UNICODE) -> list[Line]:
     """A zone: a heading with its name, place and figures, and the map."""
     place, figures = zone_heading(blocks, scale_for(blocks.nb_blocks, width))
     heading = [Span(name, Role.NAME), Span(f"  {place}")]

@@ -19,8 +19,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from virtio_mem.picture.blocks import Cell, ZoneBlocks
-from virtio_mem.picture.grid import GUTTER, MOST_COLUMNS, Scale, cells_of, row_offset, scale_for, zone_heading
+from virtio_mem.picture.blocks import Cell, Region
+from virtio_mem.picture.grid import (
+    GUTTER,
+    MOST_COLUMNS,
+    Scale,
+    cells_of,
+    most_cells,
+    row_offset,
+    scale_for,
+    zone_heading,
+)
 from virtio_mem.picture.sizes import human_size
 from virtio_mem.picture.spans import printable
 
@@ -54,7 +63,12 @@ _STYLE: Any = {
 }
 
 
-def image(zones: Sequence[tuple[str, ZoneBlocks]], format_: str) -> bytes:
+def cells_shown() -> int:
+    """How many cells a zone's map has at most; see `grid.most_cells`."""
+    return most_cells(_COLUMNS, rows=MOST_ROWS)
+
+
+def image(zones: Sequence[tuple[str, Region]], format_: str) -> bytes:
     """The zones' maps below each other, in one of FORMATS. The same blocks give the same bytes."""
     scales = [scale_for(blocks.nb_blocks, _COLUMNS, rows=MOST_ROWS) for _, blocks in zones]
     heights = [_inches(blocks, scale) for (_, blocks), scale in zip(zones, scales, strict=True)]
@@ -72,15 +86,15 @@ def image(zones: Sequence[tuple[str, ZoneBlocks]], format_: str) -> bytes:
     return file.getvalue()
 
 
-def _rows(blocks: ZoneBlocks, scale: Scale) -> int:
+def _rows(blocks: Region, scale: Scale) -> int:
     return max(1, -(-blocks.nb_blocks // scale.per_row))
 
 
-def _inches(blocks: ZoneBlocks, scale: Scale) -> float:
+def _inches(blocks: Region, scale: Scale) -> float:
     return max(_ONLY_ROW, _ROW * _rows(blocks, scale))
 
 
-def _draw(axes: Axes, name: str, blocks: ZoneBlocks, scale: Scale) -> None:
+def _draw(axes: Axes, name: str, blocks: Region, scale: Scale) -> None:
     rows = _rows(blocks, scale)
     ground = Rectangle((0, 0), scale.columns, rows, facecolor="none", edgecolor=_HATCH, hatch=_HATCHING, linewidth=0)
     axes.add_patch(ground)  # what no cell covers is not usable
