@@ -18,12 +18,14 @@ from typing import ClassVar, NamedTuple
 from vhost_user.errors import HostError, UsageError
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset, align_up
+from vhost_user.vring import DeviceQueue
 from virtio_mem.conformance.target import Capability, Refused, Subject, Target, TargetFailure, Wish
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.hostmem import facts
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.protocol import Request
+from virtio_mem.request_queue import GuestRequestQueue
 from virtio_mem.service import DeviceService, RegionMemory
 from virtio_mem.zone import Zone, ZoneSpec
 
@@ -55,13 +57,14 @@ class Parts:
     """What a device of ours is made of, in the order in which it is made.
 
     `make_memory` gets the host's memory, which refuses while the check says so. `answer` gets the 24 bytes of a request
-    and gives those of the response; it is used where no ring is.
+    and gives those of the response; it is used where no ring is, and `make_queue` where one is.
     """
 
     make_device: Callable[[Geometry, int], VirtioMemDevice] = _device
     make_memory: Callable[[RegionMemory], RegionMemory] = _memory
     make_service: Callable[[VirtioMemDevice, RegionMemory], DeviceService] = _service
     answer: Callable[[DeviceService, bytes], bytes] = _answer
+    make_queue: Callable[[DeviceService, DeviceQueue], GuestRequestQueue] = GuestRequestQueue
 
 
 OURS = Parts()
