@@ -165,6 +165,18 @@ class Client:
         """`vm.resize-zone` to `size` bytes, boot memory included; the operation's number."""
         return self._resize("vm.resize-zone", {"id": zone, "desired_ram": size})
 
+    def pause(self) -> None:
+        """`vm.pause`: blocks stay as they are until `resume()`."""
+        self._do("vm.pause")
+
+    def resume(self) -> None:
+        """`vm.resume`."""
+        self._do("vm.resume")
+
+    def system_reset(self) -> None:
+        """`system-reset`: the machine is reset, and every block unplugged. NotNow where the server refuses."""
+        self._do("system-reset")
+
     def events(self, *, after: int | None = None, idle: float = SILENCE) -> Iterator[dict[str, Any]]:
         """Events as they happen, until the server ends the stream or says nothing for `idle` seconds.
 
@@ -186,6 +198,10 @@ class Client:
     def _get(self, question: str, timeout: float | None = None) -> Any:
         with self._exchange("GET", question, None, timeout or self.timeout) as response:
             return _decoded(question, _read(question, response))
+
+    def _do(self, action: str) -> None:
+        with self._exchange("PUT", action, None, self.timeout) as response:
+            _read(action, response)
 
     def _resize(self, action: str, body: dict[str, Any]) -> int:
         with self._exchange("PUT", action, body, self.timeout) as response:

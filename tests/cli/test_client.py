@@ -19,6 +19,7 @@ from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, Ti
 from vhost_user.units import MIB
 from virtio_mem import client as client_module
 from virtio_mem.client import Client, NoServer, NotNow
+from virtio_mem.protocol import ResponseType
 
 
 class Broken:
@@ -84,6 +85,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "counts": lambda client: client.counts("mem0", 4),
     "resize": lambda client: client.resize(1),
     "resize_zone": lambda client: client.resize_zone("mem0", 1),
+    "system_reset": Client.system_reset,
     "events": lambda client: list(client.events(idle=1)),
 }
 JSON = st.recursive(
@@ -115,6 +117,20 @@ def test_what_the_api_has(api: str) -> None:
         assert kinds == ["requested", "plugged"]
         with pytest.raises(UsageError, match="name a zone that there is"):
             client.blocks("../../etc")
+
+
+def test_a_machine_that_is_paused_and_reset(api: str) -> None:
+    with Machine(TWO_ZONES, Path(api)) as machine:
+        client = Client(api)
+        machine.plug("mem0", 0, 3)
+        client.pause()
+        assert machine.plug("mem0", 3) is ResponseType.BUSY
+        with pytest.raises(NotNow, match="a device is paused"):
+            client.system_reset()
+        client.resume()
+        assert machine.plug("mem0", 3) is ResponseType.ACK
+        client.system_reset()
+        assert machine.service("mem0").device.plugged_size == 0
 
 
 def changed(value: Any, data: st.DataObject) -> Any:
