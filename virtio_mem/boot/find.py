@@ -1,4 +1,4 @@
-"""A QEMU that can do it: 10.2 or later, the first that has the generic vhost-user device.
+"""A QEMU that can do it: for a guest of ours 10.2 or later, the first that has the generic vhost-user device.
 
 The one that was named, or the one in PATH, or the one in the tree that scripts/peers makes. A program of that tree is
 started through the dynamic linker of the tree, which is told where the libraries are.
@@ -39,21 +39,23 @@ class Qemu:
     environment: dict[str, str] = field(default_factory=dict)
     version: tuple[int, int] = (0, 0)
     exits_with_parent: bool = False
+    release: str = ""
+    """The version as it says it itself: `11.1.3 (Debian 1:11.1.3+ds-1)`."""
 
 
-def find_qemu(named: str | None = None, tree: Path = TREE) -> Qemu:
-    """The QEMU that is `named`, or else one that there is. HostError where there is none, or none new enough."""
+def find_qemu(named: str | None = None, tree: Path = TREE, oldest: tuple[int, int] = OLDEST) -> Qemu:
+    """The QEMU that is `named`, or else one that there is. HostError where there is none, or none from `oldest` on."""
     if named is not None:
         path = shutil.which(named)
         if path is None:
             raise UsageError("--qemu", named, "is not a program", f"name QEMU's, such as /usr/bin/{PROGRAM}")
-        return _checked(Path(path), tree)
+        return _checked(Path(path), tree, oldest)
     why = f"is neither in PATH nor in {tree}"
     for path in filter(None, (shutil.which(PROGRAM), _of_tree(tree))):
         if not os.access(path, os.X_OK):
             continue
         try:
-            return _checked(Path(path), tree)
+            return _checked(Path(path), tree, oldest)
         except HostError as error:
             why = f"{error.value} {error.limit}"
     raise HostError("qemu", PROGRAM, why, HOW_TO_GET_ONE)
@@ -75,7 +77,7 @@ def _start(path: Path, tree: Path) -> Qemu:
     return Qemu(command, {"QEMU_MODULE_DIR": str(libraries / "qemu")})
 
 
-def _checked(path: Path, tree: Path) -> Qemu:
+def _checked(path: Path, tree: Path, oldest: tuple[int, int]) -> Qemu:
     """The QEMU at `path`; HostError where it is too old, or doesn't say what it is."""
     qemu = _start(path, tree)
     try:
@@ -84,12 +86,13 @@ def _checked(path: Path, tree: Path) -> Qemu:
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise HostError("qemu", path, f"does not say what it is: {error}", HOW_TO_GET_ONE) from error
-    version = re.search(r"version (\d+)\.(\d+)", said)
+    version = re.search(r"version ((\d+)\.(\d+).*)", said)
     if not version:
         raise HostError("qemu", path, f"does not say what it is, but {said[:60]!r}", HOW_TO_GET_ONE)
-    numbers = (int(version[1]), int(version[2]))
-    if numbers < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
-        limit = f"is QEMU {numbers[0]}.{numbers[1]}; {wanted} is the first that has vhost-user-test-device"
+    numbers = (int(version[2]), int(version[3]))
+    if numbers < oldest:
+        wanted = ".".join(map(str, oldest))
+        what = "that has vhost-user-test-device" if oldest == OLDEST else "that will do"
+        limit = f"is QEMU {numbers[0]}.{numbers[1]}; {wanted} is the first {what}"
         raise HostError("qemu", path, limit, HOW_TO_GET_ONE)
-    return replace(qemu, version=numbers, exits_with_parent="exit-with-parent" in said)
+    return replace(qemu, version=numbers, exits_with_parent="exit-with-parent" in said, release=version[1].strip())

@@ -35,6 +35,10 @@ _PARTIAL_SECONDS = 0.01
 """How soon to look again at a line that has not arrived whole."""
 
 
+class QemuRefused(HostError):  # noqa: N818
+    """QEMU answered a command with a refusal, which it says in its own words. Nothing else is wrong."""
+
+
 class Qmp:
     """The monitor at `sock`, a connected stream socket. `on_event` is called with each event in `loop`'s thread, and
     `on_end` once QEMU has closed it.
@@ -163,6 +167,6 @@ class _Answer:
             case {"return": value}:
                 return value
             case {"error": {"desc": str(why)}}:
-                raise HostError("qemu", command, f"QEMU refused: {why}")
+                raise QemuRefused("qemu", command, f"QEMU refused: {why}")
             case other:
                 raise HostError("qemu", command, f"QEMU answered {other!r}")
