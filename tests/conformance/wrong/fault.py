@@ -1,0 +1,114 @@
+"""Faults: devices of ours that are wrong in one way each, and the clause by which the kit must find each of them.
+
+    @fault("MEM-STATE-5", source="Cloud Hypervisor before 1dd588fa6")
+    class StateBelowTheRegion(VirtioMemDevice):
+        '''A STATE below the region is answered from whatever lies there.'''
+
+What a fault is derived from says where it goes: a device, its map of blocks, its service, the memory under it, or its
+queue on a ring. A fault of the bytes on the wire is a function in the place of `Parts.answer`. Those with a `source`
+are faults that somebody had.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from vhost_user.errors import HostError
+from vhost_user.units import ByteCount, HostOffset
+from virtio_mem.blocks import BlockMap
+from virtio_mem.conformance.target import Target
+from virtio_mem.conformance.targets.behind_ring import RingTarget
+from virtio_mem.conformance.targets.in_process import Parts
+from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.geometry import Geometry
+from virtio_mem.request_queue import GuestRequestQueue
+from virtio_mem.service import DeviceService, RegionMemory
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One wrong device. `clause` is violated by it; `says` in which way."""
+
+    name: str
+    clause: str
+    says: str
+    source: str
+    parts: Parts
+    on_ring: bool
+
+    def target(self) -> Target:
+        """Our device with the fault in it, behind a ring where that is what is wrong."""
+        if self.on_ring:
+            return RingTarget(parts=self.parts, name=self.name)
+        return OurTarget(parts=self.parts, name=self.name)
+
+
+FAULTS: dict[str, Fault] = {}
+"""Every fault by its name, once the modules of this package are imported."""
+
+
+def fault(clause: str, *, source: str = "") -> Callable[[T], T]:
+    """Register a class or a function as a fault that violates `clause`."""
+
+    def register(wrong: T) -> T:
+        name = re.sub(r"(?<=.)([A-Z])", r"-\1", wrong.__name__).replace("_", "-").lower()
+        assert name not in FAULTS
+        assert wrong.__doc__
+        parts = _parts(wrong)
+        FAULTS[name] = Fault(
+            name, clause, " ".join(wrong.__doc__.split()), source, parts, parts.make_queue is not GuestRequestQueue
+        )
+        return wrong
+
+    return register
+
+
+def _parts(wrong: Any) -> Parts:
+    if not isinstance(wrong, type):
+        return Parts(answer=wrong)
+    if issubclass(wrong, VirtioMemDevice):
+        return Parts(make_device=lambda geometry, requested: wrong(geometry, requested_size=requested))
+    if issubclass(wrong, BlockMap):
+        return Parts(make_device=partial(_device_with, wrong))
+    if issubclass(wrong, DeviceService):
+        return Parts(make_service=lambda device, memory: wrong(device, memory, prefault=True))
+    if issubclass(wrong, GuestRequestQueue):
+        return Parts(make_queue=wrong)
+    assert issubclass(wrong, WrongMemory)
+    return Parts(make_memory=wrong)
+
+
+def _device_with(blocks: type[BlockMap], geometry: Geometry, requested_size: int) -> VirtioMemDevice:
+    device = VirtioMemDevice(geometry, requested_size=requested_size)
+    device.blocks = blocks(geometry.nb_blocks)
+    return device
+
+
+class WrongMemory:
+    """Region memory that passes everything on; a fault overrides what it does wrong."""
+
+    def __init__(self, memory: RegionMemory) -> None:
+        self.memory = memory
+
+    @property
+    def page_size(self) -> ByteCount:
+        return self.memory.page_size
+
+    def populate(self, offset: HostOffset, size: ByteCount) -> None:
+        self.memory.populate(offset, size)
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        self.memory.discard(offset, size)
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        return self.memory.held(offset, size)
+
+    def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
+        return self.memory.shortage(offset, size)

@@ -1,0 +1,148 @@
+"""Requests that are fine, on a ring that is not served as it should be, and chains that carry no request."""
+
+from __future__ import annotations
+
+from tests.conformance.wrong.fault import fault
+from vhost_user.chain import Chain
+from vhost_user.errors import PeerError
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType
+from virtio_mem.request_queue import GuestRequestQueue, Progress, read_request, write_response
+
+
+class _Picky(GuestRequestQueue):
+    """Gives back with length 0, and unanswered, each chain that it does not like."""
+
+    def likes(self, chain: Chain) -> bool:
+        raise NotImplementedError
+
+    def _serve(self, chain: Chain) -> None:
+        if self.likes(chain):
+            super()._serve(chain)
+        else:
+            self.queue.push(chain, 0)
+
+
+@fault("MEM-PLUG-1", source="Cloud Hypervisor before 82d426162, Dragonball")
+class LongRequestIsRefused(_Picky):
+    """A request must have 24 bytes exactly."""
+
+    def likes(self, chain: Chain) -> bool:
+        return bool(chain.readable == REQUEST_SIZE)
+
+
+@fault("RING-CHAIN-1", source="Cloud Hypervisor, Firecracker and Dragonball, which look at the head's length")
+class SplitRequestIsRefused(_Picky):
+    """The first descriptor must hold all of a request."""
+
+    def likes(self, chain: Chain) -> bool:
+        return all(size >= REQUEST_SIZE for _, size in chain.readable_ranges[:1])
+
+
+@fault("RING-CHAIN-1")
+class SplitRoomIsRefused(_Picky):
+    """One descriptor must have room for all of an answer."""
+
+    def likes(self, chain: Chain) -> bool:
+        return all(size >= RESPONSE_SIZE for _, size in chain.writable_ranges[:1])
+
+
+@fault("RING-CHAIN-1")
+class LargeRoomIsRefused(_Picky):
+    """The room for an answer must have 10 bytes exactly."""
+
+    def likes(self, chain: Chain) -> bool:
+        return bool(chain.writable == RESPONSE_SIZE)
+
+
+@fault("DEP-UNKNOWN-1", source="Dragonball, and Firecracker in effect")
+class UnknownTypeIsUnanswered(_Picky):
+    """A request of unknown type comes back without an answer: the driver reads what was there before."""
+
+    def likes(self, chain: Chain) -> bool:
+        try:
+            return read_request(chain).type in list(RequestType)
+        except PeerError:
+            return True
+
+
+@fault("DEP-UNKNOWN-1", source="Firecracker, process_mem_queue")
+class UnknownTypeIsKept(_Picky):
+    """A request of unknown type never comes back."""
+
+    def _serve(self, chain: Chain) -> None:
+        if self.likes(chain):
+            super()._serve(chain)
+
+    def likes(self, chain: Chain) -> bool:
+        return chain.readable < REQUEST_SIZE or read_request(chain).type in list(RequestType)
+
+
+@fault("DEP-CHAIN-1", source="Cloud Hypervisor before 6a1fe123c")
+class ShortChainIsTheEnd(GuestRequestQueue):
+    """A chain that can't carry a request ends the device's thread, for good."""
+
+    ended = False
+
+    def _serve(self, chain: Chain) -> None:
+        try:
+            read_request(chain)
+        except PeerError:
+            type(self).ended = True
+        if not self.ended:
+            super()._serve(chain)
+
+
+@fault("RING-SPLIT-7")
+class LengthIsAlwaysNothing(GuestRequestQueue):
+    """The used length is 0, whatever was written."""
+
+    def _serve(self, chain: Chain) -> None:
+        write_response(chain, self.service.request(read_request(chain)))
+        self.queue.push(chain, 0)
+
+
+@fault("RING-SPLIT-7")
+class LengthIsThatOfTheRoom(GuestRequestQueue):
+    """The used length is that of the room, whatever was written."""
+
+    def _serve(self, chain: Chain) -> None:
+        write_response(chain, self.service.request(read_request(chain)))
+        self.queue.push(chain, chain.writable)
+
+
+@fault("RING-SPLIT-7")
+class AnswersAreMixedUp(GuestRequestQueue):
+    """Of several requests that are there at once, each one gets the answer of the one before."""
+
+    def process(self) -> Progress:
+        chains = list(iter(self.queue.pop, None))
+        answers = [self.service.request(read_request(chain)) for chain in chains]
+        for chain, answer in zip(chains, answers[-1:] + answers[:-1], strict=True):
+            self.queue.push(chain, write_response(chain, answer))
+        return Progress(self.queue.should_notify(), self.queue.enable_notifications())
+
+
+@fault("RING-SPLIT-9")
+class AnswerBeginsLate(GuestRequestQueue):
+    """Where there is more room than an answer takes, the answer lies at its end."""
+
+    def _serve(self, chain: Chain) -> None:
+        response = self.service.request(read_request(chain))
+        chain.write(response.encode(), chain.writable - RESPONSE_SIZE)
+        self.queue.push(chain, RESPONSE_SIZE)
+
+
+@fault("RING-CHAIN-4")
+class RoomMustBeEmpty(_Picky):
+    """Room for an answer that is not all zeroes is taken for a broken chain."""
+
+    def likes(self, chain: Chain) -> bool:
+        return not any(any(view) for view in chain.writable_views())
+
+
+@fault("RING-NOTIFY-3")
+class NoInterrupts(GuestRequestQueue):
+    """The driver is never told that its buffers were used."""
+
+    def process(self) -> Progress:
+        return Progress(False, super().process().more)
