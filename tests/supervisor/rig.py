@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Counter(Device):
     max_queue_size = 256
 
     endpoint: Endpoint
+    number: int
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -138,20 +139,26 @@ def fork(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def serve(control: socket.socket, board: Board, names: list[str], make: MakeDevice, prepare: Prepare) -> None:
-    """A worker's life."""
+def serve(
+    control: socket.socket, board: Board, names: list[str], make: MakeDevice, prepare: Prepare, *, threads: bool
+) -> None:
+    """A worker's life: one server for all devices, or one for each, in threads of their own."""
     worker = Worker.adopt(control.dup())
     board[WORKER] = os.getpid()
     board[WORKERS] += 1
     prepare(worker, board)
-    with Server() as server:
-        for name in names:
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server()) for _ in (names if threads else names[:1])]
+        for number, name in enumerate(names):
             device = make(board)
-            endpoint = worker.attach(server, name, device)
+            endpoint = worker.attach(servers[number % len(servers)], name, device)
             if isinstance(device, Counter):
-                device.endpoint = endpoint
+                device.endpoint, device.number = endpoint, number
         worker.ready()
-        server.run()
+        if threads:
+            worker.run()
+        else:
+            servers[0].run()
     worker.close()
 
 
@@ -162,6 +169,7 @@ def service(
     prepare: Prepare = lambda *_: None,
     *,
     devices: int = 1,
+    threads: bool = False,
     ends: bool = True,
     level: int = logging.CRITICAL,
 ) -> Iterator[Service]:
@@ -176,7 +184,7 @@ def service(
         logging.getLogger("vhost_user").setLevel(level)
 
         def start(control: socket.socket) -> int:
-            return fork(lambda: serve(control, board, names, make, prepare))
+            return fork(lambda: serve(control, board, names, make, prepare, threads=threads))
 
         assert Supervisor(start, listeners).run() == 0
 

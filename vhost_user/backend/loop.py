@@ -22,6 +22,9 @@ from vhost_user.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
 
+LONGEST_WAIT = 1.0
+"""Seconds. Python runs a signal's handler when a wait is over, also where the signal came just before it began."""
+
 
 class HasFileno(Protocol):
     """Anything that a selector can wait for."""
@@ -110,7 +113,7 @@ class EventLoop:
     def run(self) -> None:
         """Run until `stop()` is called. A loop that was stopped before runs not at all."""
         while not self._stopped:
-            self.run_once()
+            self.run_once(LONGEST_WAIT)
 
     def stop(self) -> None:
         """End `run()`, now or when it is called. Any thread, and a signal handler, may ask for it."""

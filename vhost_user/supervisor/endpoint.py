@@ -1,8 +1,14 @@
-"""A device at a listener of the supervisor's, and the front end there: what a Link is, by packets for a socket."""
+"""A device at a listener of the supervisor's, and the front end there: what a Link is, by packets for a socket.
+
+All of a session is its server's thread's. What the supervisor says is read in another one, if the worker has several
+(worker.py), and left here as errands: a call, and the descriptors that came with the packet. They are run in the order
+in which they came; what nobody comes to run any more, since the server has stopped, is closed with the endpoint.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -30,7 +36,10 @@ class Control(Protocol):
         """Whether another worker takes over."""
 
     def tell(self, kind: Kind, *fields: bytes, fds: Iterable[OwnedFd] = ()) -> None:
-        """Send a packet."""
+        """Send a packet. Any thread may call it."""
+
+    def connected_names(self) -> set[object]:
+        """What the sockets are bound to that front ends are connected by. Any thread may call it."""
 
 
 class HandedLink:
@@ -46,7 +55,7 @@ class HandedLink:
         gone: Callable[[], None],
     ) -> None:
         self.session = Session(
-            device, server.loop, protocol_features=server.protocol_features, own_names=server.connected_names
+            device, server.loop, protocol_features=server.protocol_features, own_names=control.connected_names
         )
         self.names = names
         self.number = number
@@ -165,28 +174,77 @@ def fields_of(changes: list[Change]) -> Iterable[bytes]:
         yield b"".join(references)
 
 
+Errand = Callable[[HandedLink, list[OwnedFd]], object]
+"""What is to be done with a session. The descriptors are its own from then on."""
+
+
 class HandedEndpoint(Endpoint):
-    """Where one device is served: at the supervisor's listener `name`."""
+    """Where one device is served: at the supervisor's listener `name`.
+
+    `number` is the session that the supervisor began last, and belongs to the thread that reads what it says.
+    """
 
     def __init__(self, server: Server, device: Device, name: str, control: Control) -> None:
         super().__init__(server, device, name)
         self._control = control
+        self._errands: deque[tuple[Callable[[list[OwnedFd]], object], list[OwnedFd]]] = deque()
+        self.number = 0
         self.handed: HandedLink | None = None
 
-    def begin(self, number: int, names: set[object]) -> HandedLink:
-        """A front end came, or one is here that another process served."""
+    # For the thread that reads what the supervisor says.
+
+    def begin(self, number: int, names: set[object], *, rebuild: bool) -> None:
+        """A front end came, or one is here that another process served: its journal follows."""
+        self.number = number
+        self._post(lambda _: self._begin(number, names, rebuild), [])
+
+    def post(self, errand: Errand, fds: list[OwnedFd]) -> None:
+        """Have the errand run with the session that began last, unless it has ended by then. Takes `fds` over."""
+        number = self.number
+
+        def run(fds: list[OwnedFd]) -> None:
+            if self.handed is not None and self.handed.number == number:
+                errand(self.handed, fds)
+            else:
+                close_all(fds)
+
+        self._post(run, fds)
+
+    def when_done(self, call: Callable[[], object]) -> None:
+        """Have `call` called, in the server's thread, after what was posted before."""
+        self._post(lambda _: call(), [])
+
+    def _post(self, run: Callable[[list[OwnedFd]], object], fds: list[OwnedFd]) -> None:
+        self._errands.append((run, fds))
+        self._server.loop.call_soon(self._run_errand)
+
+    # For the server's.
+
+    def _run_errand(self) -> None:
+        run, fds = self._errands.popleft()
+        run(fds)
+
+    def _begin(self, number: int, names: set[object], rebuild: bool) -> None:
         self.sessions += 1
         self.handed = HandedLink(self.device, self._server, self._control, number, names, self._gone)
         self.link = self.handed
-        return self.handed
+        if rebuild:
+            self.handed.rebuild()
+
+    @property
+    def waits(self) -> bool:
+        """Whether an answer is not known yet."""
+        return self.handed is not None and self.handed.waits
 
     def _gone(self) -> None:
         self.handed = None
         super()._gone()
 
     def close(self) -> None:
-        """End the session, unless it is left to another worker."""
+        """End the session, unless it is left to another worker. When the server has stopped."""
         self._closed = True
+        while self._errands:
+            close_all(self._errands.popleft()[1])
         if self.handed is not None and self._control.retired:
             self.handed.abandon()
         elif self.handed is not None:

@@ -9,6 +9,16 @@
 It may be killed anywhere in there, and another one that does the same goes on: with `worker.bytes` and `worker.fds` as
 this one left them, and with the sessions of front ends. The device's own state is the device's to keep, by `put` or in
 the memory behind `put_fd`. SIGTERM ends `server.run()`, and closes sessions as in any server.
+
+With several servers, and `worker.run()` in place of `server.run()`, each has a thread of its own, and a device that
+takes its time holds up those of its server alone. The supervisor is listened to in the calling thread, which waits for
+no device: what concerns a session is left to its server's thread (endpoint.py). A loop that fails ends the process
+there and then, sessions and all as a kill would leave them: without one of its threads a worker is not half a worker,
+but one that keeps front ends waiting.
+
+Sessions that another worker began are rebuilt one after the other, whatever threads there are: a worker that dies of a
+journal is to die of the one that it said it had begun with, and no other front end is to blame (sessions.py). But a
+ring may have much to finish, such as a discard that was cut off. So the next session waits for a while, and no longer.
 """
 
 from __future__ import annotations
@@ -19,43 +29,38 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from typing import Self
 
 from vhost_user import _native
 from vhost_user.backend import Device, Endpoint, Server
 from vhost_user.backend.journal import Rank
-from vhost_user.errors import HostError, PeerError, UsageError
+from vhost_user.backend.loop import EventLoop
+from vhost_user.errors import PeerError, UsageError
 from vhost_user.owned_fd import OwnedFd, close_all
-from vhost_user.supervisor.endpoint import HandedEndpoint, HandedLink
-from vhost_user.supervisor.kept import Kept
-from vhost_user.supervisor.packets import (
-    ENVIRONMENT,
-    KEY,
-    MESSAGE,
-    SESSION,
-    Kind,
-    Packet,
-    encode,
-    parts_of,
-    receive,
-    send,
-    unpack,
-)
+from vhost_user.supervisor.endpoint import HandedEndpoint
+from vhost_user.supervisor.keeping import Data, Keeping
+from vhost_user.supervisor.packets import ENVIRONMENT, KEY, MESSAGE, SESSION, Kind, Packet, receive, unpack
 
 log = logging.getLogger(__name__)
 
-Data = bytes
-"""Where `bytes` is the worker's."""
-
 _PACKETS_AT_ONCE = 64
 """After so many it is a ring's turn."""
+
+PATIENCE = 0.2
+"""Seconds that a session which is being rebuilt keeps the next one waiting. Without a device that takes its time it is
+done in a few milliseconds."""
+
+_ANSWER_INTERVAL = 0.01
+"""Seconds between two looks whether an answer is known that a worker which makes room has still to give."""
 
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): process, user, group."""
 
 
-class Worker:
+class Worker(Keeping):
     """What the supervisor of this process keeps for it, and the front ends that it hands on.
 
     `bytes` and `fds` are what was kept when this worker began, and what it has had kept since; the descriptors are
@@ -65,17 +70,14 @@ class Worker:
     """
 
     def __init__(self, control: socket.socket) -> None:
-        self._control = control
-        self._lock = threading.Lock()
-        self._kept = Kept()
-        self._server: Server | None = None
+        super().__init__(control)
+        self._loop: EventLoop | None = None
+        self._turn: object = None
         self._endpoints: dict[str, HandedEndpoint] = {}
+        self._servers: dict[Server, list[HandedEndpoint]] = {}
+        self._left: set[Server] = set()
+        self._stopping = False
         self.retired = False
-        try:
-            self.first = self._receive_kept()
-        except (EOFError, PeerError) as error:
-            self.close()
-            raise HostError("supervisor", str(error), "tells a worker what it keeps") from error
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -96,102 +98,34 @@ class Worker:
             raise UsageError("supervisor", pid, "the parent of this process", "start workers by a supervisor")
         return cls(control)
 
-    def _receive_kept(self) -> bool:
-        while True:
-            packet = receive(self._control, wait=True)
-            assert packet is not None
-            match packet.kind, packet.fields:
-                case Kind.KEPT_BYTES, [name, last, part]:
-                    self._kept.put_part(name.decode(), part, last=last != b"\0")
-                case Kind.KEPT_FD, [name]:
-                    self._kept.put_fd(name.decode(), packet.fds[0])
-                case Kind.KEPT_ALL, [first]:
-                    return first != b"\0"
-                case _:
-                    raise PeerError("packet", packet.kind.name, "what is kept")
-
-    @property
-    def bytes(self) -> dict[str, Data]:
-        """What is kept, by name."""
-        return self._kept.bytes
-
-    @property
-    def fds(self) -> dict[str, OwnedFd]:
-        """The descriptors that are kept, by name."""
-        return self._kept.fds
-
-    # What is kept.
-
-    def put(self, name: str, data: Data) -> None:
-        """Keep `data`, at most 1 MiB, in place of what was kept under `name`; nothing where it is empty.
-
-        It is kept once this returns, whatever becomes of this process. UsageError where it is too much.
-        """
-        with self._lock:
-            try:
-                self._kept.put(name, data)
-            except PeerError as error:
-                raise UsageError(error.field, error.value, error.limit) from error
-            for part in parts_of(name, data):
-                self._send(Kind.PUT, part)
-
-    def put_fd(self, name: str, fd: int | OwnedFd) -> None:
-        """Keep a duplicate of `fd` under `name`, as `put`."""
-        own = OwnedFd.duplicate_of(fd if isinstance(fd, int) else fd.fileno())
-        with self._lock:
-            try:
-                self._kept.put_fd(name, own)
-            except PeerError as error:
-                raise UsageError(error.field, error.value, error.limit) from error
-            self._send(Kind.PUT_FD, [name.encode()], [own])
-
-    def drop(self, name: str) -> None:
-        """Keep neither bytes nor a descriptor under `name`."""
-        with self._lock:
-            self._kept.put(name, b"")
-            self._kept.put_fd(name, None)
-            self._send(Kind.PUT, [name.encode(), b"\1", b""])
-            self._send(Kind.PUT_FD, [name.encode()])
-
-    def tell(self, kind: Kind, *fields: Data, fds: Iterable[OwnedFd] = ()) -> None:
-        """Send the supervisor a packet. Nothing, where it is gone."""
-        with self._lock:
-            self._send(kind, fields, fds)
-
-    def _send(self, kind: Kind, fields: Iterable[Data], fds: Iterable[OwnedFd] = ()) -> None:
-        data, fds = encode(kind, fields), list(fds)
-        while True:
-            try:
-                send(self._control, data, fds, wait=True)
-                return
-            except BlockingIOError:
-                threading.Event().wait(0.001)  # too many descriptors on their way: packets.py
-            except OSError as error:
-                log.info("the supervisor is gone: %s", error)
-                return
-
     # Serving.
 
     def attach(self, server: Server, name: str, device: Device) -> Endpoint:
-        """Have `server` serve `device` to the front ends of the listener `name`. Before `ready()`; one server for all.
+        """Have `server` serve `device` to the front ends of the listener `name`. Before `ready()`.
 
         UsageError for a second device of a name.
         """
-        if name in self._endpoints or self._server not in {None, server}:
-            raise UsageError("attach", name, "once, and to the server of the other devices")
+        if name in self._endpoints:
+            raise UsageError("attach", name, "one device for a listener")
         endpoint = HandedEndpoint(server, device, name, self)
         server.add(endpoint)
         self._endpoints[name] = endpoint
-        if self._server is None:
-            self._server = server
-            server.loop.watch(self._control, self._readable)
+        self._servers.setdefault(server, []).append(endpoint)
+        if self._loop is None:
+            self._listen_in(server.loop)
         return endpoint
+
+    def connected_names(self) -> set[object]:
+        """What the sockets are bound to that front ends are connected by, whichever server has them. Any thread may
+        call it."""
+        links = [endpoint.handed for endpoint in self._endpoints.values()]
+        return {name for link in links if link is not None for name in link.names}
 
     def ready(self) -> None:
         """Every device is attached: front ends may come.
 
-        In the main thread, SIGTERM has `server.stop()` called from now on; SIGINT and SIGHUP, which a terminal sends to
-        every process, are the supervisor's to care for.
+        In the main thread, SIGTERM has `run()` return from now on, or `Server.run()`; SIGINT and SIGHUP, which a
+        terminal sends to every process, are the supervisor's to care for.
         """
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self._stop())
@@ -199,14 +133,51 @@ class Worker:
                 signal.signal(number, signal.SIG_IGN)
         self.tell(Kind.READY)
 
+    def run(self, *others: EventLoop) -> None:
+        """Serve until the supervisor says that it is enough, each server in a thread of its own. After `ready()`.
+
+        `others` are loops of the caller's, which run meanwhile in threads of their own, and then are stopped too.
+        """
+        loops: list[Server | EventLoop] = [*self._servers, *others]
+        threads = [threading.Thread(target=_run, args=(loop.run,), daemon=True) for loop in loops]
+        with closing(EventLoop()) as own:
+            self._listen_in(own)
+
+            def run() -> None:
+                for thread in threads:
+                    thread.start()
+                own.run()
+
+            if not self._stopping:
+                _run(run)
+            for loop in loops:
+                loop.stop()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            own.forget(self._control)
+            self._loop = None
+
     def _stop(self) -> None:
-        if self._server is not None:
-            self._server.stop()
+        """Have `run()` return. A signal handler may call it, at any time."""
+        self._stopping = True
+        for server in self._servers:
+            server.stop()
+        if self._loop is not None:
+            self._loop.stop()
+
+    # What the supervisor says.
+
+    def _listen_in(self, loop: EventLoop) -> None:
+        if self._loop is not None:
+            self._loop.forget(self._control)
+        self._loop = loop
+        loop.watch(self._control, self._readable)
 
     def _readable(self) -> None:
         try:
             for _ in range(_PACKETS_AT_ONCE):
-                if self.retired or (packet := receive(self._control)) is None:
+                if self.retired or self._turn is not None or (packet := receive(self._control)) is None:
                     return
                 try:
                     self._take(packet)
@@ -214,9 +185,9 @@ class Worker:
                     close_all(packet.fds)
         except (EOFError, PeerError) as error:
             log.warning("ends, without its supervisor: %s", error)
-            assert self._server is not None
-            self._server.loop.forget(self._control)
-            self._server.stop()
+            assert self._loop is not None
+            self._loop.forget(self._control)
+            self._stop()
 
     def _take(self, packet: Packet) -> None:
         kind, fields = packet.kind, packet.fields
@@ -225,24 +196,24 @@ class Worker:
         elif kind in {Kind.CONNECT, Kind.RESUME}:
             (number,) = unpack(SESSION, fields[0])
             self._begin(kind, number, fields[1].decode(), fields[2:])
-        elif kind is Kind.ENTRY and (link := self._link(*unpack(SESSION, fields[0]))):
+        elif kind is Kind.ENTRY and (endpoint := self._endpoint(*unpack(SESSION, fields[0]))):
             rank, index = unpack(KEY, fields[1])
-            link.entry((Rank(rank), index), fields[2], _taken(packet))
-        elif kind is Kind.JOURNAL_END and (link := self._link(*unpack(SESSION, fields[0]))):
-            link.resume()
+            key, data = (Rank(rank), index), fields[2]
+            endpoint.post(lambda link, fds: link.entry(key, data, fds), _taken(packet))
+        elif kind is Kind.JOURNAL_END and (endpoint := self._endpoint(*unpack(SESSION, fields[0]))):
+            endpoint.post(lambda link, _: link.resume(), [])
+            self._wait_for(endpoint)
         elif kind is Kind.MESSAGE:
-            number, message, suspect = unpack(MESSAGE, fields[0])
-            if link := self._link(number):
-                link.message(message, bool(suspect), fields[1], _taken(packet))
-        elif kind is Kind.CLOSE and (link := self._link(*unpack(SESSION, fields[0]))):
-            link.close()
+            session, message, suspect = unpack(MESSAGE, fields[0])
+            if endpoint := self._endpoint(session):
+                data = fields[1]
+                endpoint.post(lambda link, fds: link.message(message, bool(suspect), data, fds), _taken(packet))
+        elif kind is Kind.CLOSE and (endpoint := self._endpoint(*unpack(SESSION, fields[0]))):
+            endpoint.post(lambda link, _: link.close(), [])
 
-    def _link(self, number: int) -> HandedLink | None:
-        """The session, unless it has ended."""
-        for endpoint in self._endpoints.values():
-            if endpoint.handed is not None and endpoint.handed.number == number:
-                return endpoint.handed
-        return None
+    def _endpoint(self, number: int) -> HandedEndpoint | None:
+        """Where this session is, unless another one has begun there since."""
+        return next((endpoint for endpoint in self._endpoints.values() if endpoint.number == number), None)
 
     def _begin(self, kind: Kind, number: int, listener: str, names: list[Data]) -> None:
         endpoint = self._endpoints.get(listener)
@@ -250,25 +221,55 @@ class Worker:
             log.error("%s: no device is attached there", listener)
             self.tell(Kind.ENDED, SESSION.pack(number))
             return
-        link = endpoint.begin(number, {os.fsdecode(name[1:]) if name[:1] == b"s" else name[1:] for name in names})
-        if kind is Kind.RESUME:
-            link.rebuild()
+        bound: set[object] = {os.fsdecode(name[1:]) if name[:1] == b"s" else name[1:] for name in names}
+        endpoint.begin(number, bound, rebuild=kind is Kind.RESUME)
+
+    def _wait_for(self, endpoint: HandedEndpoint) -> None:
+        """Read on when the endpoint has done what it was given, or after a while."""
+        assert self._loop is not None
+        loop = self._loop
+        self._turn = turn = object()
+        loop.forget(self._control)
+        loop.call_later(PATIENCE, partial(self._read_on, turn))
+        endpoint.when_done(lambda: loop.call_soon(partial(self._read_on, turn)))
+
+    def _read_on(self, turn: object) -> None:
+        if turn is self._turn and self._loop is not None:
+            self._turn = None
+            self._loop.watch(self._control, self._readable)
 
     def _retire(self) -> None:
-        """Leave everything to another worker; after the answers that are not known yet, which it could not give."""
-        assert self._server is not None
-        if any(endpoint.handed is not None and endpoint.handed.waits for endpoint in self._endpoints.values()):
-            self._server.loop.call_later(0.01, self._retire)
+        """Leave everything to another worker: each server does, and the last one ends this one."""
+        self._left = set()
+        for server in self._servers:
+            server.loop.call_soon(partial(self._leave, server))
+
+    def _leave(self, server: Server) -> None:
+        """In the server's thread: stop it, after the answers that are not known yet, which no other could give."""
+        if any(endpoint.waits for endpoint in self._servers[server]):
+            server.loop.call_later(_ANSWER_INTERVAL, partial(self._leave, server))
             return
-        self.retired = True
-        self._server.stop()
+        server.stop()
+        with self._lock:
+            self._left.add(server)
+            if len(self._left) == len(self._servers) and self._loop is not None:
+                self.retired = True
+                self._loop.stop()
 
     def close(self) -> None:
         """Let go of the descriptors, and of the supervisor. Closing twice is allowed."""
-        if self._server is not None:
-            self._server.loop.forget(self._control)
-        self._control.close()
-        self._kept.close()
+        if self._loop is not None:
+            self._loop.forget(self._control)
+        super().close()
+
+
+def _run(run: Callable[[], None]) -> None:
+    """Run a loop. Where that fails by a mistake of ours, the process ends: see above."""
+    try:
+        run()
+    except BaseException:
+        log.exception("a loop failed: this worker ends, and another one goes on")
+        os._exit(os.EX_SOFTWARE)
 
 
 def _taken(packet: Packet) -> list[OwnedFd]:

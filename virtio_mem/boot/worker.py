@@ -65,7 +65,7 @@ class BootExtension(Extension):
         """Listen to the monitor."""
         self._serving = serving
         sock = socket.socket(fileno=os.dup(self._worker.fds[QMP].fileno()))
-        self._monitor = Qmp(serving.server.loop, sock, self._event)
+        self._monitor = Qmp(serving.loop, sock, self._event)
         stack.callback(self._monitor.close)
 
     def _execute(self, command: str) -> None:

@@ -4,11 +4,16 @@ Blocks come by PLUG and go by UNPLUG, UNPLUG ALL and a system reset. Nothing els
 of 0 and GET_VRING_BASE are what a driver that is unloaded and loaded looks like, and a guest that only reloads its
 driver keeps its memory. A front end that goes, or comes with other memory, changes none either: the new guest's driver
 sees plugged_size above 0, and begins with UNPLUG ALL.
+
+Devices of one process may be served by several threads. They share nothing but the host's memory, of which each looks
+at how much is left before it takes some. So one at a time does, or two zones that plug at once would both be told that
+there is enough for one of them, and the OOM killer would have the last word.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_taking = threading.Lock()
+"""Whose holder looks at what the host has left, and takes of it. Nobody who has it waits for a device's lock."""
+
 
 class MemDevice(Device):
     """Serves `zone`, whose state is in the file `state_fd`, as big as `state_size()` says; blank for a new device.
@@ -56,7 +64,7 @@ class MemDevice(Device):
         )
         self.device = self.state.device
         self.features = int(self.device.offered_features)
-        self.memory = FrontendMemory(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
+        self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
         self.service = DeviceService(self.device, self.memory)
         self.service.listeners.append(_Presence(self.memory))
         self.service.unplugged_bytes, self.service.unreturned_bytes = self.state.counted
@@ -115,7 +123,8 @@ class MemDevice(Device):
     def _write_content(self, content: Content) -> bool:
         """Whether it is in the memory now. Without it, memory is as good as not there."""
         try:
-            content.write(self.device, self.memory.require_all(), prefault=self.memory.populates)
+            with _taking:
+                content.write(self.device, self.memory.require_all(), prefault=self.memory.populates)
         except HostError as error:
             log.error("%s: the snapshot is not restored: %s", self.name, error)
             self.memory.refuse(f"a snapshot is to be restored to it first: {error}")
@@ -199,6 +208,14 @@ class MemDevice(Device):
         """Let go of the state. The device is of no use any more."""
         self.memory.detach()
         self.state.close()
+
+
+class _InTurn(FrontendMemory):
+    """Takes memory of the host while no other device of this process does."""
+
+    def populate(self, offset: HostOffset, size: ByteCount) -> None:
+        with _taking:
+            super().populate(offset, size)
 
 
 class _Presence:

@@ -2,6 +2,10 @@
 
 What it has to go on with: the plan, and each device's state, in memfds that the supervisor keeps or in files; the
 sessions, which the supervisor replays; the resizes that somebody may wait for, as bytes.
+
+Each zone has a server in a thread of its own: its messages, its ring, and so its requests, of which one that discards
+gigabytes takes its time. The main thread listens to the supervisor, and never waits for a device. What looks at all
+zones (the poll of the control, QEMU's monitor) may have to wait for one of them, and has another thread.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vhost_user.backend import Server
+from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import FieldError, UsageError
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import Worker
@@ -45,11 +50,12 @@ CONTENT = "content:"
 
 @dataclass(frozen=True)
 class Serving:
-    """What is being served, for who adds to it. `control` is None where there is no API."""
+    """What is being served, for who adds to it. `control` is None where there is no API. `loop` is for what may have to
+    wait for a device."""
 
     plan: ServePlan
     worker: Worker
-    server: Server
+    loop: EventLoop
     devices: Sequence[MemDevice]
     control: Control | None
 
@@ -78,25 +84,26 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
         devices = [_device(plan, zone, worker) for zone in plan.zones]
         for device in devices:
             stack.callback(device.close)
-        server = stack.enter_context(Server())
         for device in devices:
-            device.endpoint = worker.attach(server, device.zone.id, device)
+            device.endpoint = worker.attach(stack.enter_context(Server()), device.zone.id, device)
         if extension is None:
             # The API takes half of the start-up time. Clients and front ends wait in their sockets' backlogs.
             worker.ready()
+        loop = EventLoop()
+        stack.callback(loop.close)
         polls: list[Callable[[float], None]] = [device.poll for device in devices]
         control: Control | None = None
         if plan.api:
             control = stack.enter_context(_control(plan, devices, worker, extension or Extension()))
             polls = [control.poll]  # which polls the devices
         if extension is not None:
-            extension.begin(Serving(plan, worker, server, devices, control), stack)
+            extension.begin(Serving(plan, worker, loop, devices, control), stack)
         if control is not None:
             _serve_api(stack, control, worker.fds[API])
-        _poll_each_second(server, polls)
+        _poll_each_second(loop, polls)
         if extension is not None:
             worker.ready()
-        server.run()
+        worker.run(loop)
 
 
 def _device(plan: ServePlan, zone: ServedZone, worker: Worker) -> MemDevice:
@@ -168,8 +175,8 @@ def _serve_api(stack: ExitStack, control: Control, fd: OwnedFd) -> None:
     stack.enter_context(ApiServer(control, listener))
 
 
-def _poll_each_second(server: Server, polls: Sequence[Callable[[float], None]]) -> None:
-    server.loop.call_later(POLL_INTERVAL, lambda: _poll_each_second(server, polls))
+def _poll_each_second(loop: EventLoop, polls: Sequence[Callable[[float], None]]) -> None:
+    loop.call_later(POLL_INTERVAL, lambda: _poll_each_second(loop, polls))
     for poll in polls:
         poll(time.monotonic())
 
