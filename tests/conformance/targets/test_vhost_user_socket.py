@@ -1,0 +1,315 @@
+"""A device behind a vhost-user socket: `virtio-mem serve` as a process, and devices that are worse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.targets import play
+from tests.peers.processes import Peer, listens, running, wait_until
+from vhost_user.backend import Server
+from vhost_user.backend.session import PROTOCOL_FEATURES
+from vhost_user.backend.vring import Vring
+from vhost_user.message import ProtocolFeature
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from virtio_mem.conformance.target import Capability, Refused, TargetFailure
+from virtio_mem.conformance.targets import vhost_user_link, vhost_user_socket
+from virtio_mem.conformance.targets.vhost_user_socket import VhostUserTarget
+from virtio_mem.protocol import BlockState, RequestType, ResponseType
+from virtio_mem.serve.device import MemDevice
+from virtio_mem.serve.files import state_memfd
+from virtio_mem.serve.plan import ServedZone
+from virtio_mem.serve.state import state_size
+
+API = Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.PAUSE
+
+
+@contextmanager
+def serve(directory: Path, **options: str) -> Iterator[Peer]:
+    """`virtio-mem serve` with its API at `api.sock`."""
+    path, api = directory / "mem0.sock", directory / "api.sock"
+    zone = {"id": "mem0", "socket": str(path), "addr": "4G", "hotplug_size": "32M", "hotplugged_size": "16M"} | options
+    text = ",".join(f"{key}={value}" for key, value in zone.items())
+    command = [sys.executable, "-m", "virtio_mem", "serve", "--zone", text, "--api-socket", str(api)]
+    with running("serve", "", command, directory, path) as peer:
+        wait_until(lambda: listens(api), "the API listens")
+        yield peer
+        peer.terminate()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The directory of one that lives as long as the tests that do it no harm."""
+    directory = tmp_path_factory.mktemp("served")
+    with serve(directory):
+        yield str(directory)
+
+
+def with_api(directory: str) -> VhostUserTarget:
+    return VhostUserTarget(f"{directory}/mem0.sock", f"{directory}/api.sock")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that does not answer is given up at once."""
+    for module in (vhost_user_link, vhost_user_socket):
+        monkeypatch.setattr(module, "PATIENCE", 0.5)
+
+
+def test_serve_with_its_api(served: str) -> None:
+    target = with_api(served)
+    assert API | Capability.CHAINS | Capability.NOTICES in target.capabilities
+    assert target.version == f"virtio-mem {version('virtio-mem')}"
+    play.play(target)
+    with with_api(served) as again:
+        assert again.start(play.WISH).config().plugged_size == 0
+
+
+def test_serve_without_its_api(served: str) -> None:
+    target = VhostUserTarget(f"{served}/mem0.sock")
+    assert not API & target.capabilities
+    assert target.lacks(API) == "vhost-user can't: SET_TARGET, SYSTEM_RESET, PAUSE"
+    play.play(target)
+
+
+def test_a_device_is_left_with_the_target_that_it_had(served: str) -> None:
+    with with_api(served) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        subject.set_target(2 * MIB)
+        subject.pause(True)
+        subject = target.start(play.WISH)
+        assert subject.config().requested_size == play.WISH.requested_size
+        subject.set_target(4 * MIB)
+    with VhostUserTarget(f"{served}/mem0.sock") as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        assert subject.config().requested_size == 16 * MIB
+        play.plug(subject)
+
+
+def test_the_next_check_finds_nothing_of_the_one_before(served: str) -> None:
+    with with_api(served) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.plug(subject, 0, 4)
+        subject.write(0, b"left behind" * 1000)
+        subject.close()
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        assert play.state(subject, 0, 16) is BlockState.UNPLUGGED
+        assert subject.held(0, 32 * MIB) == 0
+
+
+def test_what_the_api_refuses(served: str) -> None:
+    with with_api(served) as target:
+        subject = target.start(play.WISH)
+        with pytest.raises(Refused, match="desired_ram"):
+            subject.set_target(64 * MIB)
+        play.begin(subject)
+        play.plug(subject, 2)
+        subject.pause(True)
+        subject.system_reset()
+        play.begin(subject)
+        assert play.ask(subject, RequestType.PLUG) is ResponseType.BUSY
+        assert [play.state(subject, block) for block in (1, 2)] == [BlockState.UNPLUGGED, BlockState.PLUGGED]
+
+
+def test_a_device_that_is_killed_and_started_again(tmp_path: Path) -> None:
+    with serve(tmp_path) as peer:
+        target = VhostUserTarget(str(peer.socket))
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        os.kill(peer.pid, signal.SIGKILL)
+        peer.wait()
+        with pytest.raises(TargetFailure, match=r"mem0\.sock"):
+            play.plug(subject)
+        subject.close()
+        with pytest.raises(TargetFailure, match="connect failed"):
+            target.start(play.WISH)
+    with in_thread(peer.socket):
+        play.begin(target.start(play.WISH))
+        target.close()
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(TargetFailure, match="connect failed"):
+        VhostUserTarget(str(tmp_path / "nothing.sock"))
+
+
+def test_an_api_that_is_not_the_devices(tmp_path: Path, served: str) -> None:
+    with in_thread(tmp_path / "s", zone=replace(ZONE, addr=GuestAddress(0))) as path:
+        with pytest.raises(TargetFailure, match="connect failed"):
+            VhostUserTarget(path, str(tmp_path / "nothing.sock"))
+        with pytest.raises(TargetFailure, match="no zone whose region is at 0x0, as the device's is"):
+            VhostUserTarget(path, f"{served}/api.sock")
+
+
+# Devices that are worse.
+
+ZONE = ServedZone(
+    id="mem0",
+    addr=GuestAddress(4 * GIB),
+    hotplug_size=ByteCount(32 * MIB),
+    block_size=ByteCount(2 * MIB),
+    hotplugged_size=ByteCount(16 * MIB),
+)
+
+
+@contextmanager
+def in_thread(
+    path: Path,
+    kind: type[MemDevice] = MemDevice,
+    protocol_features: ProtocolFeature = PROTOCOL_FEATURES,
+    zone: ServedZone = ZONE,
+) -> Iterator[str]:
+    state = state_memfd("mem0", state_size(zone.geometry))
+    device = kind(zone, state.fileno())
+    try:
+        with Server(protocol_features=protocol_features) as server:
+            device.endpoint = server.listen(path, device)
+            with server.in_thread():
+                yield str(path)
+    finally:
+        device.close()
+        state.close()
+
+
+LEAST = PROTOCOL_FEATURES & ~(ProtocolFeature.STATUS | ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK)
+
+
+@pytest.mark.parametrize(
+    "protocol_features",
+    [PROTOCOL_FEATURES, LEAST, LEAST & ~ProtocolFeature.RESET_DEVICE, PROTOCOL_FEATURES & ~ProtocolFeature.STATUS],
+)
+def test_whatever_the_protocol_has(tmp_path: Path, protocol_features: ProtocolFeature) -> None:
+    with in_thread(tmp_path / "s", protocol_features=protocol_features) as path:
+        target = VhostUserTarget(path)
+        assert (Capability.NOTICES in target.capabilities) == (ProtocolFeature.BACKEND_REQ in protocol_features)
+        play.play(target)
+
+
+def test_a_device_without_a_configuration_space(tmp_path: Path) -> None:
+    without = PROTOCOL_FEATURES & ~ProtocolFeature.CONFIG
+    with (
+        in_thread(tmp_path / "s", protocol_features=without) as path,
+        pytest.raises(TargetFailure, match="offers no configuration space"),
+    ):
+        VhostUserTarget(path)
+
+
+class _Deaf(MemDevice):
+    def on_kick(self, vring: Vring) -> bool:
+        return False
+
+
+class _Mute(MemDevice):
+    """Answers, and tells nobody."""
+
+    def on_kick(self, vring: Vring) -> bool:
+        vring.notify = lambda: None  # type: ignore[method-assign]
+        return super().on_kick(vring)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("kind", "what"), [(_Deaf, "1 of 1 buffers did not come back"), (_Mute, "came back, and no call did")]
+)
+def test_a_device_that_does_not_answer(tmp_path: Path, kind: type[MemDevice], what: str) -> None:
+    with (
+        in_thread(tmp_path / "s", kind) as path,
+        VhostUserTarget(path) as target,
+        pytest.raises(TargetFailure, match=what),
+    ):
+        target.start(play.WISH)
+
+
+def test_a_region_at_address_0(tmp_path: Path) -> None:
+    with in_thread(tmp_path / "s", zone=replace(ZONE, addr=GuestAddress(0), prefault=True)) as path:
+        play.play(VhostUserTarget(path))
+
+
+class _Nowhere(MemDevice):
+    """Has a region that no process can map."""
+
+    @property
+    def config(self) -> bytes:
+        return self.device.config._replace(region_size=ByteCount(1 << 60)).encode()
+
+
+class _Odd(MemDevice):
+    """Says that its region begins in the middle of a page."""
+
+    @property
+    def config(self) -> bytes:
+        return self.device.config._replace(addr=GuestAddress(4 * GIB + 8)).encode()
+
+
+def test_a_region_where_no_memory_can_be(tmp_path: Path) -> None:
+    with in_thread(tmp_path / "s", _Nowhere) as path, pytest.raises(TargetFailure, match="no memory can be put"):
+        VhostUserTarget(path)
+
+
+def test_an_address_that_is_wrong_is_for_checks_to_judge(tmp_path: Path) -> None:
+    with in_thread(tmp_path / "s", _Odd) as path, VhostUserTarget(path) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        assert play.ask(subject, RequestType.PLUG) is ResponseType.ERROR
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("says", [b"", b"\0" * 4096, b"\xff" * 12])
+def test_a_stranger(tmp_path: Path, says: bytes) -> None:
+    """Somebody who accepts, says something or nothing, and stays."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        done = threading.Event()
+
+        def stranger() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(says)
+                done.wait(20)
+
+        thread = threading.Thread(target=stranger)
+        thread.start()
+        with pytest.raises(TargetFailure):
+            VhostUserTarget(str(path))
+        done.set()
+        thread.join()
+
+
+def test_a_device_that_would_cut_our_memory(tmp_path: Path) -> None:
+    """It has our descriptors; the files keep their sizes, and the check goes on."""
+
+    class Cuts(MemDevice):
+        refusals = 0
+
+        def on_kick(self, vring: Vring) -> bool:
+            for fd in Path("/proc/self/fd").iterdir():
+                try:
+                    if "memfd:region" in str(fd.readlink()):
+                        os.truncate(fd, 0)
+                except FileNotFoundError:
+                    continue
+                except PermissionError:
+                    Cuts.refusals += 1
+            return super().on_kick(vring)
+
+    with in_thread(tmp_path / "s", Cuts) as path, VhostUserTarget(path) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.memory(subject)
+        assert Cuts.refusals

@@ -1,0 +1,177 @@
+"""A connection to a vhost-user virtio-mem device, and the guest that is put before it: ordinary memory and the region.
+
+The guest's memory lies in memfds of ours that nobody can shorten (F_SEAL_SHRINK), so a device that tries costs us no
+SIGBUS; what it does to the region's file shows in the file, by which the host's bytes are counted. Where the region
+lies is what the device's configuration space says, whatever that is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
+
+from vhost_user.connection import connect
+from vhost_user.errors import Disconnected, FieldError, Refused
+from vhost_user.frontend import Frontend, SharedRegion
+from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping
+from vhost_user.memory import GuestMemory, Region
+from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, U64, FrontendRequest, ProtocolFeature
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset, align_up
+from virtio_mem.conformance.target import TargetFailure
+from virtio_mem.hostmem.files import punch_hole
+from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Feature
+
+RAM_SIZE = ByteCount(2 * MIB)
+"""Of the guest's ordinary memory, which holds the ring and the buffers."""
+
+PATIENCE = 5.0
+"""Seconds that the device has for each message and for each kick."""
+
+_LOOK = 0.1
+"""Seconds between two looks whether the device is still there, while a buffer is waited for."""
+
+_MOST_REGION = 1 << 45
+"""Bytes of a region that are mapped: a fourth of what a process on x86-64 can address."""
+
+_OWN_BITS = F_LOG_ALL | F_PROTOCOL_FEATURES
+"""Feature bits that are the protocol's, and no driver's."""
+
+
+class _Memory:
+    """A memfd of `size` bytes at guest address `address`."""
+
+    def __init__(self, name: str, address: int, size: int, undo: ExitStack) -> None:
+        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        undo.callback(os.close, self.fd)
+        os.ftruncate(self.fd, size)
+        fcntl.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
+        self.mapping = Mapping(ByteCount(size), mmap.MAP_SHARED | MAP_NORESERVE, self.fd)
+        undo.callback(self.mapping.close)
+        self.region = SharedRegion(GuestAddress(address), ByteCount(size), self.fd)
+
+
+class Link:
+    """The connection to the device at the unix socket `path`, set up as far as any driver's life needs it.
+
+    Every method raises TargetFailure where the device is gone, does not answer or breaks the protocol, and then it is
+    `broken`: only `close()` is left.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.broken = False
+        self.path = path
+        with ExitStack() as undo, self.alive():
+            wanted = int(sum(Feature))
+            self.frontend = undo.enter_context(Frontend.connect(path, features=wanted, timeout=PATIENCE))
+            if not self.frontend.has(ProtocolFeature.CONFIG):
+                raise TargetFailure(f"{path}: the device offers no configuration space (protocol feature CONFIG)")
+            config = self.config()
+            start = config.addr // PAGE_SIZE * PAGE_SIZE
+            size = align_up(config.addr + config.region_size, PAGE_SIZE) - start
+            if not 0 < size <= _MOST_REGION or start + size > 2**64:
+                raise TargetFailure(f"{path}: no memory can be put where the configuration space says: {config}")
+            self.skip = config.addr - start
+            self._region = _Memory("region", start, size, undo)
+            below = start >= RAM_SIZE
+            self.ram = GuestAddress(0 if below else align_up(start + size, GIB))
+            self._ram = _Memory("ram", self.ram, RAM_SIZE, undo)
+            self.guest = GuestMemory([Region(self.ram, RAM_SIZE, self._ram.mapping)])
+            undo.callback(self.guest.replace, ())
+            self.frontend.regions.share([self._region.region, self._ram.region])
+            self.vring = self.frontend.vring(0)
+            self._undo = undo.pop_all()
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """What shows that the device is of no use any more is a TargetFailure."""
+        try:
+            yield
+        except TargetFailure:
+            self.broken = True
+            raise
+        except FieldError as error:
+            self.broken = True
+            raise TargetFailure(f"{self.path}: {error}") from error
+
+    @property
+    def offered_features(self) -> int:
+        """What is for a driver to accept."""
+        return self.frontend.offered & ~_OWN_BITS
+
+    def config(self) -> ConfigSpace:
+        """The configuration space as it is now."""
+        with self.alive():
+            return ConfigSpace.decode(self.frontend.get_config(0, CONFIG_SIZE))
+
+    # The region.
+
+    @property
+    def region_fd(self) -> int:
+        """The region's file, in which it begins at `skip`."""
+        return self._region.fd
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """The region's memory."""
+        return self._region.mapping.view(HostOffset(self.skip + offset), ByteCount(size))
+
+    def forget_content(self) -> None:
+        """Have the region hold nothing, whatever a device left there."""
+        punch_hole(self._region.fd, HostOffset(0), self._region.region.size)
+
+    # What comes by itself.
+
+    @property
+    def config_changes(self) -> int:
+        """How many configuration change notices have come so far."""
+        channel = self.frontend.channel
+        return 0 if channel is None else channel.config_changes
+
+    def listen(self, seconds: float, *, until_notice: bool = False) -> None:
+        """Take what comes on the back end's channel for so long, or until a notice came."""
+        deadline, before = time.monotonic() + seconds, self.config_changes
+        with self.alive():
+            while (left := deadline - time.monotonic()) > 0:
+                channel = self.frontend.channel
+                if channel is None:
+                    time.sleep(left)
+                else:
+                    self.frontend.requests.wait_readable(channel.fileno(), left)
+                if until_notice and self.config_changes > before:
+                    return
+
+    def wait_for_call(self, deadline: float) -> bool:
+        """Wait for a call of the ring until `deadline`, by time.monotonic(); whether one came."""
+        with self.alive():
+            while (left := deadline - time.monotonic()) > 0:
+                if self.vring.wait(min(left, _LOOK)):
+                    return True
+                self.frontend.requests.notice_end()
+                if not self.frontend.connected:
+                    raise TargetFailure(f"{self.path}: the device closed the connection")
+                if self.vring.failed:
+                    raise TargetFailure(f"{self.path}: the device signalled an error of its ring")
+        return False
+
+    def agree(self, features: int) -> bool:
+        """SET_FEATURES; whether the device took them. One that breaks off instead has refused, and is come back to."""
+        with self.alive():
+            bits = features | self.frontend.offered & F_PROTOCOL_FEATURES
+            try:
+                self.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(bits))
+                self.frontend.requests.confirm()
+            except Refused:
+                return False
+            except Disconnected:
+                self.frontend.reconnect(connect(self.path, timeout=PATIENCE))
+                return False
+            self.frontend.features = bits
+            return True
+
+    def close(self) -> None:
+        """Close the connection and let the memory go. Closing twice is allowed."""
+        self._undo.close()

@@ -1,0 +1,258 @@
+"""`vhost-user:SOCKET[,api=APISOCKET]`: any vhost-user virtio-mem device, whose front end, memory and driver the kit is.
+
+The memory is ours, so it is seen what the host holds of it, whatever the device says. What is the host's to do goes by
+the API that `virtio-mem serve` has; without it the target stays where it is. It is one device for as long as it lives,
+and one connection as long as nothing breaks it: there are daemons that serve one front end and end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from vhost_user.errors import FieldError, UsageError
+from vhost_user.message import ProtocolFeature
+from vhost_user.units import ByteCount, HostOffset
+from virtio_mem.client import Client, NotNow
+from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, TargetFailure, Used, Wish
+from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
+from virtio_mem.hostmem.files import data_size
+from virtio_mem.mmio_registers import Status
+from virtio_mem.protocol import ConfigSpace, Feature, Request, RequestType
+
+_GRACE = 0.5
+"""Seconds that a notice has to come: it has a way of its own, and may be later than the answer to what caused it."""
+
+
+class HostSide:
+    """The API's part of a device: that of the zone whose region lies at `addr`.
+
+    Its methods raise TargetFailure where the API fails. The constructor does so where it has no such zone.
+    """
+
+    def __init__(self, path: str, addr: int) -> None:
+        self._client = Client(path, timeout=PATIENCE)
+        with self._answering():
+            self.version = str(self._client.ping().get("version", "unknown"))
+            zones = [zone for zone in self._client.info()["zones"] if zone["addr"] == addr and zone["block_size"]]
+        if not zones:
+            raise TargetFailure(f"{path}: the API has no zone whose region is at {addr:#x}, as the device's is")
+        self._zone, self._boot_size = zones[0]["id"], zones[0]["boot_size"] or 0
+        self._target_before = zones[0]["requested_size"]
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except FieldError as error:
+            raise TargetFailure(f"{self._client.path}: {error}") from error
+
+    def resize(self, requested_size: int) -> None:
+        """The device's target. Refused where the API says that it can't be."""
+        with self._answering():
+            try:
+                self._client.resize_zone(self._zone, self._boot_size + requested_size)
+            except UsageError as error:
+                raise Refused(str(error)) from None
+
+    def system_reset(self) -> None:
+        """The machine is reset. That the device would not give its blocks back just now is for its driver to see."""
+        with self._answering(), suppress(NotNow):
+            self._client.system_reset()
+
+    def pause(self, paused: bool) -> None:
+        """As before a snapshot."""
+        with self._answering():
+            (self._client.pause if paused else self._client.resume)()
+
+    def put_back(self) -> None:
+        """Leave the device as it was found, as far as the API goes."""
+        with suppress(TargetFailure, Refused):
+            self.pause(False)
+            self.resize(self._target_before)
+
+
+class VhostUserSubject(Subject):
+    """The device behind `link`. The link stays the target's."""
+
+    def __init__(self, link: Link, host: HostSide | None) -> None:
+        self._link = link
+        self._host = host
+        self._ring: RingDriver | None = None
+        self._counted = link.config_changes
+        self.offered_features = link.offered_features
+
+    @property
+    def _has_status(self) -> bool:
+        return self._link.frontend.has(ProtocolFeature.STATUS)
+
+    def begin(self, features: int) -> bool:
+        """As a front end whose driver wants these features and no other."""
+        self.device_reset()
+        link = self._link
+        with link.alive():
+            self._set_status(Status.ACKNOWLEDGE | Status.DRIVER)
+            if not link.agree(features) or not self._set_status(
+                Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
+            ):
+                self.device_reset()
+                return False
+            self._counted = link.config_changes
+            self._ring = RingDriver(link.guest, link.ram, RAM_SIZE, features, RING_SIZE)
+            link.vring.start(self._ring.layout)
+            self._set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
+        return True
+
+    def _set_status(self, status: Status) -> bool:
+        """Tell the device its status, where there is a message for it; whether it kept all of it."""
+        if not self._has_status:
+            return True
+        frontend = self._link.frontend
+        frontend.status = int(status)
+        return frontend.status & status == status
+
+    def config(self) -> ConfigSpace:
+        """By GET_CONFIG, all of it at once."""
+        return self._link.config()
+
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        """See `Subject`. TargetFailure also where all came back and no call did."""
+        ring, link = self._ring, self._link
+        assert ring is not None, "the driver has to begin first"
+        deadline = time.monotonic() + PATIENCE
+        link.vring.call.take()  # of the last kick, or of the ring's start: it says nothing of this one
+        kick = ring.offer(chains)
+        with link.alive():
+            if kick:
+                link.vring.kick.signal()
+            while not ring.collect():
+                if not ring.queue.enable_interrupts() and not link.wait_for_call(deadline):
+                    back = "all buffers came back, and no call did" if ring.collect() else ring.missing
+                    raise TargetFailure(f"{link.path}: {back} within {PATIENCE:g} s")
+        return ring.results()
+
+    def device_reset(self) -> None:
+        """Stop the ring, then a status of 0, or RESET_DEVICE where there is no status."""
+        link, self._ring = self._link, None
+        with link.alive():
+            if link.vring.started:
+                link.vring.stop()
+            if self._has_status:
+                link.frontend.status = 0
+            elif link.frontend.has(ProtocolFeature.RESET_DEVICE):
+                link.frontend.reset_device()
+
+    def clean(self, requested_size: int) -> None:
+        """Bring the device as near to a new one as a driver can, and a host if there is one."""
+        config = self.config()
+        if self._host is not None:
+            self._host.pause(False)
+            size = min(requested_size, config.region_size)
+            with suppress(Refused):
+                self._host.resize(size - size % max(1, config.block_size))
+        if self.begin(self.offered_features & int(sum(Feature))):
+            self.submit([Chain(Request(RequestType.UNPLUG_ALL).encode())])
+            self.device_reset()
+        self._link.forget_content()
+
+    # The host's side.
+
+    def set_target(self, requested_size: int) -> None:
+        """By the API."""
+        self._api.resize(requested_size)
+
+    def system_reset(self) -> None:
+        """By the API."""
+        self._api.system_reset()
+        self._ring = None
+
+    def pause(self, paused: bool) -> None:
+        """By the API."""
+        self._api.pause(paused)
+
+    @property
+    def _api(self) -> HostSide:
+        assert self._host is not None, "the target's capabilities say what there is"
+        return self._host
+
+    def advance(self, seconds: float) -> None:
+        """Wait."""
+        self._link.listen(seconds)
+
+    def take_notices(self) -> int:
+        """See `Subject`. Where none has come, one is waited for a moment."""
+        if self._link.config_changes == self._counted:
+            self._link.listen(_GRACE, until_notice=True)
+        notices, self._counted = self._link.config_changes - self._counted, self._link.config_changes
+        return notices
+
+    def held(self, offset: int, size: int) -> int:
+        """Bytes of the region's file that are data, whoever wrote them."""
+        return data_size(self._link.region_fd, HostOffset(self._link.skip + offset), ByteCount(size))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `Subject`."""
+        with self._link.view(offset, size) as view:
+            return bytes(view)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """See `Subject`."""
+        with self._link.view(offset, len(data)) as view:
+            view[:] = data
+
+    def close(self) -> None:
+        """Let the driver go, if the device still is there."""
+        if not self._link.broken:
+            with suppress(TargetFailure):
+                self.device_reset()
+
+
+class VhostUserTarget(Target):
+    """The device at `socket`, and its host's side at `api_socket`.
+
+    The constructor connects, and raises TargetFailure where there is no device, or one that can't be judged.
+    """
+
+    kind = "vhost-user"
+
+    def __init__(self, socket: str, api_socket: str | None = None, *, name: str = "") -> None:
+        self.name = name or f"vhost-user:{socket}" + (f",api={api_socket}" if api_socket else "")
+        self._socket = socket
+        self._api_socket = api_socket
+        self._host: HostSide | None = None
+        self._link: Link | None = Link(socket)
+        try:
+            if api_socket is not None:
+                self._host = HostSide(api_socket, self._link.config().addr)
+        except BaseException:
+            self._link.close()
+            raise
+        self.version = "unknown" if self._host is None else f"virtio-mem {self._host.version}"
+        self.capabilities = Capability.CHAINS | Capability.HELD | Capability.CONTENT
+        if self._link.frontend.channel is not None:
+            self.capabilities |= Capability.NOTICES
+        if self._host is not None:
+            self.capabilities |= Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.PAUSE
+
+    def start(self, wish: Wish) -> Subject:
+        """The same device again, with nothing plugged; with an API, its target is what was wished, as far as it can."""
+        if self._link is None or self._link.broken:
+            self._disconnect()
+            self._link = Link(self._socket)
+        subject = VhostUserSubject(self._link, self._host)
+        subject.clean(wish.requested_size)
+        return subject
+
+    def _disconnect(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def close(self) -> None:
+        """Leave the device, as it was found if there is an API."""
+        host, self._host = self._host, None
+        if host is not None:
+            host.put_back()
+        self._disconnect()
