@@ -187,6 +187,20 @@ class Deadly(Counter):
             os._exit(1)
 
 
+@contextmanager
+def two_deadly(directory: Path, threads: bool) -> Iterator[tuple[Service, Running]]:
+    """Two deadly devices, and the ring of an innocent front end's at the second."""
+    with (
+        memory() as ram,
+        service(directory, Deadly, devices=2, threads=threads) as supervised,
+        running(supervised, ram, 1) as (_, ring),
+    ):
+        yield supervised, ring
+
+
+THREADS = pytest.mark.parametrize("threads", [False, True], ids=["one thread", "threads"])
+
+
 def use_until_closed(frontend: Frontend) -> None:
     with suppress(FieldError):
         while True:
@@ -194,8 +208,9 @@ def use_until_closed(frontend: Frontend) -> None:
     assert not frontend.connected
 
 
-def test_a_message_that_kills_workers_ends_its_front_end_alone(tmp_path: Path) -> None:
-    with memory() as ram, service(tmp_path, Deadly, devices=2) as supervised, running(supervised, ram, 1) as (_, ring):
+@THREADS
+def test_a_message_that_kills_workers_ends_its_front_end_alone(tmp_path: Path, threads: bool) -> None:
+    with two_deadly(tmp_path, threads) as (supervised, ring):
         with supervised.connect(0) as guilty, pytest.raises(Disconnected):
             guilty.set_config(0, b"die")
         assert supervised.board[NOTE] == 3
@@ -204,8 +219,9 @@ def test_a_message_that_kills_workers_ends_its_front_end_alone(tmp_path: Path) -
             assert next_one.get_config(0, 4) == b"conf"
 
 
-def test_a_request_that_kills_workers_ends_its_front_end_alone(tmp_path: Path) -> None:
-    with memory() as ram, service(tmp_path, Deadly, devices=2) as supervised, running(supervised, ram, 1) as (_, ring):
+@THREADS
+def test_a_request_that_kills_workers_ends_its_front_end_alone(tmp_path: Path, threads: bool) -> None:
+    with two_deadly(tmp_path, threads) as (supervised, ring):
         with memory() as other, running(supervised, other, 0) as (guilty, deadly):
             deadly.send(b"die")
             deadly.kick()
@@ -214,8 +230,9 @@ def test_a_request_that_kills_workers_ends_its_front_end_alone(tmp_path: Path) -
         ring.echo(b"innocent")
 
 
-def test_a_session_that_can_not_be_rebuilt_ends_alone(tmp_path: Path) -> None:
-    with memory() as ram, service(tmp_path, Deadly, devices=2) as supervised, running(supervised, ram, 1) as (_, ring):
+@THREADS
+def test_a_session_that_can_not_be_rebuilt_ends_alone(tmp_path: Path, threads: bool) -> None:
+    with two_deadly(tmp_path, threads) as (supervised, ring):
         with supervised.connect(0) as guilty:
             guilty.status = 13
             supervised.kill_worker()  # takes it over, and looks harmless
