@@ -127,10 +127,14 @@ class VhostUserSubject(Subject):
         with link.alive():
             if kick:
                 link.vring.kick.signal()
-            while not ring.collect():
-                if not ring.queue.enable_interrupts() and not link.wait_for_call(deadline):
-                    back = "all buffers came back, and no call did" if ring.collect() else ring.missing
-                    raise TargetFailure(f"{link.path}: {back} within {PATIENCE:g} s")
+            called = not chains
+            while not ((back := ring.collect()) and called):
+                if not back and ring.queue.enable_interrupts():
+                    continue
+                if not link.wait_for_call(deadline):
+                    what = "all buffers came back, and no call did" if ring.collect() else ring.missing
+                    raise TargetFailure(f"{link.path}: {what} within {PATIENCE:g} s")
+                called = True
         return ring.results()
 
     def device_reset(self) -> None:
