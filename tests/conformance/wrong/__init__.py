@@ -3,6 +3,7 @@
 from tests.conformance.wrong import (
     answers,
     configuration,
+    features,
     host_memory,
     notices,
     precedence,
@@ -20,6 +21,7 @@ __all__ = [
     "Fault",
     "answers",
     "configuration",
+    "features",
     "host_memory",
     "notices",
     "precedence",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.conformance.wrong.fault import fault
+from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.protocol import BlockState, Request, RequestType, Response, ResponseType
 
@@ -188,3 +189,59 @@ class UnplugIsOnlyPromised(VirtioMemDevice):
             self._close(effect)
             return ACK
         return super().commit(effect)
+
+
+@fault("DEP-BUSY-2")
+class ErrorForAnUnplug(VirtioMemDevice):
+    """An UNPLUG that the host can't do is an ERROR."""
+
+    def abandon(self, effect: Effect, reason: str) -> Response:
+        answer = super().abandon(effect, reason)
+        return ERROR if effect.type is EffectType.UNPLUG else answer
+
+
+@fault("DEP-BUSY-4")
+class BusyForGood(VirtioMemDevice):
+    """Once a PLUG was BUSY, every later one is."""
+
+    busy = False
+
+    def abandon(self, effect: Effect, reason: str) -> Response:
+        self.busy = True
+        return super().abandon(effect, reason)
+
+    def _plug(self, request: Request) -> Outcome:
+        outcome = super()._plug(request)
+        if not self.busy or not isinstance(outcome, Effect):
+            return outcome
+        return self.abandon(outcome, "as before")
+
+
+@fault("DEP-USABLE-1", source="Firecracker in effect, until the host sets the target again")
+class NothingAfterUnplugAll(VirtioMemDevice):
+    """After UNPLUG ALL each PLUG is BUSY until the host sets a target."""
+
+    closed = False
+
+    def commit(self, effect: Effect) -> Response:
+        self.closed = self.closed or effect.type is EffectType.UNPLUG_ALL
+        return super().commit(effect)
+
+    def resize(self, requested_size: int) -> None:
+        self.closed = False
+        super().resize(requested_size)
+
+    def _plug(self, request: Request) -> Outcome:
+        outcome = super()._plug(request)
+        return self.abandon(outcome, "closed") if self.closed and isinstance(outcome, Effect) else outcome
+
+
+@fault("DEP-TARGET-3")
+class LowerTargetUnplugs(VirtioMemDevice):
+    """A target below what is plugged unplugs the last blocks by itself."""
+
+    def resize(self, requested_size: int) -> None:
+        super().resize(requested_size)
+        end = requested_size // self.geometry.block_size
+        if self.blocks.plugged > end:
+            self.blocks.put(Run(BlockIndex(end), len(self.blocks) - end), BlockState.UNPLUGGED)

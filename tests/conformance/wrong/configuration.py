@@ -7,7 +7,7 @@ from vhost_user.units import KIB, ByteCount, GuestAddress
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
-from virtio_mem.protocol import ConfigSpace, Feature, Response
+from virtio_mem.protocol import ConfigSpace, Response
 
 PAGE = 4 * KIB
 
@@ -247,12 +247,3 @@ class NoNode(VirtioMemDevice):
     @property
     def config(self) -> ConfigSpace:
         return super().config._replace(node_id=0)
-
-
-@fault("MEM-INIT-5")
-class NoPersistentSuspend(VirtioMemDevice):
-    """PERSISTENT_SUSPEND is not on offer."""
-
-    def __init__(self, geometry: Geometry, *, requested_size: int = 0) -> None:
-        super().__init__(geometry, requested_size=requested_size)
-        self.offered_features &= ~Feature.PERSISTENT_SUSPEND

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.conformance.wrong.fault import fault
 from vhost_user.errors import UsageError
-from virtio_mem.device import Effect, EffectType, VirtioMemDevice
+from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.protocol import Response
 
 
@@ -37,15 +37,6 @@ class OneNoticeForAll(VirtioMemDevice):
     def resize(self, requested_size: int) -> None:
         super().resize(requested_size)
         self._notice, self.noticed = self._notice and not self.noticed, True
-
-
-@fault("MEM-CONF-17")
-class NoNoticeOfAReset(VirtioMemDevice):
-    """A reset of the machine makes the usable region smaller without a notice."""
-
-    def _unplug_everything(self, cause: EffectType) -> None:
-        super()._unplug_everything(cause)
-        self._notice = False
 
 
 @fault("MEM-CONF-19")

@@ -52,8 +52,8 @@ class BusyBeforeError(VirtioMemDevice):
     """While the device is paused, a PLUG of a plugged block gets BUSY."""
 
     def _plug(self, request: Request) -> Outcome:
-        outcome = super()._plug(request)
-        return BUSY if self.paused and is_(outcome, ResponseType.ERROR) else outcome
+        bad = isinstance(self._run_of(request), Response)
+        return BUSY if self.paused and not bad else super()._plug(request)
 
 
 @fault("DEP-ORDER-1")

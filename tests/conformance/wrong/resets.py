@@ -43,9 +43,9 @@ class DeviceResetShrinks(VirtioMemDevice):
         self.usable_region_size = self.geometry.usable_size_for(self.requested_size)
 
 
-@fault("MEM-CONF-18")
+@fault("DEP-TARGET-4")
 class DeviceResetForgetsTheTarget(VirtioMemDevice):
-    """After a device reset the target is 0, and no notice says so."""
+    """After a device reset the target is 0."""
 
     def device_reset(self) -> None:
         super().device_reset()

@@ -130,19 +130,3 @@ class AnswerBeginsLate(GuestRequestQueue):
         response = self.service.request(read_request(chain))
         chain.write(response.encode(), chain.writable - RESPONSE_SIZE)
         self.queue.push(chain, RESPONSE_SIZE)
-
-
-@fault("RING-CHAIN-4")
-class RoomMustBeEmpty(_Picky):
-    """Room for an answer that is not all zeroes is taken for a broken chain."""
-
-    def likes(self, chain: Chain) -> bool:
-        return not any(any(view) for view in chain.writable_views())
-
-
-@fault("RING-NOTIFY-3")
-class NoInterrupts(GuestRequestQueue):
-    """The driver is never told that its buffers were used."""
-
-    def process(self) -> Progress:
-        return Progress(False, super().process().more)

@@ -38,7 +38,7 @@ def state_in_the_padding(service: DeviceService, request: bytes) -> bytes:
     return struct.pack("<HH6x", answer.type, answer.state)
 
 
-@fault("MEM-WIRE-4")
+@fault("DEP-NACK-1")
 def busy_is_one(service: DeviceService, request: bytes) -> bytes:
     """BUSY is 1 and NACK is 2."""
     answer = answer_to(service, request)

@@ -1,0 +1,68 @@
+"""Features that are offered, and not kept."""
+
+from __future__ import annotations
+
+from tests.conformance.wrong.answers import ERROR, Outcome
+from tests.conformance.wrong.fault import fault
+from vhost_user.errors import PeerError
+from vhost_user.units import ByteCount
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.protocol import ConfigSpace, Feature, Request, RequestType
+
+
+@fault("FEAT-2")
+class AllOrNothing(VirtioMemDevice):
+    """A driver that leaves a feature out is refused."""
+
+    def negotiate(self, features: int) -> None:
+        if self.offered_features & ~Feature(features):
+            raise PeerError("driver features", hex(features), "all that are offered")
+        super().negotiate(features)
+
+
+@fault("FEAT-5")
+class OneDriverOnly(VirtioMemDevice):
+    """After a device reset nobody is taken any more."""
+
+    taken = False
+
+    def negotiate(self, features: int) -> None:
+        if self.taken:
+            raise PeerError("driver features", hex(features), "taken once")
+        super().negotiate(features)
+        self.taken = True
+
+
+class _Takes(VirtioMemDevice):
+    """A device that turns down each PLUG of a driver that took `feature`."""
+
+    feature: Feature
+
+    def request(self, request: Request) -> Outcome:
+        if request.type == RequestType.PLUG and self.feature in self.acked_features:
+            return ERROR
+        return super().request(request)
+
+
+@fault("MEM-FEAT-2")
+class UnpluggedInaccessibleIsNoUse(_Takes):
+    """Whoever takes UNPLUGGED_INACCESSIBLE can plug nothing."""
+
+    feature = Feature.UNPLUGGED_INACCESSIBLE
+
+
+@fault("MEM-FEAT-3")
+class PersistentSuspendIsNoUse(_Takes):
+    """Whoever takes PERSISTENT_SUSPEND can plug nothing."""
+
+    feature = Feature.PERSISTENT_SUSPEND
+
+
+@fault("CFG-3")
+class NothingBeforeFeatures(VirtioMemDevice):
+    """The target shows once features are taken."""
+
+    @property
+    def config(self) -> ConfigSpace:
+        config = super().config
+        return config if self.acked_features else config._replace(requested_size=ByteCount(0))
