@@ -11,12 +11,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.supervisor.book import INPUT, OUTPUT, Book, session_key
 from vhost_user.supervisor.kept import Journal
+from vhost_user.supervisor.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,11 @@ _HEADER = struct.Struct("=III")
 
 _ROOM = socket.CMSG_SPACE(MAX_FDS * 4)
 
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_INPUT = struct.Struct("=QQQ")
+"""In a book: the number of the piece that was read last, of the message before this one, and what it is blamed for."""
+
+_OUTPUT = struct.Struct("=Q")
+"""The reply's number."""
 
 
 class Message:
@@ -50,18 +56,19 @@ class Message:
 
 
 class FrontEnd:
-    """The front end at the other end of `sock`, which is taken over.
+    """The front end at the other end of `wire`, which is taken over.
 
     `on_message` is called with each that has come as a whole; `reply()` has the next one read. `on_close` is called
-    once, when the connection is closed from either side.
+    once, when the connection is closed from either side. `book` has all of it at any time.
     """
 
     def __init__(
         self,
         loop: EventLoop,
-        sock: socket.socket,
+        wire: Wire,
         number: int,
         listener: str,
+        book: Book,
         *,
         on_message: Callable[[FrontEnd], None],
         on_close: Callable[[FrontEnd], None],
@@ -69,8 +76,8 @@ class FrontEnd:
         self.number = number
         self.listener = listener
         self.name = f"{listener} front end {number}"
-        self.names = _names(sock)
-        self.journal = Journal()
+        self.names = _names(wire.sock)
+        self.journal = Journal(book, session_key(number))
         self.current: Message | None = None
         self.blame = 0
         self.told = False
@@ -78,16 +85,51 @@ class FrontEnd:
         self.resuming = self.begun = False
         """Whether a worker has its journal, and whether it said that it is at it."""
         self.closed = False
-        self._loop, self._sock = loop, sock
+        self._loop, self._wire, self._sock = loop, wire, wire.sock
+        self._book, self._key = book, session_key(number)
         self._on_message, self._on_close = on_message, on_close
-        self._messages = 0
+        self._messages = self._replies = 0
+        self._pieces = wire.pieces
         self._data = bytearray()
         self._fds: list[OwnedFd] = []
         self._reply, self._reply_fds = b"", list[OwnedFd]()
         self._timer: Call | None = None
-        sock.setblocking(False)
         self._set_timer("no whole message")
-        loop.watch(sock, self._readable)
+        loop.watch(self._sock, self._readable)
+
+    # After another process.
+
+    def restore(self, piece: bytes | None, piece_fds: list[OwnedFd], reply: bytes | None, fds: list[OwnedFd]) -> None:
+        """Go on with what the book has: what was read, or in hand, or was to be sent. Its journal is the caller's."""
+        self._set_timer(None)
+        if piece is not None:
+            self._pieces, self._messages, blame = _INPUT.unpack_from(piece)
+            self._data, self._fds = bytearray(piece[_INPUT.size :]), piece_fds
+        self._wire.settle(self._pieces)
+        if piece is not None:
+            self._set_timer("half a message")
+            if len(self._data) >= _HEADER.size:
+                self._look()
+            if self.current is not None:
+                self.current.blame, self.current.sent = blame, True
+        elif reply is not None:
+            (self._replies,) = _OUTPUT.unpack_from(reply)
+            sent = self._wire.sent(self._replies)
+            if sent:  # they went with the first byte
+                close_all(fds)
+                fds = []
+            self._keep_reply(reply[_OUTPUT.size + sent :], fds)
+            if self._reply:
+                self._set_timer("reads no reply")
+                self._loop.forget(self._sock)
+                self._loop.watch(self._sock, self._writable, write=True)
+
+    def save(self) -> None:
+        """Have the book have what was read, or is in hand. It is written with what is committed next."""
+        count, blame, data, fds = self._messages, 0, bytes(self._data), self._fds
+        if self.current is not None:
+            count, blame, data, fds = count - 1, self.current.blame, self.current.data, self.current.fds
+        self._book.put(self._key + INPUT, _INPUT.pack(self._pieces, count, blame) + data, fds)
 
     # In.
 
@@ -104,7 +146,7 @@ class FrontEnd:
     def _receive(self, wanted: int) -> bool:
         """Read `wanted` bytes at most; whether to go on."""
         try:
-            data, ancillary, told, _ = self._sock.recvmsg(wanted, _ROOM, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+            data, ancillary, told = self._wire.receive(wanted, _ROOM)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -112,7 +154,11 @@ class FrontEnd:
             return False
         fds = received_fds(ancillary)
         late = bool(self._data and fds)
-        self._fds += fds
+        try:
+            self._fds += self._book.keep(fds)
+        except OSError as error:
+            close_all(fds)
+            self.close(f"its descriptors can't be kept: {error.strerror}")
         if told & socket.MSG_CTRUNC:
             self.close(f"more than {len(fds)} descriptors, or more than this process may open")
         elif late:
@@ -124,6 +170,11 @@ class FrontEnd:
         if not self._data and self._timer is None:
             self._set_timer("half a message")
         self._data += data
+        self._pieces += 1
+        self._book.drop(self._key + OUTPUT)
+        self.save()
+        self._book.commit()
+        self._wire.took(self._pieces)
         return True
 
     def _look(self) -> None:
@@ -142,24 +193,38 @@ class FrontEnd:
     # Out.
 
     def reply(self, data: bytes, fds: list[OwnedFd]) -> None:
-        """The current message is done with: send the reply, if there is one, and read on. `fds` are taken over."""
+        """The current message is done with: send the reply, if there is one, and read on.
+
+        `fds`, which the book has, are taken over. What was put into the book before is committed.
+        """
         self.current = None
-        self._reply, self._reply_fds = data, fds
+        self._book.drop(self._key + INPUT)
+        self._keep_reply(data, fds)
         if data:
             self._set_timer("reads no reply")
             self._loop.watch(self._sock, self._writable, write=True)
             self._writable()
         else:
-            close_all(fds)
+            close_all(self._reply_fds)
             self._read_on()
+
+    def _keep_reply(self, data: bytes, fds: list[OwnedFd]) -> None:
+        self._reply, self._reply_fds = data, fds
+        self._replies += 1
+        self._wire.prepare(self._replies)
+        if data:
+            self._book.put(self._key + OUTPUT, _OUTPUT.pack(self._replies) + data, fds)
+        self._book.commit()
 
     def _writable(self) -> None:
         try:
             while self._reply:
-                sent = _send(self._sock, self._reply, self._reply_fds)
-                self._reply = self._reply[sent:]
+                sent = self._wire.send(self._replies, self._reply, self._reply_fds)
                 close_all(self._reply_fds)
-                self._reply_fds = []
+                if sent == len(self._reply):
+                    self._reply, self._reply_fds = b"", []
+                else:
+                    self._keep_reply(self._reply[sent:], [])
         except BlockingIOError:
             return
         except OSError as error:
@@ -189,7 +254,9 @@ class FrontEnd:
         log.log(level, "%s: closed: %s", self.name, why)
         self._set_timer(None)
         self._loop.forget(self._sock)
-        self._sock.close()
+        self._book.drop_all(self._key)
+        self._book.commit()
+        self._wire.close()
         self.journal.close()
         close_all((*self._fds, *self._reply_fds))
         if self.current is not None:
@@ -200,12 +267,6 @@ class FrontEnd:
 def _size(data: bytearray) -> int:
     size: int = _HEADER.unpack_from(data)[2]
     return size
-
-
-def _send(sock: socket.socket, data: bytes, fds: Sequence[OwnedFd]) -> int:
-    if fds:
-        return socket.send_fds(sock, [data], [fd.fileno() for fd in fds], _FLAGS)
-    return sock.send(data, _FLAGS)
 
 
 def _names(sock: socket.socket) -> list[bytes]:

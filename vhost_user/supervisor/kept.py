@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vhost_user.errors import PeerError
 from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.supervisor.book import BYTES, FDS, JOURNAL, Book
 from vhost_user.supervisor.packets import FD_REF, KEY, Source, unpack
 
 MAX_NAMES = 256
@@ -33,9 +34,10 @@ MAX_ENTRY = 8 << 10
 
 
 class Kept:
-    """Bytes and descriptors by name."""
+    """Bytes and descriptors by name; `book` has them too."""
 
-    def __init__(self) -> None:
+    def __init__(self, book: Book | None = None) -> None:
+        self._book = book or Book()
         self.bytes: dict[str, bytes] = {}
         self.fds: dict[str, OwnedFd] = {}
         self._name = ""
@@ -44,6 +46,7 @@ class Kept:
     def put(self, name: str, data: bytes) -> None:
         """Keep bytes, or none."""
         self.bytes.pop(name, None)
+        self._book.drop(BYTES + name.encode())
         if not data:
             return
         check_name(name, self.bytes)
@@ -51,6 +54,7 @@ class Kept:
         if len(data) > MAX_BYTES or total > MAX_ALL_BYTES:
             raise PeerError(name, len(data), f"at most {MAX_BYTES} bytes, and {MAX_ALL_BYTES} of all names")
         self.bytes[name] = data
+        self._book.put(BYTES + name.encode(), data)
 
     def put_part(self, name: str, part: bytes, *, last: bool) -> None:
         """Take a part of bytes; nothing changes before the last one."""
@@ -73,11 +77,20 @@ class Kept:
             except BaseException:
                 fd.close()
                 raise
+        key = FDS + name.encode()
+        kept = [] if fd is None else self._book.keep([fd])
         before = self.fds.pop(name, None)
         if before is not None:
             before.close()
-        if fd is not None:
-            self.fds[name] = fd
+        if kept:
+            self._book.put(key, b"", kept)
+            (self.fds[name],) = kept
+        else:
+            self._book.drop(key)
+
+    def restore_fd(self, name: str, fd: OwnedFd) -> None:
+        """Have what the book has."""
+        self.fds[name] = fd
 
     def forget_parts(self) -> None:
         """The worker that began to tell them is dead."""
@@ -104,9 +117,11 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """A front end's session as the messages that make it, in the order of their keys."""
+    """A front end's session as the messages that make it, in the order of their keys. `book` has it, too, under keys
+    that begin with `prefix`."""
 
-    def __init__(self) -> None:
+    def __init__(self, book: Book | None = None, prefix: bytes = b"") -> None:
+        self._book, self._prefix = book or Book(), prefix + JOURNAL
         self._entries: dict[bytes, Entry] = {}
         self.fd_count = 0
         """How many descriptors it has."""
@@ -117,7 +132,8 @@ class Journal:
     def apply(self, fields: Sequence[bytes], current: Sequence[OwnedFd], new: Sequence[OwnedFd]) -> None:
         """Do what a worker says in `fields`: key, data and references of each change. All of it, or nothing.
 
-        `current` and `new` are taken over: what no change refers to is closed. PeerError for what can't be done.
+        `current` and `new`, which the book has, are taken over: what no change refers to is closed. PeerError for what
+        can't be done.
         """
         pool = {(Source.CURRENT, b"", index): fd for index, fd in enumerate(current)}
         pool |= {(Source.NEW, b"", index): fd for index, fd in enumerate(new)}
@@ -137,10 +153,17 @@ class Journal:
         for key, entry in made.items():
             before = self._entries.pop(key, None)
             self.fd_count -= 0 if before is None else len(before.fds)
-            if entry is not None:
-                self._entries[key] = entry
-                self.fd_count += len(entry.fds)
+            if entry is None:
+                self._book.drop(self._prefix + key)
+            else:
+                self._book.put(self._prefix + key, *entry)
+                self.restore(key, entry)
         close_all(left.values())
+
+    def restore(self, key: bytes, entry: Entry) -> None:
+        """Have what the book has."""
+        self._entries[key] = entry
+        self.fd_count += len(entry.fds)
 
     def close(self) -> None:
         """Forget it."""

@@ -17,10 +17,17 @@ RETRY_INTERVAL = 1.0
 
 
 class Listening:
-    """Accepts at `sock`, which listens already and is taken over; `then` gets each connection with the name."""
+    """Accepts at `sock`, which listens already and is taken over; `then` gets each connection with the name. HostError
+    where its file is gone, unless that is what may be after another process."""
 
     def __init__(
-        self, loop: EventLoop, name: str, sock: socket.socket, then: Callable[[str, socket.socket], None]
+        self,
+        loop: EventLoop,
+        name: str,
+        sock: socket.socket,
+        then: Callable[[str, socket.socket], None],
+        *,
+        restored: bool = False,
     ) -> None:
         self.name = name
         self._loop, self._sock, self._then = loop, sock, then
@@ -31,7 +38,10 @@ class Listening:
         try:
             self._own = identity(self._path) if self._path is not None else None
         except OSError as error:
-            raise HostError.from_os_error("socket", self._path, "stat", error, "bind it in this process") from error
+            if not restored:
+                raise HostError.from_os_error("socket", self._path, "stat", error, "bind it in this process") from error
+            log.warning("%s: nobody can come: %s: %s", name, self._path, error.strerror)
+            self._own = None
         sock.setblocking(False)
 
     def next(self) -> None:

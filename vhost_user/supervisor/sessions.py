@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.errors import PeerError
+from vhost_user.supervisor.book import Book
 from vhost_user.supervisor.front_end import FrontEnd
 from vhost_user.supervisor.packets import DONE, MESSAGE, SESSION, Kind, Packet, unpack
 from vhost_user.supervisor.process import WorkerProcess
@@ -30,10 +31,11 @@ PATIENCE = 1.0
 
 class Sessions:
     """Each front end, its worker, and what lies between them. `on_free` is told of a listener whose front end is gone;
-    a front end may have `most_fds` descriptors kept for it."""
+    a front end may have `most_fds` descriptors kept for it. `book` has what is kept."""
 
-    def __init__(self, loop: EventLoop, most_fds: int, on_free: Callable[[str], None]) -> None:
+    def __init__(self, loop: EventLoop, book: Book, most_fds: int, on_free: Callable[[str], None]) -> None:
         self._loop = loop
+        self._book = book
         self._most_fds = most_fds
         self._on_free = on_free
         self._all: dict[int, FrontEnd] = {}
@@ -44,6 +46,11 @@ class Sessions:
         self._patience: Call | None = None
         self.handled = 0
         """Messages that workers have done with."""
+
+    @property
+    def listeners(self) -> set[str]:
+        """Where a front end is, so that the next one has to wait."""
+        return {front_end.listener for front_end in self._all.values()}
 
     @property
     def resuming(self) -> bool:
@@ -119,6 +126,8 @@ class Sessions:
         for front_end in list(self._all.values()):
             front_end.told = False
             blame = _blame(front_end, points)
+            if front_end.current is not None:
+                front_end.save()
             if front_end.closed:
                 self._forget(front_end)
             elif blame >= TOO_MUCH:
@@ -178,7 +187,7 @@ class Sessions:
         if current is None or current.number != message or len(packet.fields) < 2 or reply_fds > len(packet.fds):
             raise PeerError("DONE", (message, len(packet.fields), reply_fds), "the message in hand, and its reply")
         _, reply, *changes = packet.fields
-        fds, current_fds = packet.fds[:], current.fds
+        fds, current_fds = self._book.keep(packet.fds), current.fds
         packet.fds.clear()
         current.fds = []
         try:

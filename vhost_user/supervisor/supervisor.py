@@ -5,32 +5,38 @@ for anybody. journal.py has the order in which things are done.
 
 A worker that dies is replaced at once, unless workers die without having done anything: then after a pause, which
 grows. One that ends by itself before it was ready was started in the wrong way: then the supervisor ends, too.
+
+Where a service manager keeps descriptors, the supervisor may be killed as well: ledger.py.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import resource
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.owned_fd import OwnedFd
+from vhost_user.supervisor.book import LISTENER, WORKED, Book, keep_open, session_key
 from vhost_user.supervisor.front_end import FrontEnd
 from vhost_user.supervisor.kept import Kept
+from vhost_user.supervisor.limits import most_fds_each
 from vhost_user.supervisor.listening import Listening
 from vhost_user.supervisor.packets import Kind, Packet, parts_of
 from vhost_user.supervisor.process import Start, WorkerProcess, describe, spawn, watch_exit
 from vhost_user.supervisor.sessions import CRASHED, KILLED, Sessions
+from vhost_user.supervisor.wire import Wire
 
 if TYPE_CHECKING:
     from subprocess import Popen
+
+    from vhost_user.supervisor.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +56,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a worker is started, doubling from one failure to the next; not after SIGKILL, which is mostly no
 mistake of the worker's."""
 
-SPARE_FDS = 128
-"""Descriptors of the supervisor that are not a front end's: its own, and those that a worker has it keep."""
-
 
 class Supervisor:
     """Keeps a worker running for the front ends that come to `listeners`.
@@ -61,7 +64,8 @@ class Supervisor:
     `listeners` are unix stream sockets that listen already, by the names under which the worker attaches devices; they
     are taken over, and their files are removed in the end. `kept_bytes` and `kept_fds` are what the first worker finds
     in `Worker.bytes` and `Worker.fds`; the descriptors are duplicated. `on_ready` is called once, when the first worker
-    says `ready()`.
+    says `ready()`. `book` is where it writes down what it has, which was cleared; then nothing of that ends with the
+    supervisor, and SIGTERM leaves front ends waiting for the next one.
     """
 
     def __init__(
@@ -72,19 +76,49 @@ class Supervisor:
         kept_fds: Mapping[str, int] | None = None,
         *,
         on_ready: Callable[[], object] = lambda: None,
+        book: Book | None = None,
     ) -> None:
         self.loop = EventLoop()
-        self.kept = _kept(kept_bytes or {}, kept_fds or {})
+        self._book = book or Book()
+        most_fds = most_fds_each(self._book, max(1, len(listeners)))
+        self.kept = _kept(self._book, kept_bytes or {}, kept_fds or {})
         self._start = command if callable(command) else spawn(command)
         self._on_ready = on_ready
         self._listening = {name: Listening(self.loop, name, sock, self._accept) for name, sock in listeners.items()}
-        self._sessions = Sessions(self.loop, _most_fds() // max(1, len(listeners)), self._next)
+        for name, sock in listeners.items():
+            keep_open(self._book, LISTENER + name.encode(), sock)
+        self._sessions = Sessions(self.loop, self._book, most_fds, self._next)
         self._numbers = itertools.count(1)
         self._worker: WorkerProcess | None = None
         self._restart: Call | None = None
         self._workers = self._failures = self._status = 0
         self._ready = self._ever_ready = self._retiring = self._stopping = False
         self._started_at, self._handled_before = 0.0, 0
+        self._book.commit()
+
+    @classmethod
+    def resume(
+        cls, command: Sequence[str] | Start, ledger: Ledger, *, on_ready: Callable[[], object] = lambda: None
+    ) -> Self:
+        """Go on where the supervisor was that wrote `ledger`. HostError, OSError where that can't be."""
+        from vhost_user.supervisor import restore  # noqa: PLC0415 - for those that have something to go on with
+
+        found = dict(restore.listeners(ledger))
+        made = cls(command, {}, on_ready=on_ready, book=ledger)
+        made._listening = {
+            name: Listening(made.loop, name, sock, made._accept, restored=True) for name, sock in found.items()
+        }
+        made._sessions = Sessions(made.loop, ledger, most_fds_each(ledger, len(found)), made._next)
+        restore.kept(ledger, made.kept)
+        for number in ledger.sessions:
+            made._sessions.add(restore.front_end(ledger, number, made._front_end))
+        made._numbers = itertools.count(max(ledger.sessions, default=0) + 1)
+        restore.old_worker(ledger, made._left_packet)
+        made._sessions.died(KILLED)
+        made._workers = int(WORKED in ledger)
+        ledger.settle()
+        ledger.commit()
+        return made
 
     def add_child(self, child: Popen[bytes], on_exit: Callable[[int], object]) -> None:
         """Have `on_exit` called with the status that `child` ended with, negative for a signal. Nobody ends it here."""
@@ -122,19 +156,25 @@ class Supervisor:
     # Front ends.
 
     def _accept(self, listener: str, sock: socket.socket) -> None:
-        front_end = FrontEnd(
-            self.loop,
-            sock,
-            next(self._numbers),
-            listener,
-            on_message=self._sessions.message,
-            on_close=self._sessions.closed,
-        )
+        number = next(self._numbers)
+        try:
+            wire = self._book.wire(session_key(number), listener, sock)
+        except OSError as error:
+            log.error("%s: a front end can't be kept: %s", listener, error.strerror)
+            self._next(listener)
+            return
+        front_end = self._front_end(wire, number, listener)
         log.info("%s: connected", front_end.name)
         self._sessions.add(front_end)
 
+    def _front_end(self, wire: Wire, number: int, listener: str) -> FrontEnd:
+        sessions = self._sessions
+        return FrontEnd(
+            self.loop, wire, number, listener, self._book, on_message=sessions.message, on_close=sessions.closed
+        )
+
     def _next(self, listener: str) -> None:
-        if not self._stopping:
+        if self._ever_ready and not self._stopping:
             self._listening[listener].next()
 
     # Workers.
@@ -144,7 +184,7 @@ class Supervisor:
         self._ready = self._retiring = False
         self._started_at, self._handled_before = time.monotonic(), self._sessions.handled
         try:
-            worker = WorkerProcess(self.loop, self._start, on_packet=self._packet, on_exit=self._exited)
+            worker = self._book.worker(self.loop, self._start, self._packet, self._exited)
         except OSError as error:
             log.error("no worker: %s", error)
             self._again(failed=True)
@@ -172,12 +212,17 @@ class Supervisor:
             case _:
                 self._sessions.handle(packet)
 
+    def _left_packet(self, packet: Packet) -> None:
+        """Of a worker that is dead, and whose supervisor was."""
+        if packet.kind is not Kind.READY:
+            self._packet(packet)
+
     def _became_ready(self) -> None:
         self._ready = True
         if not self._ever_ready:
             self._ever_ready = True
-            for listening in self._listening.values():
-                listening.next()
+            for name in self._listening.keys() - self._sessions.listeners:
+                self._next(name)
             self._on_ready()
 
     def _exited(self, status: int) -> None:
@@ -216,10 +261,13 @@ class Supervisor:
         """Have a new worker take the old one's place, between two messages: no front end notices."""
         if self._worker is not None and not self._retiring and not self._stopping:
             log.info("worker %d makes room for another", self._worker.pid)
-            self._retiring = True
-            self._sessions.hold()
-            self._worker.send(Kind.RETIRE)
-            self._worker.end_within(RETIRE_SECONDS)
+            self._retire(self._worker)
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        self._retiring = True
+        self._sessions.hold()
+        worker.send(Kind.RETIRE)
+        worker.end_within(RETIRE_SECONDS)
 
     # The end.
 
@@ -234,6 +282,8 @@ class Supervisor:
             self._restart.cancel()
         if self._worker is None:
             self.loop.stop()
+        elif self._book.lasting:
+            self._retire(self._worker)
         else:
             self._worker.signal(signal.SIGTERM)
             self._worker.end_within(END_SECONDS)
@@ -241,16 +291,18 @@ class Supervisor:
     def _close(self) -> None:
         with ExitStack() as steps:  # the last one first
             steps.callback(self.loop.close)
-            steps.callback(self.kept.close)
-            for listening in self._listening.values():
-                steps.callback(listening.close)
-            steps.callback(self._sessions.close)
+            steps.callback(self._book.close)
+            if not self._book.lasting:  # what another supervisor goes on with is closed with this process
+                steps.callback(self.kept.close)
+                for listening in self._listening.values():
+                    steps.callback(listening.close)
+                steps.callback(self._sessions.close)
             if self._worker is not None:  # the loop was ended otherwise
                 steps.callback(self._worker.kill)
 
 
-def _kept(kept_bytes: Mapping[str, bytes], kept_fds: Mapping[str, int]) -> Kept:
-    kept = Kept()
+def _kept(book: Book, kept_bytes: Mapping[str, bytes], kept_fds: Mapping[str, int]) -> Kept:
+    kept = Kept(book)
     try:
         for name, data in kept_bytes.items():
             kept.put(name, data)
@@ -263,14 +315,6 @@ def _kept(kept_bytes: Mapping[str, bytes], kept_fds: Mapping[str, int]) -> Kept:
         kept.close()
         raise
     return kept
-
-
-def _most_fds() -> int:
-    """How many descriptors front ends may have kept. The limit is raised as far as the process may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(hard - SPARE_FDS, SPARE_FDS)
 
 
 def _text(name: bytes) -> str:

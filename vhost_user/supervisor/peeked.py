@@ -1,0 +1,53 @@
+"""A socket whose bytes stay in it until somebody says that they are kept.
+
+Its option SO_PEEK_OFF, socket(7), is where the next look begins. It is the socket's, not the process's: a look moves
+it up, and what is taken out moves it down, each within the system call. So it is how much was looked at and is still
+there.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Self
+
+from vhost_user.owned_fd import OwnedFd
+
+SO_PEEK_OFF = 42
+"""asm-generic/socket.h; Python has no name for it."""
+
+
+class PeekedSocket(socket.socket):
+    """A unix socket of which `recvmsg` looks at what comes next, all of which is then taken out by `take`, or looked
+    at again after `look_again`."""
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> Self:
+        """Takes `sock` over."""
+        made = cls(fileno=sock.detach())
+        made.look_again()
+        return made
+
+    @classmethod
+    def found(cls, fd: OwnedFd) -> Self:
+        """Goes on where another process stopped; `fd` is taken over."""
+        made = cls(fileno=fd.take())
+        made.setblocking(False)
+        return made
+
+    @property
+    def looked_at(self) -> int:
+        """How many bytes were looked at and not taken out."""
+        return self.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
+
+    def look_again(self) -> None:
+        """Look at the same once more."""
+        self.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        """A look, as recvmsg(2) with MSG_PEEK."""
+        return super().recvmsg(bufsize, ancbufsize, flags | socket.MSG_PEEK)
+
+    def take(self) -> None:
+        """Take out what was looked at. The descriptors that are with it are not wanted a second time."""
+        while (left := self.looked_at) > 0:
+            self.recv(left, socket.MSG_DONTWAIT)

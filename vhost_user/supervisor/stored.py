@@ -1,0 +1,152 @@
+"""A front end's connection, and a worker, of a supervisor whose book lasts: see ledger.py for the order of things."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from vhost_user.backend.loop import EventLoop
+from vhost_user.errors import PeerError
+from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.supervisor.book import WORKED, WORKER, Book, keep_open
+from vhost_user.supervisor.outbox import Outbox
+from vhost_user.supervisor.packets import Packet, receive
+from vhost_user.supervisor.peeked import PeekedSocket
+from vhost_user.supervisor.process import Start, WorkerProcess
+from vhost_user.supervisor.wire import Wire
+
+_HANDLED = struct.Struct("=Q")
+
+
+class StoredWire(Wire):
+    """The connection `sock`, and what is noted of it in `outbox`; both are taken over."""
+
+    def __init__(self, sock: PeekedSocket, outbox: Outbox) -> None:
+        super().__init__(sock)
+        self._peeked = sock
+        self._outbox = outbox
+        self.pieces = outbox.taken
+
+    @classmethod
+    def begin(cls, book: Book, key: bytes, listener: str, sock: socket.socket) -> StoredWire:
+        """A new connection, which is kept from here on."""
+        wire = cls(PeekedSocket.of(sock), Outbox.create())
+        try:
+            keep_open(book, key, wire.sock, wire._outbox.fd, data=listener.encode())
+        except OSError:
+            wire.close()
+            raise
+        book.commit()
+        return wire
+
+    def settle(self, piece: int) -> None:
+        """Go on after another process, whose last piece that is kept has this number."""
+        if piece > self._outbox.taken:
+            self.took(piece)
+        else:
+            self._peeked.look_again()
+
+    def took(self, piece: int) -> None:
+        """See `Wire`."""
+        self._peeked.take()
+        self._outbox.taken = piece
+
+    def prepare(self, number: int) -> None:
+        """See `Wire`."""
+        self._outbox.clear(number)
+
+    def sent(self, number: int) -> int:
+        """See `Wire`."""
+        return self._outbox.sent(number)
+
+    def send(self, number: int, data: bytes, fds: Sequence[OwnedFd]) -> int:
+        """See `Wire`."""
+        return self._outbox.send(self.sock, number, data, fds)
+
+    def close(self) -> None:
+        """Close the connection, of which the store has a duplicate."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+        self._outbox.close()
+
+
+class StoredWorker(WorkerProcess):
+    """A worker of which each packet is handled once, though the supervisor may die over it. `book` has it."""
+
+    def __init__(
+        self,
+        book: Book,
+        loop: EventLoop,
+        start: Start,
+        *,
+        on_packet: Callable[[Packet], None],
+        on_exit: Callable[[int], None],
+    ) -> None:
+        super().__init__(loop, start, on_packet=self._handle, on_exit=self._ended)
+        self._book = book
+        self._then, self._in_the_end = on_packet, on_exit
+        self._handled = 0
+        loop.forget(self._control)
+        self._control = self._peeked = PeekedSocket.of(self._control)
+        loop.watch(self._control, self._readable)
+        try:
+            self._outbox = Outbox.create()
+            files = (self._pidfd, self._control, self._outbox.fd)
+            self._kept = keep_open(book, WORKER, *files, data=_HANDLED.pack(0))
+        except OSError:
+            self.kill()
+            raise
+        book.put(WORKED, b"")
+        book.commit()
+
+    def _handle(self, packet: Packet) -> None:
+        self._handled += 1
+        self._book.put(WORKER, _HANDLED.pack(self._handled), self._kept)
+        self._then(packet)
+        self._book.commit()
+        self._peeked.take()
+        self._outbox.taken = self._handled
+
+    def _ended(self, status: int) -> None:
+        self._book.drop(WORKER)
+        self._outbox.close()
+        self._in_the_end(status)
+        self._book.commit()
+
+
+def end_worker(data: bytes, fds: Sequence[OwnedFd], book: Book, then: Callable[[Packet], None]) -> None:
+    """Kill the worker of a supervisor that is gone, wait until it is dead, and have `then` called with what it had sent
+    and nobody handled. `data` and `fds`, which are taken over, are its entry."""
+    pidfd, control, page = fds
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    (handled,) = _HANDLED.unpack(data)
+    outbox = Outbox(page)
+    with PeekedSocket.found(control) as sock:
+        if handled > outbox.taken:
+            sock.take()
+        else:
+            sock.look_again()
+        with suppress(EOFError, PeerError):
+            while packet := receive(sock):
+                handled += 1
+                book.put(WORKER, _HANDLED.pack(handled), fds)
+                try:
+                    then(packet)
+                finally:
+                    close_all(packet.fds)
+                book.commit()
+                sock.take()
+                outbox.taken = handled
+    book.drop(WORKER)
+    book.commit()
+    outbox.close()
+    close_all(fds)
