@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTES = ROOT / "spec-notes"
 TESTS = ROOT / "tests"
 
-CLAUSE_ID = re.compile(r"\b(?:MEM|RING|STATUS|FEAT|RESET|CFG|START|MMIO)(?:-[A-Z]+)*-\d+\b")
+CLAUSE_ID = re.compile(r"\b(?:MEM|DEP|RING|STATUS|FEAT|RESET|CFG|START|MMIO)(?:-[A-Z]+)*-\d+\b")
 """What an id looks like; also finds ids in running text."""
 
-STRENGTHS = frozenset({"MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "STATES"})
+STRENGTHS = frozenset({"MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "STATES", "DEPENDED"})
 
 _REQUIRED = {"id", "strength", "party", "section", "says"}
 _OPTIONAL = {"features", "untestable"}

@@ -32,6 +32,8 @@ WISH = Wish(region_size=1 * GIB, block_size=2 * MIB, requested_size=64 * MIB)
 
 
 NOTHING = Capability(0)
+_MOST_PLUGGED = 4096
+"""Blocks: a check that has to meet the target plugs no more than that."""
 
 
 class Violation(Exception):  # noqa: N818
@@ -133,13 +135,40 @@ def ready(session: Session, blocks: int = 0, *, region: int = 0, features: int |
 
     Unsuitable where this device is smaller, or has a smaller target that can't be moved, or wants other features.
     """
+    if not session.block_size:
+        raise Unsuitable("block_size is 0")
     if not session.begin(features):
         raise Unsuitable("the device does not agree to these features")
     need_blocks(session, max(blocks, region))
-    if session.config().requested_size < blocks * session.block_size:
-        if not session.can(Capability.SET_TARGET):
-            raise Unsuitable(f"the host's target is below {blocks} blocks and can't be moved")
+    if not allowed(session, blocks):
+        raise Unsuitable(f"the host's target is below {blocks} blocks and can't be moved")
+
+
+def allowed(session: Session, blocks: int) -> bool:
+    """Whether the target is `blocks` blocks or more now. It is moved there where it can be, and has to be."""
+    if session.config().requested_size >= blocks * session.block_size:
+        return True
+    if not session.can(Capability.SET_TARGET) or session.nb_blocks < blocks:
+        return False
+    return session.set_target(blocks * session.block_size)
+
+
+def tight(session: Session, blocks: int, room: int = 0) -> int:
+    """Start the driver with a target of just `blocks` where it can be moved; the target, in blocks, is returned.
+
+    `room` blocks more than those are usable, so that a PLUG of them is out of order by the target alone. Unsuitable
+    where the target is far more and can't be moved; where it is less, it is.
+    """
+    ready(session, region=blocks + room)
+    if session.can(Capability.SET_TARGET):
+        set_target(session, blocks + room)
         set_target(session, blocks)
+    target = session.config().requested_size // session.block_size
+    if target > _MOST_PLUGGED:
+        raise Unsuitable(f"the host's target is {target} blocks and can't be moved")
+    if usable_blocks(session) < target + room:
+        raise Unsuitable(f"{room} blocks more than the target are not usable")
+    return target
 
 
 def need_blocks(session: Session, blocks: int) -> None:

@@ -1,0 +1,199 @@
+"""How evidence becomes verdicts, and what becomes of a target that dies, doesn't start, or can't do enough."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from tests.conformance.test_session import Parrot
+from virtio_mem.conformance.check import (
+    NOTHING,
+    WISH,
+    Check,
+    CheckFunction,
+    NotOffered,
+    Unsuitable,
+    all_checks,
+    checks_of,
+    expect,
+)
+from virtio_mem.conformance.kit import Judgement, Profile, Progress, Verdict, chosen_checks, judgement_of, run_checks
+from virtio_mem.conformance.session import Session
+from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
+
+A, B = "MEM-PLUG-3", "MEM-PLUG-4"
+EVERYTHING = ~Capability(0)
+
+
+class Stage(Target):
+    """A target of parrots, the first `good` of which start."""
+
+    name, kind, version = "stage", "stage", "1"
+
+    def __init__(self, good: int = 100, capabilities: Capability = EVERYTHING) -> None:
+        self.good = good
+        self.capabilities = capabilities
+        self.subjects: list[Parrot] = []
+
+    def start(self, wish: Wish) -> Subject:
+        if len(self.subjects) >= self.good:
+            raise TargetFailure("no more of them")
+        self.subjects.append(Parrot())
+        return self.subjects[-1]
+
+    def close(self) -> None:
+        pass
+
+
+def make(run: CheckFunction, *clauses: str, needs: Capability = NOTHING, wish: Wish = WISH) -> Check:
+    return Check(run.__name__, clauses, run, needs, (wish,), slow=False)
+
+
+def holds(session: Session) -> None:
+    session.begin()
+
+
+def breaks_a(session: Session) -> None:
+    session.begin()
+    expect(A, holds=False, was="this", should="that")
+
+
+def dies(session: Session) -> None:
+    session.plug(0)
+
+
+def can_not(session: Session) -> None:
+    raise Unsuitable("too small")
+
+
+def lacks(session: Session) -> None:
+    raise NotOffered("THING")
+
+
+def fails(session: Session) -> None:
+    raise ZeroDivisionError("oops")
+
+
+def judged(*checks: Check, target: Stage | None = None, expected: tuple[str, ...] = ()) -> Judgement:
+    target = target or Stage()
+    return judgement_of(target, run_checks(target, checks), Profile.QUICK, 7, 1.0, expected=expected)
+
+
+def verdicts(judgement: Judgement) -> tuple[Verdict, Verdict]:
+    return judgement.verdicts[A].verdict, judgement.verdicts[B].verdict
+
+
+def test_a_clause_holds_where_a_check_ran_to_its_end() -> None:
+    judgement = judged(make(holds, A), make(can_not, A))
+    assert verdicts(judgement) == (Verdict.HOLDS, Verdict.NOT_TESTABLE)
+    assert judgement.status == 0
+    assert judgement.calls == 1
+    assert (judgement.target, judgement.seed, judgement.version) == ("stage", 7, "1")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_violation_outweighs_what_holds(order: int) -> None:
+    checks = [make(holds, A, B), make(breaks_a, A, B)][::order]
+    judgement = judged(*checks)
+    assert verdicts(judgement) == (Verdict.VIOLATED, Verdict.HOLDS)
+    (violation,) = judgement.verdicts[A].violations
+    assert (violation.source, violation.was, violation.should) == ("breaks_a", "this", "that")
+    assert violation.lines[1:] == ("begin -> agreed 0x100000000",)
+    assert judgement.status == 1
+
+
+def test_a_check_that_breaks_one_clause_says_nothing_of_the_others() -> None:
+    assert verdicts(judged(make(breaks_a, A, B))) == (Verdict.VIOLATED, Verdict.NOT_TESTABLE)
+
+
+def test_a_device_that_dies_has_violated_what_has_no_verdict_yet() -> None:
+    judgement = judged(make(holds, A), make(dies, A, B))
+    assert verdicts(judgement) == (Verdict.HOLDS, Verdict.VIOLATED)
+    assert judgement.verdicts[B].violations[0].lines[-1] == "plug 0 1 -> failure: gone"
+    assert verdicts(judged(make(dies, A, B))) == (Verdict.VIOLATED, Verdict.VIOLATED)
+
+
+def test_a_device_that_dies_is_never_without_a_violation() -> None:
+    assert verdicts(judged(make(holds, A), make(dies, A)))[0] is Verdict.VIOLATED
+
+
+def test_each_check_has_a_device_of_its_own() -> None:
+    target = Stage()
+    judged(make(holds, A), make(dies, A), make(holds, B), target=target)
+    assert len(target.subjects) == 3
+
+
+def test_what_can_not_be_shown_has_a_reason() -> None:
+    judgement = judged(make(can_not, A), make(lacks, B))
+    assert verdicts(judgement) == (Verdict.NOT_TESTABLE, Verdict.NOT_OFFERED)
+    assert (judgement.verdicts[A].reason, judgement.verdicts[B].reason) == ("too small", "THING is not offered")
+    assert judgement.verdicts["MEM-REGION-2"].reason == "it is about what the firmware says to the guest"
+    assert judgement.verdicts["MEM-PLUG-7"].reason == "a device may do so or not"
+
+
+def test_a_check_that_needs_more_is_not_run() -> None:
+    target = Stage(capabilities=Capability.TIME)
+    judgement = judged(make(dies, A, needs=Capability.HELD | Capability.TIME), target=target)
+    assert judgement.verdicts[A].reason == "stage can't: HELD"
+    assert not target.subjects
+
+
+def test_a_target_that_does_not_start_any_more_can_not_be_judged() -> None:
+    judgement = judged(make(holds, A), make(holds, B), target=Stage(good=1))
+    assert verdicts(judgement) == (Verdict.HOLDS, Verdict.NOT_TESTABLE)
+    assert judgement.failures == ("holds: the target does not start: no more of them",)
+    assert judgement.status == 2
+
+
+def test_a_rare_device_need_not_be_had() -> None:
+    rare = make(holds, A, wish=replace(WISH, region_size=0))
+    judgement = judged(rare, target=Stage(good=0))
+    assert (judgement.failures, judgement.status) == ((), 0)
+    assert judgement.verdicts[A].reason == "the target does not start: no more of them"
+
+
+def test_a_clause_that_had_to_get_a_verdict_is_missed() -> None:
+    judgement = judged(make(holds, A), make(can_not, B), expected=(A, B))
+    assert (judgement.missing, judgement.status) == ((B,), 2)
+    assert judged(make(breaks_a, A), expected=(A, B)).status == 1
+
+
+def test_a_fault_of_the_kit_is_told_from_one_of_the_device(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.CRITICAL, "virtio_mem.conformance.kit"):
+        judgement = judged(make(fails, A), make(breaks_a, B))
+    assert judgement.failures == ("fails: ZeroDivisionError: oops", f"breaks_a is no check of {A}")
+    assert judged(make(fails, A)).status == 2
+
+
+def test_progress_is_told() -> None:
+    told: list[Progress] = []
+    run_checks(Stage(), [make(breaks_a, A), make(holds, B)], told.append)
+    assert told == [Progress(0, 2, "breaks_a", 0), Progress(1, 2, "holds", 1), Progress(2, 2, "", 1)]
+
+
+def test_violations_begin_with_the_shortest() -> None:
+    def late(session: Session) -> None:
+        for _ in range(5):
+            session.config()
+        breaks_a(session)
+
+    judgement = judged(make(late, A), make(breaks_a, A))
+    assert [one.source for one in judgement.verdicts[A].violations] == ["breaks_a", "late"]
+
+
+@pytest.mark.parametrize(("profile", "slow"), [(Profile.QUICK, 0), (Profile.FULL, 2), (Profile.SOAK, 2)])
+def test_quick_leaves_slow_checks_out(profile: Profile, slow: int) -> None:
+    assert bool(sum(check.slow for check in chosen_checks(profile))) == bool(slow)
+
+
+def test_checks_can_be_chosen_by_clause() -> None:
+    chosen = chosen_checks(Profile.QUICK, [A])
+    assert chosen == list(checks_of(A))
+    assert 0 < len(chosen) < len(all_checks())
+
+
+def test_every_check_says_what_it_is() -> None:
+    assert all(check.says.endswith((".", ")")) for check in all_checks())
+    assert len({check.name for check in all_checks()}) == len(all_checks())
