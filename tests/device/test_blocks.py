@@ -54,6 +54,14 @@ def test_runs_are_maximal_and_reach_the_last_block() -> None:
     assert list(blocks.plugged_runs()) == [run(0, 3), run(5, 1), run(8, 2)]
 
 
+def test_unplugged_runs_end_with_the_range_that_was_asked_about() -> None:
+    blocks = BlockMap(10)
+    blocks.plug(run(2, 4))
+    assert list(blocks.unplugged_runs(run(0, 10))) == [run(0, 2), run(6, 4)]
+    assert list(blocks.unplugged_runs(run(1, 6))) == [run(1, 1), run(6, 1)]
+    assert list(blocks.unplugged_runs(run(2, 4))) == []
+
+
 def test_unplug_all_leaves_nothing() -> None:
     blocks = BlockMap(10)
     blocks.plug(run(3, 7))

@@ -7,7 +7,7 @@ import pytest
 from tests.device.helpers import ADDR, BLOCK, BLOCKS, ask, make_device, plug
 from vhost_user.errors import PeerError
 from vhost_user.units import GuestAddress
-from virtio_mem.device import Effect
+from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.protocol import Feature, Request, RequestType, ResponseType
 
 ACK, NACK, BUSY, ERROR = ResponseType
@@ -68,6 +68,26 @@ def test_refused_features_are_named() -> None:
     )
 
 
+def test_a_new_device_says_so() -> None:
+    device = VirtioMemDevice(make_device().geometry)
+    assert device.offered_features == Feature.UNPLUGGED_INACCESSIBLE | Feature.PERSISTENT_SUSPEND
+    assert (device.acked_features, device.requested_size, device.paused, device.owes_notice) == (0, 0, False, False)
+    assert ask(device, PLUG).type is ERROR, "nothing is usable yet"
+
+
+def test_a_pause_and_a_debt_are_yes_or_no() -> None:
+    """Both are written down as they are: None would be neither."""
+    device = make_device()
+    assert (device.paused, device.owes_notice) == (False, False)
+    device.pause()
+    assert ask(device, PLUG).type is BUSY
+    assert (device.paused, device.owes_notice) == (True, True)
+    device.device_reset()
+    assert device.owes_notice is False
+    device.resume()
+    assert device.paused is False
+
+
 def test_bits_of_the_ring_and_the_transport_are_passed_over() -> None:
     device = make_device()
     device.negotiate(Feature.UNPLUGGED_INACCESSIBLE | 0xFF << 24 | Feature.VERSION_1)
@@ -84,7 +104,9 @@ def test_one_effect_at_a_time_and_its_end_once(type_: RequestType) -> None:
     for again in (lambda: device.request(request(STATE, ADDR, 1)), device.device_reset):
         with pytest.raises(AssertionError):
             again()
-    with pytest.raises(AssertionError, match="only the effect given last can end, once"):
+    with pytest.raises(AssertionError, match="^the effect of the request before is still open"):
+        device.request(request(STATE, ADDR, 1))
+    with pytest.raises(AssertionError, match="^only the effect given last can end, once"):
         device.commit(effect._replace())
     device.commit(effect)
     with pytest.raises(AssertionError):
