@@ -72,7 +72,7 @@ def test_a_new_device_says_so() -> None:
     device = VirtioMemDevice(make_device().geometry)
     assert device.offered_features == Feature.UNPLUGGED_INACCESSIBLE | Feature.PERSISTENT_SUSPEND
     assert (device.acked_features, device.requested_size, device.paused, device.owes_notice) == (0, 0, False, False)
-    assert ask(device, PLUG).type is ERROR, "nothing is usable yet"
+    assert ask(device, PLUG).type is NACK
 
 
 def test_a_pause_and_a_debt_are_yes_or_no() -> None:
@@ -104,9 +104,9 @@ def test_one_effect_at_a_time_and_its_end_once(type_: RequestType) -> None:
     for again in (lambda: device.request(request(STATE, ADDR, 1)), device.device_reset):
         with pytest.raises(AssertionError):
             again()
-    with pytest.raises(AssertionError, match="^the effect of the request before is still open"):
+    with pytest.raises(AssertionError, match=r"^the effect of the request before is still open"):
         device.request(request(STATE, ADDR, 1))
-    with pytest.raises(AssertionError, match="^only the effect given last can end, once"):
+    with pytest.raises(AssertionError, match=r"^only the effect given last can end, once"):
         device.commit(effect._replace())
     device.commit(effect)
     with pytest.raises(AssertionError):
