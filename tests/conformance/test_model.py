@@ -12,16 +12,20 @@ ADDR = 64 * MIB
 PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
 
 
-def model(**changes: int) -> Model:
+def model(requested_size: int = 8 * MIB) -> Model:
     """16 blocks of 1 MiB, of which 12 are usable and 8 wanted; blocks 2 and 3 are plugged."""
-    sizes = {"requested_size": 8 * MIB, "usable_region_size": 12 * MIB} | changes
-    one = Model(ADDR, 16 * MIB, MIB, **sizes)
+    one = Model(ADDR, 16 * MIB, MIB, requested_size, 12 * MIB)
     one.apply(ask(PLUG, 2, 2), ACK)
     return one
 
 
 def ask(type_: int, block: int = 0, nb_blocks: int = 1, shift: int = 0) -> Request:
     return Request(type_, ADDR + block * MIB + shift, nb_blocks)  # type: ignore[arg-type]
+
+
+def clause_of(one: Model, request: Request, answer: ResponseType) -> str:
+    finding = finding_of(one.expect(request), answer)
+    return finding.clause if finding else ""
 
 
 def config_of(one: Model, **changes: int) -> ConfigSpace:
@@ -38,9 +42,9 @@ WRONG = [
     (ask(PLUG, 1, 2), BUSY, "MEM-PLUG-6"),
     (ask(PLUG), ERROR, "MEM-PLUG-8"),
     (ask(PLUG), NACK, "MEM-PLUG-8"),
-    (ask(PLUG), BUSY, "DEP-BUSY"),
-    (ask(PLUG, 4, 7), ACK, "DEP-NACK"),
-    (ask(PLUG, 4, 7), ERROR, "DEP-NACK"),
+    (ask(PLUG), BUSY, "DEP-BUSY-4"),
+    (ask(PLUG, 4, 7), ACK, "DEP-NACK-2"),
+    (ask(PLUG, 4, 7), ERROR, "DEP-NACK-2"),
     (ask(UNPLUG, 2, shift=4096), ACK, "MEM-UNPLUG-3"),
     (ask(UNPLUG, 2, 0), ACK, "MEM-UNPLUG-4"),
     (ask(UNPLUG, 12), ACK, "MEM-UNPLUG-5"),
@@ -50,7 +54,7 @@ WRONG = [
     (ask(STATE, 1, 0), ACK, "MEM-STATE-4"),
     (ask(STATE, 15), ACK, "MEM-STATE-5"),
     (ask(STATE, 1), BUSY, "MEM-STATE-6"),
-    (ask(7), ACK, "DEP-UNKNOWN"),
+    (ask(7), ACK, "DEP-UNKNOWN-1"),
 ]
 
 
@@ -76,20 +80,24 @@ def test_the_state_of_a_range(block: int, nb_blocks: int, right: BlockState) -> 
 
 
 def test_with_the_target_reached_no_plug_is_granted() -> None:
-    finding = finding_of(model(requested_size=2 * MIB).expect(ask(PLUG)), ACK)
-    assert finding is not None
-    assert finding.clause == "MEM-TARGET-1"
+    one = model(requested_size=2 * MIB)
+    assert clause_of(one, ask(PLUG), ACK) == "MEM-TARGET-1"
+    assert clause_of(one, ask(PLUG), BUSY) == "DEP-NACK-1"
+    one.paused = True
+    assert clause_of(one, ask(PLUG), BUSY) == "DEP-ORDER-1"
 
 
 def test_what_stands_against_a_request_in_order() -> None:
     one = model()
     one.paused = True
-    assert finding_of(one.expect(ask(PLUG)), BUSY) is None
-    assert finding_of(one.expect(ask(PLUG)), ACK)
+    assert clause_of(one, ask(PLUG), BUSY) == ""
+    assert clause_of(one, ask(PLUG), ACK) == "DEP-BUSY-1"
+    assert clause_of(one, ask(UNPLUG, 2), ERROR) == "DEP-BUSY-2"
+    assert clause_of(one, ask(UNPLUG_ALL), ERROR) == "DEP-BUSY-3"
     one.paused, one.host_refuses = False, True
-    assert finding_of(one.expect(ask(UNPLUG, 2)), BUSY) is None
-    assert finding_of(one.expect(ask(UNPLUG, 2)), ACK) is None
-    assert finding_of(one.expect(ask(UNPLUG, 2)), ERROR)
+    assert clause_of(one, ask(UNPLUG, 2), BUSY) == ""
+    assert clause_of(one, ask(UNPLUG, 2), ACK) == ""
+    assert clause_of(one, ask(UNPLUG, 2), ERROR) == "DEP-BUSY-2"
 
 
 def test_only_a_granted_request_changes_anything() -> None:
@@ -112,7 +120,7 @@ def test_only_a_granted_request_changes_anything() -> None:
         ({"addr": 0}, "MEM-CONF-5"),
         ({"region_size": 17 * MIB}, "MEM-CONF-6"),
         ({"plugged_size": MIB}, "MEM-CONF-7"),
-        ({"requested_size": MIB}, "MEM-LAYOUT-1"),
+        ({"requested_size": MIB}, "DEP-TARGET-4"),
         ({"usable_region_size": 7 * MIB}, "MEM-CONF-8"),
         ({"usable_region_size": 12 * MIB + 4096}, "MEM-CONF-12"),
         ({"usable_region_size": 17 * MIB}, "MEM-LAYOUT-3"),

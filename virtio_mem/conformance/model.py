@@ -92,6 +92,11 @@ class Model:
         return len(self.plugged) * self.block_size
 
     @property
+    def hindered(self) -> bool:
+        """Whether the host's side keeps blocks from changing."""
+        return self.paused or self.host_refuses
+
+    @property
     def usable_blocks(self) -> int:
         """How many blocks the driver may name."""
         return self.usable_region_size // self.block_size
@@ -113,9 +118,9 @@ class Model:
     def expect(self, request: Request) -> Expectation:
         """What may come of `request` now."""
         if request.type == RequestType.UNPLUG_ALL:
-            return self._in_order("MEM-UNPLUGALL-4", "UNPLUG ALL is granted, or has to wait")
+            return self._in_order("MEM-UNPLUGALL-4", "DEP-BUSY-3", "UNPLUG ALL is granted, or has to wait")
         if request.type not in _KNOWN:
-            return Expectation(ANYTHING, "", "no such type", frozenset({ERROR}), "DEP-UNKNOWN")
+            return Expectation(ANYTHING, "", "no such type", frozenset({ERROR}), "DEP-UNKNOWN-1")
         type_ = RequestType(request.type)
         name = f"MEM-{_KNOWN[type_]}"
         if request.addr % self.block_size:
@@ -132,7 +137,7 @@ class Model:
             return self._plug(count, len(blocks))
         if count < len(blocks):
             return only(ERROR, "MEM-UNPLUG-6", "a block is unplugged already")
-        return self._in_order("MEM-UNPLUG-8", "all the blocks are plugged")
+        return self._in_order("MEM-UNPLUG-8", "DEP-BUSY-2", "all the blocks are plugged")
 
     def apply(self, request: Request, answer: ResponseType) -> None:
         """The device gave `answer`: go where it is now."""
@@ -166,19 +171,21 @@ class Model:
         if count:
             return only(ERROR, "MEM-PLUG-6", "a block is plugged already")
         if self.plugged_size + asked * self.block_size <= self.requested_size:
-            return self._in_order("MEM-PLUG-8", "the blocks are unplugged and the target allows them")
+            why = "the blocks are unplugged and the target allows them"
+            return self._in_order("MEM-PLUG-8", "DEP-BUSY-1", why)
         reached = self.plugged_size >= self.requested_size
         allowed = ANYTHING - {ACK} if reached else ANYTHING
         why = "the target is reached" if reached else "it would go beyond the target"
-        return Expectation(allowed, "MEM-TARGET-1", why, frozenset({NACK}), "DEP-NACK")
+        rule = "DEP-ORDER-1" if self.hindered else "DEP-NACK-1" if reached else "DEP-NACK-2"
+        return Expectation(allowed, "MEM-TARGET-1", why, frozenset({NACK}), rule)
 
-    def _in_order(self, clause: str, why: str) -> Expectation:
-        """A request that nothing in it stands against; the host may."""
+    def _in_order(self, clause: str, rule: str, why: str) -> Expectation:
+        """A request that nothing in it stands against; the host may, and then only drivers care how it is refused."""
         if self.paused:
-            return Expectation(NOT_NOW, clause, "the device is paused", frozenset({BUSY}), "DEP-BUSY")
+            return Expectation(ANYTHING, clause, "the device is paused", frozenset({BUSY}), rule)
         if self.host_refuses:
-            return Expectation(NOT_NOW, clause, "the host refuses", NOT_NOW, "DEP-BUSY")
-        return Expectation(NOT_NOW, clause, why, frozenset({ACK}), "DEP-BUSY")
+            return Expectation(ANYTHING, clause, "the host refuses", NOT_NOW, rule)
+        return Expectation(NOT_NOW, clause, why, frozenset({ACK}), "DEP-BUSY-4")
 
     # The host.
 
@@ -199,7 +206,7 @@ class Model:
         for clause, name in _FIXED.items():
             yield from _differs(clause, name, getattr(config, name), getattr(self, name))
         yield from _differs("MEM-CONF-7", "plugged_size", config.plugged_size, self.plugged_size)
-        yield from _differs("MEM-LAYOUT-1", "requested_size", config.requested_size, self.requested_size)
+        yield from _differs("DEP-TARGET-4", "requested_size", config.requested_size, self.requested_size)
         usable, before = config.usable_region_size, self.usable_region_size
         if usable < config.requested_size:
             yield Finding(

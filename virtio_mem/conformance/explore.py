@@ -1,0 +1,116 @@
+"""Runs the state machine against a target, as long as it is told to, and collects what was violated.
+
+A clause that was found to be violated, and shrunk, is passed over from then on: a sequence ends where it is violated
+again. So what lies behind it is found as well, round by round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.errors import Flaky
+from hypothesis.stateful import run_state_machine_as_test
+
+from virtio_mem.conformance.check import WISH, Violation
+from virtio_mem.conformance.machine import DeviceMachine
+from virtio_mem.conformance.referee import essential
+from virtio_mem.conformance.target import Target, Wish
+
+if TYPE_CHECKING:
+    from hypothesis.database import ExampleDatabase
+
+
+class Found(NamedTuple):
+    """A clause that the device violated, and the lines that show it."""
+
+    clause: str
+    was: str
+    should: str
+    lines: tuple[str, ...]
+
+
+Progress = Callable[["Exploration"], None]
+
+
+@dataclass
+class Exploration:
+    """What has become of it so far: sequences and moves that were run, and what was found by clause."""
+
+    target: Target
+    wish: Wish = WISH
+    deadline: float = float("inf")
+    progress: Progress | None = None
+    sequences: int = 0
+    moves: int = 0
+    found: dict[str, Found] = field(default_factory=dict)
+    passed_over: frozenset[str] = frozenset()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time is up."""
+        return time.monotonic() >= self.deadline
+
+    def violated(self, violation: Violation, lines: list[str]) -> None:
+        """Keep the shortest way to each violation; of several, the last, which is the simplest."""
+        found = Found(violation.clause, violation.was, violation.should, tuple(essential(lines)))
+        before = self.found.get(found.clause)
+        if before is None or len(found.lines) <= len(before.lines):
+            self.found[found.clause] = found
+
+    def sequence_ended(self) -> None:
+        """One more."""
+        self.sequences += 1
+        if self.progress is not None:
+            self.progress(self)
+
+
+def explore(
+    target: Target,
+    *,
+    sequences: int,
+    steps: int = 30,
+    seconds: float = float("inf"),
+    seed_: int = 0,
+    wish: Wish = WISH,
+    pass_over: Iterable[str] = (),
+    database: ExampleDatabase | None = None,
+    progress: Progress | None = None,
+) -> Exploration:
+    """Run `sequences` sequences of up to `steps` moves, in rounds of which each ends with the first violation.
+
+    It ends after `seconds` even in the middle of shrinking; what is shortest by then counts. TargetFailure where no
+    device can be started, Unsuitable where it can't be judged in this way.
+    """
+    exploration = Exploration(target, wish, time.monotonic() + seconds, progress, passed_over=frozenset(pass_over))
+    found_before = -1
+    while not exploration.is_over and found_before < len(exploration.found):
+        found_before = len(exploration.found)
+        _round(exploration, sequences, steps, seed_, database)
+        exploration.passed_over |= exploration.found.keys()
+    return exploration
+
+
+def _round(exploration: Exploration, sequences: int, steps: int, seed_: int, database: ExampleDatabase | None) -> None:
+    machine = seed(seed_)(type("DeviceMachine", (DeviceMachine,), {"lab": exploration}))
+    manner = settings(
+        max_examples=sequences,
+        stateful_step_count=steps,
+        database=database,
+        deadline=None,
+        derandomize=False,
+        phases=(Phase.reuse, Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+        print_blob=False,
+    )
+    try:
+        run_state_machine_as_test(machine, settings=manner)
+    except (Violation, Flaky):
+        # Flaky: the device did it once and not again, or time ran out meanwhile. It did it.
+        if not exploration.found:
+            raise
