@@ -12,26 +12,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Terminal
-from rich.terminal_theme import SVG_EXPORT_THEME
+from rich.console import Group
+from rich.live import Live
 from rich.text import Text
 
-from vhost_user.errors import FieldError
+from vhost_user.errors import FieldError, UsageError
 from vhost_user.units import MIB
 from virtio_mem.boot.console import OBEY, Console
 from virtio_mem.boot.guest import default_initrd, find_kernel
 from virtio_mem.client import Client
-from virtio_mem.demo import PICTURE, WIDTH
+from virtio_mem.demo import WIDTH
 from virtio_mem.picture import draw, human_size
 from virtio_mem.picture.terminal import coloured
 
 MEMORY = "size=512M,shared=on,hotplug_method=virtio-mem,hotplug_size=2G,hotplugged_size=256M"
-BOOT_SIZE = 512 * MIB
+BOOT_SIZE, BOOT_HOTPLUGGED = 512 * MIB, 256 * MIB
 ZONE = "mem0"
 CMDLINE = "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable"
 
@@ -40,12 +42,18 @@ BOOT_SECONDS = 120.0
 
 RESIZE_SECONDS = 60.0
 
+REDRAWN = 0.1
+"""Seconds between two pictures of a zone that is being resized."""
+
+MOST_ROWS = 50
+"""Of the recorded terminal, which all of the show fits."""
+
 
 class Show:
     """The terminal, the guest's console and the machine's API."""
 
     def __init__(self, console: Console, api: Client) -> None:
-        self.terminal = Terminal(highlight=False, soft_wrap=True, record=True, width=WIDTH)
+        self.terminal = Terminal(highlight=False, soft_wrap=True, width=WIDTH)
         self.console, self.api = console, api
 
     def headline(self, text: str) -> None:
@@ -61,31 +69,37 @@ class Show:
         zone: dict[str, Any] = self.api.info()["zones"][0]
         return zone
 
-    def picture(self) -> None:
-        """The zone's blocks, what the host holds for them, and what the guest says that it has."""
+    def picture(self) -> Group:
+        """The zone's blocks now, and what the host holds for them."""
         zone = self.zone()
         *picture, sizes = draw(ZONE, self.api.blocks(ZONE, zone["addr"]))
-        for line in picture:
-            self.terminal.print(coloured(line))
-        self.terminal.print(coloured(sizes), Text(f"the host holds {zone['held']:,} bytes"), sep="; ")
+        held = Text(f"; the host holds {zone['held']:,} bytes")
+        return Group(*map(coloured, picture), coloured(sizes).append_text(held))
+
+    def follow(self, running: Callable[[], bool]) -> None:
+        """The zone's picture, redrawn where it is as long as something runs; what is no terminal has the last one.
+
+        Under it what the guest says that it has.
+        """
+        deadline = time.monotonic() + RESIZE_SECONDS
+        with Live(self.picture(), console=self.terminal, auto_refresh=False) as live:
+            while running():
+                if time.monotonic() > deadline:
+                    raise SystemExit("the guest did not reach the target in time")
+                live.update(self.picture(), refresh=True)
+                time.sleep(REDRAWN)
+            live.update(self.picture(), refresh=True)
         self.say(f"guest: {' '.join(self.console.run('grep MemTotal /proc/meminfo').split())}")
 
     def resize(self, size: int) -> None:
-        """Resize the machine, and wait for the guest."""
+        """Resize the machine, and watch the guest do it."""
         self.say(f"virtio-mem resize {human_size(size)} --wait")
-        operation = self.api.operation(self.api.resize(size), wait=RESIZE_SECONDS)
+        number = self.api.resize(size)
+        self.follow(lambda: self.api.operation(number)["state"] == "running")
+        operation = self.api.operation(number)
         self.say(f"{operation['state']} after {operation['seconds']:.1f} s")
         if operation["state"] != "reached":
-            raise SystemExit("the guest did not reach the target in time")
-        self.picture()
-
-    def wait_for_plugged(self, size: int) -> None:
-        """What is hotplugged at boot comes without being asked for."""
-        deadline = time.monotonic() + RESIZE_SECONDS
-        while self.zone()["plugged_size"] != size:
-            if time.monotonic() > deadline:
-                raise SystemExit("the guest did not plug what is hotplugged at boot")
-            time.sleep(0.1)
+            raise SystemExit("the guest did not reach the target")
 
 
 @contextmanager
@@ -108,17 +122,19 @@ def _machine(directory: Path, version: str | None, show_command: bool) -> Iterat
 
 def _run(show: Show) -> None:
     show.headline("A Linux guest boots; its memory is this machine's, its processors are QEMU's")
-    show.say(f"virtio-mem boot --cpus boot=2 --memory {MEMORY}")
+    show.say("virtio-mem boot --cpus boot=2")
+    show.say(f"  --memory {MEMORY}")
     show.console.wait_for_boot(BOOT_SECONDS)
     show.say(f"guest: Linux {show.console.run('uname -r').strip()}")
-    show.wait_for_plugged(256 * MIB)
-    show.picture()
+    show.follow(lambda: show.zone()["plugged_size"] != BOOT_HOTPLUGGED)
     show.headline("The host gives more")
     show.resize(BOOT_SIZE + 1536 * MIB)
     show.headline("The guest uses it: a file of 300 MiB in memory")
     write = "dd if=/dev/zero of=/tmp/file bs=1M count=300 2>/dev/null"
-    show.console.run(f"mount -t tmpfs -o size=100% tmp /tmp; {write}", BOOT_SECONDS)
-    show.picture()
+    with ThreadPoolExecutor(1) as thread:
+        written = thread.submit(show.console.run, f"mount -t tmpfs -o size=100% tmp /tmp; {write}", BOOT_SECONDS)
+        show.follow(lambda: not written.done())
+    written.result()
     show.headline("The guest is done with the file; the host takes memory back")
     show.console.run("rm /tmp/file")
     show.resize(BOOT_SIZE + 128 * MIB)
@@ -129,23 +145,49 @@ def _run(show: Show) -> None:
         raise SystemExit("the host still holds memory that was unplugged")
 
 
+def _perform(kernel: str | None, verbose: bool) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="virtio-mem-demo-") as directory,
+        _machine(Path(directory), kernel, verbose) as (console, api),
+    ):
+        _run(Show(console, api))
+
+
+def _film(output: Path, arguments: list[str]) -> None:
+    """Run the demo in a terminal of its own, and save what that showed."""
+    try:
+        from virtio_mem.picture.film import film  # noqa: PLC0415 - an extra
+        from virtio_mem.picture.recording import record  # noqa: PLC0415
+    except ImportError as error:
+        remedy = "pip install 'virtio-mem[record]'"
+        raise UsageError("--picture", output, f"recordings need a library: {error}", remedy) from None
+    echo = _echo if sys.stdout.isatty() else None
+    recording = record([sys.executable, "-m", __spec__.name, *arguments], columns=WIDTH, rows=MOST_ROWS, echo=echo)
+    if echo is None:
+        sys.stdout.write(f"{recording.frames[-1].text}\n")
+    if recording.status:
+        raise SystemExit(recording.status)
+    output.write_text(film(recording, "scripts/demo --linux"))
+
+
+def _echo(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="scripts/demo --linux", description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", metavar="VERSION", help="the guest's Linux, such as 6.1 (the newest that is there)")
     parser.add_argument("--verbose", action="store_true", help="show the command line that boots the guest")
-    parser.add_argument("--picture", metavar="FILE.svg", help="save what the terminal showed as an SVG")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="save what the terminal showed, as it moved")
     arguments = parser.parse_args()
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="virtio-mem-demo-") as directory,
-            _machine(Path(directory), arguments.kernel, arguments.verbose) as (console, api),
-        ):
-            show = Show(console, api)
-            _run(show)
-            if arguments.picture:
-                title = "scripts/demo --linux"
-                show.terminal.save_svg(arguments.picture, title=title, code_format=PICTURE, theme=SVG_EXPORT_THEME)
+        if arguments.picture:
+            same = ["--kernel", arguments.kernel] * bool(arguments.kernel) + ["--verbose"] * arguments.verbose
+            _film(arguments.picture, same)
+        else:
+            _perform(arguments.kernel, arguments.verbose)
     except FieldError as error:
         raise SystemExit(str(error)) from error
 
