@@ -45,6 +45,9 @@ REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
 # Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
 
+# Memory that is plugged, written and given back to the host, in MiB, on each backing.
+MEBIBYTES_THERE_AND_BACK = count(quick=128, ci=1_024, soak=1_024)
+
 # Between a driver and a device in two processes: loads of an index that the other one stores all the time, buffers
 # through a ring without a pause (more than 65,536 in CI, so that the indices come round), and through one where both
 # sides sleep between notifications.
@@ -124,7 +127,7 @@ IOTLB_UPDATES = count(quick=3_000, ci=20_000, soak=100_000)
 IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 
 # Attacks on our own back end, chosen at random where they are not all.
-ATTACKS_ON_OUR_BACK_END = count(quick=100, ci=1_000, soak=1_000)
+ATTACKS_ON_OUR_BACK_END = count(quick=50, ci=1_000, soak=1_000)
 
 # The same through a supervisor.
 ATTACKS_ON_SUPERVISED_BACK_END = count(quick=25, ci=1_000, soak=1_000)

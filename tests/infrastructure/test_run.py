@@ -109,23 +109,23 @@ def test_peers_may_be_missing_but_not_in_ci(run: Run, monkeypatch: pytest.Monkey
     assert (result.ret != pytest.ExitCode.OK) == (ci == "true")
 
 
-@pytest.mark.parametrize(
-    ("body", "leak"),
-    [
-        ("kept.append(os.dup(0))", "1 more open: "),
-        ("kept.append(os.memfd_create('zone'))", "1 more open: /memfd:zone"),
-        (
-            "fd = os.memfd_create('zone'); os.ftruncate(fd, 8192); kept.append(mmap.mmap(fd, 8192)); os.close(fd)",
-            "8192",
-        ),
-        ("kept.append(mmap.mmap(-1, 4096))", "4096 bytes more mapped: /dev/zero"),
-    ],
-    ids=["fd", "memfd", "mapping", "anonymous shared mapping"],
-)
-def test_leak_fails_the_test(run: Run, body: str, leak: str) -> None:
-    result = run(f"import mmap, os\nkept = []\ndef test_leaky(): {body}\ndef test_next(): pass")
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*the test leaks:", f"*{leak}*"])
+LEAKS = {
+    "fd": ("kept.append(os.dup(0))", "1 more open: "),
+    "memfd": ("kept.append(os.memfd_create('zone'))", "1 more open: /memfd:zone"),
+    "mapping": (
+        "fd = os.memfd_create('zone'); os.ftruncate(fd, 8192); kept.append(mmap.mmap(fd, 8192)); os.close(fd)",
+        "8192",
+    ),
+    "anonymous": ("kept.append(mmap.mmap(-1, 4096))", "4096 bytes more mapped: /dev/zero"),
+}
+
+
+def test_each_leak_fails_its_test(run: Run) -> None:
+    tests = [f"def test_{name}(): {body}\ndef test_after_{name}(): pass" for name, (body, _) in LEAKS.items()]
+    result = run("\n".join(["import mmap, os", "kept = []", *tests]))
+    result.assert_outcomes(passed=2 * len(LEAKS), errors=len(LEAKS))
+    for name, (_, leak) in LEAKS.items():
+        result.stdout.fnmatch_lines([f"*ERROR at teardown of test_{name} *", "*the test leaks:", f"*{leak}*"])
 
 
 def test_garbage_is_no_leak(run: Run) -> None:

@@ -1,4 +1,7 @@
-"""A gibibyte is plugged by requests, written, unplugged, and is back with the host: by the kernel's own counters."""
+"""A gibibyte is plugged by requests, written, unplugged, and is back with the host: by the kernel's own counters.
+
+A quarter of one is in the quick tier.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.counts import MEBIBYTES_THERE_AND_BACK
 from tests.device.arena import BACKINGS
 from tests.host import HugePagePool
 from vhost_user.mapping import PAGE_SIZE
-from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import Request, RequestType, ResponseType
 
 ST_BLOCKS_UNIT = 512
+SIZE = MEBIBYTES_THERE_AND_BACK * MIB
 SLACK = 4 * MIB
 """What this process, or a file system's bookkeeping, may take or give back beside the zone."""
 
@@ -55,15 +60,15 @@ def taken(backing: str, zone: ManagedZone) -> int:
 )
 def test_a_gibibyte_there_and_back(backing: str, tmp_path: Path, hugepages: Callable[[int, int], HugePagePool]) -> None:
     if backing == "hugetlb":
-        hugepages(2 * MIB, 512)
+        hugepages(2 * MIB, SIZE // (2 * MIB))
     file = tmp_path / "zone"
     with file.open("wb") as opened:
-        opened.truncate(GIB)
+        opened.truncate(SIZE)
     options = OPTIONS[backing].replace("%s", str(file))
     line = (
-        f"--memory size=0,hotplug_method=virtio-mem --memory-zone id=boot,size=2M id=z,size=0,{options},hotplug_size=1G"
+        f"--memory size=0,hotplug_method=virtio-mem --memory-zone id=boot,size=2M id=z,size=0,{options},hotplug_size={SIZE}"
     )
-    with MemoryManager(VmMemoryConfig.parse(f"{line},hotplugged_size=1G")) as manager:
+    with MemoryManager(VmMemoryConfig.parse(f"{line},hotplugged_size={SIZE}")) as manager:
         zone = manager.zones["z"]
         assert zone.service is not None
         assert zone.zone.hotplug is not None
@@ -72,17 +77,17 @@ def test_a_gibibyte_there_and_back(backing: str, tmp_path: Path, hugepages: Call
 
         def ask_all(type_: RequestType) -> None:
             assert zone.service is not None
-            for start in range(0, GIB, 128 * MIB):
+            for start in range(0, SIZE, 128 * MIB):
                 request = Request(type_, GuestAddress(base + start), 64)
                 assert zone.service.request(request).type is ResponseType.ACK
 
         ask_all(RequestType.PLUG)
-        for page in range(0, GIB, PAGE_SIZE):
+        for page in range(0, SIZE, PAGE_SIZE):
             manager.guest_memory.write(GuestAddress(base + page), b"guest")
-        assert taken(backing, zone) - before + SLACK >= GIB
-        assert zone.zone.hotplug.held() == GIB
+        assert taken(backing, zone) - before + SLACK >= SIZE
+        assert zone.zone.hotplug.held() == SIZE
         ask_all(RequestType.UNPLUG)
         assert taken(backing, zone) - before < SLACK
-        assert zone.zone.hotplug.held(HostOffset(0), ByteCount(GIB)) == 0
+        assert zone.zone.hotplug.held(HostOffset(0), ByteCount(SIZE)) == 0
         info = zone.service.info()
-        assert (info["plugged_size"], info["unplugged_bytes"], info["unreturned_bytes"]) == (0, GIB, 0)
+        assert (info["plugged_size"], info["unplugged_bytes"], info["unreturned_bytes"]) == (0, SIZE, 0)

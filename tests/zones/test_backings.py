@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import host
+from tests.counts import MEBIBYTES_THERE_AND_BACK
 from tests.zones.helpers import (
     ANONYMOUS,
     HUGE,
@@ -41,14 +42,14 @@ from tests.zones.helpers import (
 )
 from vhost_user import _native
 from vhost_user.errors import HostError, UsageError
-from vhost_user.units import GIB, KIB, MIB, TIB, ByteCount, HostOffset
+from vhost_user.units import KIB, MIB, TIB, ByteCount, HostOffset
 from virtio_mem.hostmem.memory import HostMemory
 
 SHARED_KINDS = [kind for kind in KINDS if kind.shared]
 PRIVATE_KINDS = [kind for kind in KINDS if not kind.shared]
 USER_FILES = [SHARED_FILE, PRIVATE_FILE, SHARED_TMPFS_FILE, PRIVATE_TMPFS_FILE]
 
-PLUGGED = ByteCount(GIB)
+PLUGGED = ByteCount(MEBIBYTES_THERE_AND_BACK * MIB)
 """What is plugged, written and taken back, on each backing."""
 
 
