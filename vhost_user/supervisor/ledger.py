@@ -122,6 +122,11 @@ class Ledger(Book):
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries
 
+    @property
+    def blank(self) -> bool:
+        """Whether nothing was written yet."""
+        return not self._entries
+
     def keys(self, prefix: bytes) -> list[bytes]:
         """Those that begin so."""
         return [key for key in self._entries if key.startswith(prefix)]

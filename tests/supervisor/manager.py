@@ -1,0 +1,152 @@
+"""A service manager in a process of its own, with a descriptor store as systemd has it, which starts a service again.
+
+As systemd 254 and later: it reads what the main process sent before it looks whether that is dead; it drops what it has
+already, whatever the name, and what it has no room for; it gives all back by LISTEN_FDS, the newest first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.supervisor.rig import Board, fork
+from vhost_user.owned_fd import OwnedFd, received_fds
+
+MAIN, STARTS, STORED, DROPPED = range(4)
+"""Words of the manager's board: the main process, how often there was one that became ready, descriptors that are
+stored, and those that were not taken."""
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Manager:
+    """What the process does. `service` is called in each main process."""
+
+    def __init__(self, notify: socket.socket, room: int, service: Callable[[], object], board: Board) -> None:
+        self._notify, self._room, self._service, self._board = notify, room, service, board
+        self._address = str(notify.getsockname())
+        self._stored: list[tuple[str, OwnedFd]] = []
+        self._main = 0
+        self._ending = False
+
+    def run(self) -> int:
+        """Until SIGTERM, or until a main process fails; the status of the last one then."""
+        signal.signal(signal.SIGTERM, lambda *_: self._end())
+        while True:
+            pidfd = self._start()
+            poll = select.poll()
+            poll.register(self._notify, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
+            while pidfd not in dict(poll.poll()) or select.select([self._notify], [], [], 0)[0]:
+                self._read()
+            os.close(pidfd)
+            _, status = os.waitpid(self._main, 0)
+            if self._ending or not os.WIFSIGNALED(status):
+                return os.waitstatus_to_exitcode(status)
+
+    def _end(self) -> None:
+        self._ending = True
+        os.kill(self._main, signal.SIGTERM)
+
+    def _start(self) -> int:
+        self._main = fork(self._become_main)
+        self._board[MAIN] = self._main
+        if self._ending:
+            self._end()
+        return os.pidfd_open(self._main)
+
+    def _become_main(self) -> None:
+        high = [fcntl.fcntl(fd.fileno(), fcntl.F_DUPFD_CLOEXEC, 600) for _, fd in self._stored]
+        for number, fd in enumerate(high, 3):
+            os.dup2(fd, number)
+            os.close(fd)
+        os.environ["NOTIFY_SOCKET"] = self._address
+        os.environ["FDSTORE"] = str(self._room)
+        os.environ["LISTEN_PID"] = str(os.getpid())
+        os.environ["LISTEN_FDS"] = str(len(high))
+        os.environ["LISTEN_FDNAMES"] = ":".join(name for name, _ in self._stored)
+        self._service()
+
+    def _read(self) -> None:
+        if not select.select([self._notify], [], [], 0)[0]:
+            return
+        room = socket.CMSG_SPACE(1024) + socket.CMSG_SPACE(_CREDENTIALS.size)
+        data, ancillary, _, _ = self._notify.recvmsg(4096, room, socket.MSG_CMSG_CLOEXEC)
+        fds = received_fds(ancillary)
+        sender = next(_CREDENTIALS.unpack(part)[0] for _, kind, part in ancillary if kind == socket.SCM_CREDENTIALS)
+        assert sender == self._main, "NotifyAccess=main"
+        said = dict(line.split("=", 1) for line in data.decode().splitlines())
+        if said.get("READY") == "1":
+            self._board[STARTS] += 1
+        if said.get("FDSTORE") == "1":
+            assert said["FDPOLL"] == "0"
+            for fd in fds:
+                self._store(said["FDNAME"], fd)
+        if said.get("FDSTOREREMOVE") == "1":
+            self._stored = [(name, fd) for name, fd in self._stored if name != said["FDNAME"]]
+        self._board[STORED] = len(self._stored)
+
+    def _store(self, name: str, fd: OwnedFd) -> None:
+        if len(self._stored) >= self._room or any(_same(fd, each) for _, each in self._stored):
+            self._board[DROPPED] += 1
+        else:
+            self._stored.insert(0, (name, fd))
+
+
+def _same(one: OwnedFd, other: OwnedFd) -> bool:
+    return os.path.sameopenfile(one.fileno(), other.fileno())
+
+
+class Managed:
+    """The manager's process."""
+
+    def __init__(self, pid: int, board: Board) -> None:
+        self.pid = pid
+        self.board = board
+
+    def kill_main(self) -> None:
+        """SIGKILL for the main process of this moment."""
+        with suppress(ProcessLookupError):
+            os.kill(self.board[MAIN], signal.SIGKILL)
+
+
+@contextmanager
+def managed(
+    directory: Path, service: Callable[[], object], room: int = 512, level: int = logging.CRITICAL
+) -> Iterator[Managed]:
+    """A manager that runs `service`, which ends well when it is told to."""
+    board = Board()
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    notify.bind(str(directory / "notify"))
+
+    def manage() -> None:
+        # Nobody may close what pytest has open after its numbers are those of passed descriptors.
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        logging.basicConfig(level=level, force=True)
+        status = Manager(notify, room, service, board).run()
+        sys.stderr.flush()
+        os._exit(status)
+
+    pid = fork(manage)
+    notify.close()
+    try:
+        yield Managed(pid, board)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert board[DROPPED] == 0
+    finally:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(board[MAIN], signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        board.close()
