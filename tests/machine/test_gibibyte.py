@@ -65,29 +65,28 @@ def test_a_gibibyte_there_and_back(backing: str, tmp_path: Path, hugepages: Call
     with file.open("wb") as opened:
         opened.truncate(SIZE)
     options = OPTIONS[backing].replace("%s", str(file))
-    line = (
-        f"--memory size=0,hotplug_method=virtio-mem --memory-zone id=boot,size=2M id=z,size=0,{options},hotplug_size={SIZE}"
-    )
-    with MemoryManager(VmMemoryConfig.parse(f"{line},hotplugged_size={SIZE}")) as manager:
-        zone = manager.zones["z"]
-        assert zone.service is not None
-        assert zone.zone.hotplug is not None
-        base = zone.service.device.geometry.addr
-        before = taken(backing, zone)
+    line = "--memory size=0,hotplug_method=virtio-mem --memory-zone id=boot,size=2M"
+    zone = f"id=z,size=0,{options},hotplug_size={SIZE},hotplugged_size={SIZE}"
+    with MemoryManager(VmMemoryConfig.parse(f"{line} {zone}")) as manager:
+        managed = manager.zones["z"]
+        assert managed.service is not None
+        assert managed.zone.hotplug is not None
+        base = managed.service.device.geometry.addr
+        before = taken(backing, managed)
 
         def ask_all(type_: RequestType) -> None:
-            assert zone.service is not None
+            assert managed.service is not None
             for start in range(0, SIZE, 128 * MIB):
                 request = Request(type_, GuestAddress(base + start), 64)
-                assert zone.service.request(request).type is ResponseType.ACK
+                assert managed.service.request(request).type is ResponseType.ACK
 
         ask_all(RequestType.PLUG)
         for page in range(0, SIZE, PAGE_SIZE):
             manager.guest_memory.write(GuestAddress(base + page), b"guest")
-        assert taken(backing, zone) - before + SLACK >= SIZE
-        assert zone.zone.hotplug.held() == SIZE
+        assert taken(backing, managed) - before + SLACK >= SIZE
+        assert managed.zone.hotplug.held() == SIZE
         ask_all(RequestType.UNPLUG)
-        assert taken(backing, zone) - before < SLACK
-        assert zone.zone.hotplug.held(HostOffset(0), ByteCount(SIZE)) == 0
-        info = zone.service.info()
+        assert taken(backing, managed) - before < SLACK
+        assert managed.zone.hotplug.held(HostOffset(0), ByteCount(SIZE)) == 0
+        info = managed.service.info()
         assert (info["plugged_size"], info["unplugged_bytes"], info["unreturned_bytes"]) == (0, SIZE, 0)
