@@ -150,6 +150,9 @@ OPENAPI_REQUESTS = count(quick=10, ci=100, soak=1_000)
 # Workers of `virtio-mem serve` that are killed under a guest that plugs and unplugs, for each format of ring.
 SERVE_KILLS = count(quick=20, ci=200, soak=2_000)
 
+# The same under three guests of as many zones, each in a thread of the worker's.
+ZONES_KILLS = count(quick=10, ci=100, soak=1_000)
+
 # Workers of `virtio-mem serve` that are killed while a Linux guest is resized.
 LINUX_KILLS = count(quick=3, ci=5, soak=50)
 
