@@ -24,6 +24,7 @@ from typing import NamedTuple
 from vhost_user.errors import FieldError
 from virtio_mem.conformance.check import WISH, Check, NotOffered, Unsuitable, Violation, all_checks
 from virtio_mem.conformance.clauses import DeviceClause, device_clauses, expected_clauses
+from virtio_mem.conformance.replay import shorten
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Target, TargetFailure, Wish
 
@@ -151,6 +152,7 @@ def judge(
     """
     began = time.monotonic()
     run = run_checks(target, chosen_checks(profile, only), progress)
+    shorten_evidence(target, run)
     seconds = time.monotonic() - began
     return judgement_of(
         target, run, profile, seed, seconds, expected=() if only else expected_clauses(target.kind, target.capabilities)
@@ -238,6 +240,19 @@ def _unable(check: Check, why: Unsuitable | NotOffered) -> Iterator[Evidence]:
 
 def _is_verdict(evidence: Evidence) -> bool:
     return evidence.verdict in (Verdict.HOLDS, Verdict.VIOLATED)
+
+
+def shorten_evidence(target: Target, run: Run) -> None:
+    """Of each clause that was violated, the shortest sequence without what did not matter to it."""
+    shortest: dict[str, int] = {}
+    for number, one in enumerate(run.evidence):
+        if one.verdict is Verdict.VIOLATED:
+            best = run.evidence[shortest.setdefault(one.clause, number)]
+            if len(one.lines) < len(best.lines):
+                shortest[one.clause] = number
+    for number in shortest.values():
+        one = run.evidence[number]
+        run.evidence[number] = one._replace(lines=shorten(target, one.lines))
 
 
 def judgement_of(

@@ -150,13 +150,13 @@ def _parse_chain(words: list[str], place: Place) -> Chain:
                 pad, tail = (bytes.fromhex(named.get(name, "00" * 6)) for name in ("pad", "tail"))
                 head = _PARTS.pack(int(rest[0]), pad, _parse_addr(rest[1], place), int(rest[2]), tail)
                 request = head + bytes.fromhex(named.get("more", ""))
-            readable, room = (_lengths(named[name]) if name in named else None for name in ("readable", "room"))
-            return Chain(request, readable or _PLAIN.readable, room or _PLAIN.room, "indirect" in named)
+            lengths = {name: _lengths(named[name]) for name in ("readable", "room") if name in named}
+            return Chain(request, indirect="indirect" in named, **lengths)
     raise ValueError("no such call")
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 def _parse_addr(word: str, place: Place) -> int:

@@ -124,23 +124,24 @@ def several_at_once(session: Session) -> None:
         session.request(PLUG, 0, 2),
         session.request(STATE, 0, 4),
         session.request(PLUG, 1, 2),
-        session.request(0xFFFF, 0),
+        session.request(STATE, 0, 0),
         session.request(UNPLUG, 1),
         session.request(STATE, 0),
     ]
-    plug, mixed, twice, _unknown, unplug, plugged = session.batch(batch)
+    plug, mixed, twice, none, unplug, plugged = session.batch(batch)
     expect_answer("RING-CHAIN-1", plug, ACK)
     expect_answer("RING-CHAIN-1", mixed, ACK, MIXED)
     expect_answer("RING-CHAIN-1", twice, ERROR)
+    expect_answer("RING-CHAIN-1", none, ERROR)
     expect_answer("RING-CHAIN-1", unplug, ACK)
     expect_answer("RING-CHAIN-1", plugged, ACK, BlockState.PLUGGED)
 
 
 def rounds(session: Session, one: Probe, clause: str, count: int) -> None:
     """Violation of `clause` unless `count` requests, in batches of various sizes, get the answer that they should."""
-    sizes, unknown = random.Random(count), session.request(0xFFFF, 0)
+    sizes, nothing = random.Random(count), session.request(PLUG, 0, 0)
     while count > 0:
-        batch = [Chain(one.request), unknown] * sizes.randint(1, 8)
+        batch = [Chain(one.request), nothing] * sizes.randint(1, 8)
         answers = session.batch(batch)
         for good in answers[::2]:
             one.judge(clause, good)

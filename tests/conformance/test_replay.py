@@ -1,0 +1,239 @@
+"""What a session put down is run again: on our device, on another one, and by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.conformance.bare import Bare
+from vhost_user.errors import UsageError
+from vhost_user.units import KIB, MIB
+from virtio_mem.conformance.check import Check, expect_answer, granted, ready
+from virtio_mem.conformance.kit import run_checks, shorten_evidence
+from virtio_mem.conformance.replay import parse_script, replay, script_of, shorten
+from virtio_mem.conformance.session import Session
+from virtio_mem.conformance.target import Capability, Chain, Target, TargetFailure, Wish
+from virtio_mem.conformance.targets.behind_ring import RingTarget
+from virtio_mem.conformance.targets.in_process import Parts
+from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.conformance.words import wish_words
+from virtio_mem.device import Effect, VirtioMemDevice
+from virtio_mem.geometry import Geometry
+from virtio_mem.protocol import Request, RequestType, Response, ResponseType
+
+WISH = Wish(region_size=4 * MIB, block_size=64 * KIB, requested_size=1 * MIB)
+
+
+@pytest.fixture
+def ring() -> Iterator[Target]:
+    with RingTarget("split", "anonymous") as target:
+        yield target
+
+
+def everything(session: Session) -> None:
+    """Each call that there is."""
+    session.begin()
+    session.begin(session.features)
+    session.plug(0, 4)
+    session.state(0, 8)
+    session.ask(0xFFFF, session.addr(1, 7), 1)
+    session.ask(RequestType.PLUG, 2**64 - 1, 0)
+    session.chain(Chain(bytes(24) + b"more", readable=(7, 30), room=(2, 30), indirect=True))
+    session.chain(Chain(b"short", readable=(5,), room=()))
+    session.batch([session.request(RequestType.PLUG, 8), session.request(RequestType.STATE, 7, 2)])
+    session.fill(0, 2, 5)
+    session.same(0, 2, 5)
+    session.held(0, 4)
+    session.set_target(2 * MIB)
+    session.set_target(3 * 64 * KIB + 1)
+    session.notices()
+    session.refuse(True)
+    session.plug(12, 2)
+    session.refuse(False)
+    session.pause(True)
+    session.unplug(0)
+    session.pause(False)
+    session.advance(2.5)
+    session.config()
+    session.device_reset()
+    session.begin()
+    session.unplug_all()
+    session.system_reset()
+
+
+def recorded(target: Target) -> list[str]:
+    subject = target.start(WISH)
+    session = Session(subject, WISH, target.capabilities)
+    everything(session)
+    subject.close()
+    return session.lines
+
+
+def test_a_session_runs_again_and_gets_the_same_answers(ring: Target) -> None:
+    lines = recorded(ring)
+    assert len({line.split()[0] for line in lines}) == 20
+    again = replay(ring, script_of(lines))
+    assert (again.failure, again.differences) == ("", [])
+    assert [f"{one.step.call} -> {one.now}" for one in again.replayed] == lines[1:]
+
+
+def test_another_device_may_lie_elsewhere(ring: Target) -> None:
+    lines = [line.replace("addr=0x100000000", "addr=0x7700000000") for line in recorded(ring)]
+    assert replay(ring, script_of(lines)).differences == []
+
+
+def test_other_answers_are_differences(ring: Target) -> None:
+    text = f"""
+    {wish_words(WISH)}
+
+    # Written by hand.
+    begin -> agreed 0x0     # which features is no matter
+    plug 0 4 -> NACK
+    plug 4 4
+    state 0 8 -> ACK MIXED
+    """
+    (script,) = parse_script(text)
+    again = replay(ring, script)
+    assert [(one.step.number, one.step.answer, one.now) for one in again.differences] == [
+        (6, "NACK", "ACK"),
+        (8, "ACK MIXED", "ACK PLUGGED"),
+    ]
+
+
+def test_a_file_may_hold_several_sessions(ring: Target) -> None:
+    lines = recorded(ring)
+    scripts = parse_script("\n".join([*lines, "", *lines]))
+    assert [script.wish for script in scripts] == [WISH, WISH]
+    assert [len(script.steps) for script in scripts] == [len(lines) - 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("plug 0 1", "line 1: call=plug 0 1: comes before the first wish"),
+        ("wish region_size=1", "line 1: wish="),
+        ("WISH\n\nplug 0", "line 3: call=plug 0"),
+        ("WISH\ntarget x", "line 2: call=target x"),
+        ("WISH\nrefuse maybe", "line 2: call=refuse maybe"),
+        ("WISH\nbatch plug 0 1 | dance", "line 2: call=dance"),
+        ("WISH\nbegin 0xz", "line 2: call=begin 0xz"),
+    ],
+)
+def test_what_can_not_be_read_is_told_by_its_line(text: str, message: str) -> None:
+    wish = wish_words(Wish(1, 1))
+    with pytest.raises(UsageError) as refusal:
+        parse_script(text.replace("WISH", wish))
+    assert str(refusal.value).startswith(message)
+
+
+def test_a_step_that_the_target_can_not_make_ends_the_replay(ring: Target) -> None:
+    lines = recorded(ring)
+    target = Bare("vhost-user", Capability.CHAINS)
+    again = replay(target, script_of(lines))
+    target.close()
+    assert again.failure == f"line {len(again.replayed) + 2}: vhost-user can't: CONTENT"
+    assert again.replayed[-1].step.call.startswith("batch")
+
+
+def test_several_chains_need_no_ring_of_ours() -> None:
+    with OurTarget("anonymous") as target:
+        script = script_of([wish_words(WISH), "begin", "batch plug 0 1 | state 0 1 -> ACK | ACK PLUGGED"])
+        assert replay(target, script).differences == []
+        script = script_of([wish_words(WISH), "begin", "chain 0 b0 1 room=64"])
+        assert replay(target, script).failure == "line 3: self can't: CHAINS"
+
+
+# Shortening, on a device that gives another block back than it was asked for.
+
+
+class OneTooFew(VirtioMemDevice):
+    """Answers an UNPLUG of three blocks with ERROR."""
+
+    def request(self, request: Request) -> Response | Effect:
+        if request.type == RequestType.UNPLUG and request.nb_blocks == 3:
+            return super().request(request._replace(nb_blocks=0))
+        return super().request(request)
+
+
+def make(geometry: Geometry, requested_size: int) -> VirtioMemDevice:
+    return OneTooFew(geometry, requested_size=requested_size)
+
+
+@pytest.fixture
+def wrong() -> Iterator[Target]:
+    with OurTarget("anonymous", parts=Parts(make_device=make)) as target:
+        yield target
+
+
+def session_of(target: Target, calls: Sequence[str]) -> list[str]:
+    script = script_of(
+        [f"wish region_size={WISH.region_size} block_size=65536 requested_size=1048576 node_id=none", *calls]
+    )
+    done = replay(target, script)
+    return ["wish region_size=4194304 block_size=65536 requested_size=1048576 node_id=none"] + [
+        f"{one.step.call} -> {one.now}" for one in done.replayed
+    ]
+
+
+def test_looks_and_refusals_are_left_out(wrong: Target) -> None:
+    lines = session_of(
+        wrong,
+        ["config", "begin", "state 0 4", "plug 0 6", "plug 2 2", "target 65536", "plug 9 1", "config", "unplug 0 3"],
+    )
+    assert shorten(wrong, lines) == (
+        lines[0],
+        lines[2],
+        "plug 0 6 -> ACK",
+        "target 65536 -> done",
+        "unplug 0 3 -> ERROR",
+    )
+
+
+class Forgetful(VirtioMemDevice):
+    """Takes the second STATE for a PLUG of what it names."""
+
+    asked = 0
+
+    def request(self, request: Request) -> Response | Effect:
+        self.asked += request.type == RequestType.STATE
+        if self.asked == 2:
+            request = request._replace(type=RequestType.PLUG)
+        return super().request(request)
+
+
+def test_a_look_that_matters_stays() -> None:
+    parts = Parts(make_device=lambda geometry, size: Forgetful(geometry, requested_size=size))
+    with OurTarget("anonymous", parts=parts) as target:
+        lines = session_of(target, ["begin", "config", "state 0 4", "config", "state 0 4", "plug 9 1", "plug 0 1"])
+        assert lines[-1] == "plug 0 1 -> ERROR"
+        short = shorten(target, lines)
+        assert [line.split(" -> ")[0] for line in short[1:]] == [
+            "begin",
+            "state 0 4",
+            "state 0 4",
+            "plug 9 1",
+            "plug 0 1",
+        ]
+
+
+def test_what_a_judge_shows_is_short(wrong: Target) -> None:
+    def three(session: Session) -> None:
+        ready(session, 4)
+        granted(session, session.plug(0, 4))
+        expect_answer("MEM-UNPLUG-8", session.unplug(0, 3), ResponseType.ACK)
+
+    judged = run_checks(wrong, [Check("three", ("MEM-UNPLUG-8",), three, Capability(0), (WISH,), slow=False)])
+    assert len(judged.evidence[0].lines) == 6
+    shorten_evidence(wrong, judged)
+    assert [line.split(" -> ")[0] for line in judged.evidence[0].lines[1:]] == ["begin", "plug 0 4", "unplug 0 3"]
+
+
+def test_a_target_that_does_not_start_any_more_shortens_nothing(wrong: Target) -> None:
+    lines = session_of(wrong, ["begin", "config", "plug 0 4", "unplug 0 3"])
+
+    def start(wish: Wish) -> None:
+        raise TargetFailure("no more")
+
+    wrong.start = start  # type: ignore[method-assign, assignment]
+    assert shorten(wrong, lines) == tuple(lines)
