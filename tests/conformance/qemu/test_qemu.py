@@ -24,14 +24,20 @@ PARTS = (play.requests, play.notices, play.system_reset, play.memory, play.held,
 
 
 @contextmanager
-def started(rest: str = "", wish: Wish = play.WISH) -> Iterator[QemuSubject]:
+def started(rest: str) -> Iterator[QemuSubject]:
     with closing(QemuTarget.parse(rest)) as target:
-        yield target.start(wish)
+        yield target.start(play.WISH)
+
+
+@pytest.fixture(scope="module")
+def qemu() -> Iterator[QemuTarget]:
+    with closing(QemuTarget()) as target:
+        yield target
 
 
 @pytest.fixture
-def subject() -> Iterator[QemuSubject]:
-    with started() as subject:
+def subject(qemu: QemuTarget) -> Iterator[QemuSubject]:
+    with closing(qemu.start(play.WISH)) as subject:
         play.begin(subject)
         yield subject
 
@@ -43,7 +49,7 @@ def from_the_start(subject: Subject, part: Callable[[Subject], None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "rest", ["", ",memory=ram", ",dynamic-memslots=on", ",memory=ram,dynamic-memslots=on,block-size=2M"]
+    "rest", ["", ",memory=ram", ",dynamic-memslots=on,prealloc=on", ",memory=ram,dynamic-memslots=on,block-size=2M"]
 )
 def test_what_it_can_do(rest: str) -> None:
     with started(rest) as subject:
@@ -90,8 +96,8 @@ def test_a_target_that_it_turns_down(subject: QemuSubject) -> None:
         Wish(2 * MIB, 1 * MIB),
     ],
 )
-def test_a_device_as_it_is_wished(wish: Wish) -> None:
-    with started(wish=wish) as subject:
+def test_a_device_as_it_is_wished(qemu: QemuTarget, wish: Wish) -> None:
+    with closing(qemu.start(wish)) as subject:
         config = subject.config()
         assert (config.region_size, config.block_size) == (wish.region_size, wish.block_size)
         assert (config.requested_size, config.plugged_size) == (wish.requested_size, 0)
@@ -106,8 +112,8 @@ def test_a_device_as_it_is_wished(wish: Wish) -> None:
             assert subject.held(last * config.block_size, config.block_size)
 
 
-def test_what_it_cant_have_is_made_whole() -> None:
-    with started(wish=Wish(5 * MIB + 1, 4096, 1, node_id=60000)) as subject:
+def test_what_it_cant_have_is_made_whole(qemu: QemuTarget) -> None:
+    with closing(qemu.start(Wish(5 * MIB + 1, 4096, 1, node_id=60000))) as subject:
         config = subject.config()
         assert (config.region_size, config.block_size, config.requested_size) == (6 * MIB, MIB, MIB)
         assert config.node_id == 127
@@ -126,15 +132,14 @@ def test_features_are_what_the_driver_says(subject: QemuSubject) -> None:
         assert {play.response(used).type for used in subject.submit([chain] * 10)} == {ResponseType.ACK}
 
 
-def test_each_start_is_a_device_that_has_just_been_made() -> None:
-    with QemuTarget.parse("") as target:
-        for _ in range(2):
-            subject = target.start(play.WISH)
-            play.begin(subject)
-            assert play.state(subject, 0, 8) is BlockState.UNPLUGGED
-            play.plug(subject, 0, 4)
-            subject.close()
-            subject.close()
+def test_each_start_is_a_device_that_has_just_been_made(qemu: QemuTarget) -> None:
+    for _ in range(2):
+        subject = qemu.start(play.WISH)
+        play.begin(subject)
+        assert play.state(subject, 0, 8) is BlockState.UNPLUGGED
+        play.plug(subject, 0, 4)
+        subject.close()
+        subject.close()
 
 
 def test_time_is_the_kits(subject: QemuSubject) -> None:
@@ -163,15 +168,14 @@ def test_a_death_is_told_with_its_cause(subject: QemuSubject) -> None:
     subject.close()
 
 
-def test_a_hang_has_an_end() -> None:
-    with started() as subject:
-        os.kill(subject.machine.pid, signal.SIGSTOP)
-        subject.machine.qtest.allow(0.01)
-        with pytest.raises(TargetFailure, match=r"did not answer 'b64read \S+ 0x38' within 0\.01 s"):
-            subject.config()
-        subject.machine.patience = 0.01
-        with pytest.raises(TargetFailure, match=r"no answer within 0\.01 s"):
-            subject.set_target(0)
+def test_a_hang_has_an_end(subject: QemuSubject) -> None:
+    os.kill(subject.machine.pid, signal.SIGSTOP)
+    subject.machine.qtest.allow(0.01)
+    with pytest.raises(TargetFailure, match=r"did not answer 'b64read \S+ 0x38' within 0\.01 s"):
+        subject.config()
+    subject.machine.patience = 0.01
+    with pytest.raises(TargetFailure, match=r"no answer within 0\.01 s"):
+        subject.set_target(0)
 
 
 def test_what_it_does_not_start_with() -> None:

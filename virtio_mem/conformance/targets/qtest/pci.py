@@ -30,7 +30,7 @@ _IS_PORTS = 1
 _IS_64_BIT = 4
 _FLAGS = 0xF
 
-_WINDOWS = 0xF0000000
+_WINDOWS, _WINDOWS_END = 0xF0000000, 0xFEC00000
 """Above the RAM and PCI Express's configuration space of both of QEMU's PCs, below their interrupt controllers."""
 
 _MOST_CAPABILITIES = 48
@@ -90,6 +90,8 @@ class PciFunction:
             if mask & ~_FLAGS and not mask & _IS_PORTS:
                 size = (~(mask & ~_FLAGS) & 0xFFFFFFFF) + 1
                 at = align_up(at, size)
+                if at + size > _WINDOWS_END:
+                    raise self._failure(f"the device's windows take more than {_WINDOWS_END - _WINDOWS} bytes")
                 self.set(register, at, 4)
                 if wide:
                     self.set(register + 4, 0, 4)
