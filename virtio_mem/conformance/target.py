@@ -17,7 +17,7 @@ from enum import Flag, auto
 from typing import NamedTuple
 
 from vhost_user.units import MIB
-from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, ConfigSpace
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, ConfigSpace, Feature, Request, RequestType
 
 
 class Capability(Flag):
@@ -205,3 +205,13 @@ class Target(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def clear(subject: Subject) -> None:
+    """Bring a device that others used before as near to a new one as a driver can; it has no driver afterwards.
+
+    Whether it obeys is not looked at. TargetFailure where it is gone.
+    """
+    if subject.begin(subject.offered_features & int(sum(Feature))):
+        subject.submit([Chain(Request(RequestType.UNPLUG_ALL).encode())])
+    subject.device_reset()

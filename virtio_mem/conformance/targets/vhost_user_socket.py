@@ -15,12 +15,12 @@ from vhost_user.errors import FieldError, UsageError
 from vhost_user.message import ProtocolFeature
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.client import Client, NotNow
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, TargetFailure, Used, Wish
+from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, TargetFailure, Used, Wish, clear
 from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
 from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
 from virtio_mem.hostmem.files import data_size
 from virtio_mem.mmio_registers import Status
-from virtio_mem.protocol import ConfigSpace, Feature, Request, RequestType
+from virtio_mem.protocol import ConfigSpace
 
 _GRACE = 0.5
 """Seconds that a notice has to come: it has a way of its own, and may be later than the answer to what caused it."""
@@ -156,9 +156,7 @@ class VhostUserSubject(Subject):
             size = min(requested_size, config.region_size)
             with suppress(Refused):
                 self._host.resize(size - size % max(1, config.block_size))
-        if self.begin(self.offered_features & int(sum(Feature))):
-            self.submit([Chain(Request(RequestType.UNPLUG_ALL).encode())])
-            self.device_reset()
+        clear(self)
         self._link.forget_content()
 
     # The host's side.

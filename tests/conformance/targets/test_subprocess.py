@@ -1,0 +1,278 @@
+"""Devices behind programs that speak JSON lines: the examples, and programs that do what none should."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.targets import play
+from tests.peers.processes import wait_until
+from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, TargetFailure, Wish
+from virtio_mem.conformance.targets import lines
+from virtio_mem.conformance.targets import subprocess as program
+from virtio_mem.conformance.targets.subprocess import ProgramTarget
+from virtio_mem.protocol import RequestType, ResponseType
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = ROOT / "docs" / "conformance-targets.md"
+HERE = Path(__file__).parent
+
+SHIM = re.findall(r"```python\n# shim.py\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_TO_END", 0.2)
+
+
+def python(directory: Path, text: str) -> str:
+    """A command that runs a program of Python."""
+    (directory / "program.py").write_text(text)
+    return f"{sys.executable} -S -E '{directory / 'program.py'}'"
+
+
+def shim(directory: Path, replaced: str = "", by: str = "") -> ProgramTarget:
+    """The page's example, with something replaced."""
+    assert replaced in SHIM
+    return ProgramTarget(python(directory, SHIM.replace(replaced, by) if replaced else SHIM))
+
+
+def test_the_example_in_python(tmp_path: Path) -> None:
+    target = shim(tmp_path)
+    assert (target.kind, target.version) == ("exec", "shim.py 1")
+    assert Capability.CONTENT not in target.capabilities
+    play.play(target)
+
+
+def test_the_example_in_c(tmp_path: Path) -> None:
+    binary = tmp_path / "shim"
+    subprocess.run(
+        ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", binary, HERE / "shim.c"], check=True
+    )
+    target = ProgramTarget(str(binary))
+    assert target.version == "shim.c 1"
+    play.play(target)
+
+
+def test_the_kits_lines_are_those_of_the_page(tmp_path: Path) -> None:
+    """Each line of the table, but for its numbers, is what comes; and the table has all of them."""
+    log = tmp_path / "log"
+    can = [name for name in Capability.__members__ if name != "CHAINS"]
+    for abilities in (can, [*can, "CHAINS"]):
+        with ProgramTarget(python(tmp_path, _CLERK.format(log=str(log), can=abilities))) as target:
+            _ask_all(target.start(Wish(1 << 30, 1 << 21, 0, None)), Capability.CHAINS in target.capabilities)
+    said = set(log.read_text().splitlines())
+    assert {_shape(line) for line in said} == {
+        _shape(line) for line in re.findall(r"`({\"do\".*?})` \|", PAGE.read_text())
+    }
+
+
+def _shape(line: str) -> str:
+    line = re.sub(r'"(HEX|[0-9a-f]{8,})"', '"HEX"', line)
+    return re.sub(r"(?<=:)(\d[\d.]*|N|S)(?=[,}])", "N", line)
+
+
+_CLERK = """
+import json, sys
+print(json.dumps({{"virtio-mem-conformance": 1, "version": "", "capabilities": {can}}}), flush=True)
+log = open({log!r}, "a")
+for line in sys.stdin:
+    log.write(line)
+    log.flush()
+    print(json.dumps({{"offered_features": 0, "accepted": True, "config": "00" * 56, "response": "00" * 10,
+        "used": [{{"length": 0, "room": ""}}], "notices": 0, "held": 0, "data": "00" * 8}}), flush=True)
+"""
+
+
+def _ask_all(subject: Subject, with_chains: bool) -> None:
+    subject.begin(5)
+    subject.submit([Chain(bytes(24))])
+    if with_chains:
+        return
+    subject.config()
+    subject.device_reset()
+    subject.set_target(5)
+    subject.advance(5)
+    subject.system_reset()
+    subject.take_notices()
+    subject.held(5, 5)
+    subject.read(5, 8)
+    subject.write(5, bytes(8))
+    subject.refuse(True)
+    subject.pause(True)
+
+
+def test_chains_go_as_they_are(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with ProgramTarget(python(tmp_path, _CLERK.format(log=str(log), can=["RESTART", "CHAINS"]))) as target:
+        subject = target.start(Wish())
+        assert subject.submit([Chain(b"\1\2", (1, 7), (), True)]) == [(0, b"")]
+        with pytest.raises(TargetFailure, match="gives 1 of 2 buffers back"):
+            subject.submit([Chain(bytes(24))] * 2)
+    sent = json.loads(log.read_text().splitlines()[1])["chains"]
+    assert sent == [{"request": "0102", "readable": [1, 7], "room": [], "indirect": True}]
+
+
+def test_much_memory_goes_in_pieces(tmp_path: Path) -> None:
+    text = """
+import json, sys
+print(json.dumps({"virtio-mem-conformance": 1, "version": "", "capabilities": ["CONTENT", "RESTART"]}), flush=True)
+memory = bytearray(1 << 20)
+for line in sys.stdin:
+    asked = json.loads(line)
+    at = asked.get("offset", 0)
+    if asked["do"] == "write":
+        data = bytes.fromhex(asked["data"])
+        memory[at : at + len(data)] = data
+    print(json.dumps({"offered_features": 0, "data": memory[at : at + asked.get("size", 0)].hex()}), flush=True)
+"""
+    with ProgramTarget(python(tmp_path, text)) as target:
+        subject = target.start(Wish())
+        data = os.urandom(600_001)
+        subject.write(7, data)
+        assert subject.read(6, 600_003) == b"\0" + data + b"\0"
+
+
+def test_a_device_that_was_there_before_is_cleared(tmp_path: Path) -> None:
+    with shim(tmp_path, '["RESTART", "WISH", ', "[") as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.plug(subject, 0, 3)
+    again = SHIM.replace('["RESTART", "WISH", ', "[").replace(
+        '    if do == "start":\n', '    if do == "start" and "device" not in globals():\n'
+    )
+    with ProgramTarget(python(tmp_path, again)) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.plug(subject, 0, 3)
+        subject = target.start(Wish())
+        assert subject.config().plugged_size == 0
+
+
+# What is wrong with a program.
+
+HELLO = 'print(\'{"virtio-mem-conformance":1,"version":"","capabilities":["RESTART","CONTENT"]}\', flush=True)\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "ended with status 0"),
+        ("import sys; sys.exit('no such device')", "ended with status 1, after this: no such device"),
+        ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+        ("import os, time; os.close(1); time.sleep(60)", "closed its standard output"),
+        ("print('hello')", "answers 'hello', which is no JSON"),
+        ("print('[' * 100000)", "which is no JSON"),
+        ("print('[1]')", "which is no JSON object"),
+        ("print('{}')", "has no good 'virtio-mem-conformance', a whole number"),
+        ("print('{\"virtio-mem-conformance\":true}')", "has no good 'virtio-mem-conformance'"),
+        ("print('{\"virtio-mem-conformance\":2}')", "speaks version 2 of the protocol, and the kit 1"),
+        (HELLO.replace('"version":""', '"version":3'), "has no good 'version', text"),
+        (HELLO.replace('"RESTART"', '"FLY"'), r"has capabilities \['FLY'\], and these are known: RESTART, "),
+        (HELLO.replace('"RESTART"', "[]"), "has capabilities"),
+        ("import sys\nwhile True: sys.stdout.write('x' * 10000)", "has a line of more than 1048576 bytes"),
+        ("print('\\xff' * 40)", "which is no JSON"),
+    ],
+)
+def test_a_program_that_does_not_speak_the_protocol(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(TargetFailure, match=says):
+        ProgramTarget(python(tmp_path, text))
+
+
+def test_a_program_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "PATIENCE", 0.3)
+    noisy = "import sys\nwhile True: sys.stderr.write('blah ' * 1000)"
+    for text in ("import time; time.sleep(60)", noisy):
+        with pytest.raises(TargetFailure, match=r"says nothing within 0\.3 s"):
+            ProgramTarget(python(tmp_path, text))
+
+
+def _pause_twice(subject: Subject) -> None:
+    subject.pause(True)
+    time.sleep(0.2)  # for the second line to come
+    subject.pause(False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "does", "says"),
+    [
+        ("{}", lambda subject: subject.begin(0), "has no good 'accepted', true or false"),
+        ('{"accepted":1}', lambda subject: subject.begin(0), "has no good 'accepted'"),
+        ('{"config":"0g"}', lambda subject: subject.config(), "has no good 'config', hexadecimal digits"),
+        ('{"config":"00"}', lambda subject: subject.config(), "a configuration space that is none: .*length=1"),
+        ('{"response":[]}', lambda subject: subject.submit([Chain(bytes(24))]), "has no good 'response', text"),
+        ('{"data":"00"}', lambda subject: subject.read(0, 8), "reads 1 bytes, and was asked for 8"),
+        ('{"notices":-1}', lambda subject: subject.take_notices(), "has no good 'notices', a whole number from 0"),
+        ('{"held":1.5}', lambda subject: subject.held(0, 8), "has no good 'held'"),
+        ('{"error":"on fire"}', lambda subject: subject.pause(True), "says: on fire"),
+        ('{"refused":7}', lambda subject: subject.set_target(0), "has no good 'refused', text"),
+        ('{}\\n{"more":1}', _pause_twice, "nobody asked"),
+    ],
+)
+def test_an_answer_that_is_none(tmp_path: Path, answer: str, does: Callable[[Subject], object], says: str) -> None:
+    started = "input(); print('{\"offered_features\":0}', flush=True)"
+    text = f"{HELLO}{started}; input(); print('{answer}', flush=True); input()"
+    with ProgramTarget(python(tmp_path, text)) as target:
+        subject = target.start(Wish())
+        with pytest.raises(TargetFailure, match=says):
+            does(subject)
+        target.start(Wish())  # another process
+
+
+def test_a_program_that_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"{HELLO}input(); print('{{\"offered_features\":0}}', flush=True); import time; time.sleep(60)"
+    with ProgramTarget(python(tmp_path, text)) as target:
+        subject = target.start(Wish())
+        monkeypatch.setattr(program, "PATIENCE", 0.3)
+        with pytest.raises(TargetFailure, match=r"does not read within 0\.3 s"):
+            subject.write(0, bytes(100_000))
+
+
+def test_a_program_that_dies_between(tmp_path: Path) -> None:
+    with shim(
+        tmp_path, '    elif do == "system_reset":\n', '    elif do == "system_reset":\n        1 / 0\n'
+    ) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        with pytest.raises(TargetFailure, match=r"(?s)ended with status 1, after this: .*ZeroDivisionError"):
+            subject.system_reset()
+        with pytest.raises(TargetFailure):
+            subject.config()
+        subject.close()
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        assert play.ask(subject, RequestType.PLUG) is ResponseType.ACK
+
+
+def test_what_a_program_started_is_ended_with_it(tmp_path: Path) -> None:
+    pid = str(tmp_path / "pid")
+    text = f"""
+import os, time
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+print(child, file=open({pid!r}, "w"))
+{HELLO}
+time.sleep(60)
+"""
+    target = ProgramTarget(python(tmp_path, text))
+    child = Path("/proc", Path(pid).read_text().strip(), "stat")
+    assert child.exists()
+    target.close()
+    # It may be left as a zombie by whoever has to reap orphans.
+    wait_until(lambda: not child.exists() or ") Z " in child.read_text(), "the child is dead")
+
+
+def test_a_refusal_is_passed_on(tmp_path: Path) -> None:
+    with shim(tmp_path) as target:
+        subject = target.start(play.WISH)
+        with pytest.raises(Refused, match="is not what such a region can have"):
+            subject.set_target(1)

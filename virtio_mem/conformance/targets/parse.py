@@ -1,0 +1,80 @@
+"""From what the user wrote to a target: `self:memfd`, `vhost-user:/run/mem0.sock,api=/run/mem.api`, `exec:./shim`.
+
+What is before the first colon or comma is the kind, and the rest is the kind's own. Modules are imported for the kind
+that is wanted: whoever judges a socket needs no QEMU, and the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from vhost_user.errors import UsageError
+from virtio_mem.conformance.target import Target
+
+KINDS = {
+    "self": "self[:BACKING]: our own device, on anonymous, memfd, hugetlb, file or private-file memory",
+    "ring": "ring[:split|packed]: our own device behind a ring",
+    "vhost-user": "vhost-user:SOCKET[,api=APISOCKET]: the device behind a vhost-user socket",
+    "qemu": "qemu[:BINARY][,OPTION=VALUE...]: QEMU's own device",
+    "exec": "exec:COMMAND: a device in any language, behind a program that speaks JSON lines",
+}
+"""What each kind of target is, as a user is told."""
+
+
+def parse_target(text: str) -> Target:
+    """The target that `text` names, which the caller closes.
+
+    UsageError for a text that names none, TargetFailure or HostError for a target that is not there to be judged.
+    """
+    kind, mark, rest = re.fullmatch(r"([^:,]*)([:,]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    if kind not in KINDS:
+        raise UsageError("target", text, f"its kind is one of {', '.join(KINDS)}", "; ".join(KINDS.values()))
+    if kind == "qemu":
+        return _qemu(mark + rest)
+    if mark == ",":
+        raise UsageError("target", text, f"what is behind {kind} begins with a colon", KINDS[kind])
+    if not rest and kind in ("vhost-user", "exec"):
+        raise UsageError("target", text, f"{kind} alone does not say which", KINDS[kind])
+    return _PARSERS[kind](rest)
+
+
+def _self(rest: str) -> Target:
+    from virtio_mem.conformance.targets.ours import OurTarget  # noqa: PLC0415
+
+    return OurTarget(rest) if rest else OurTarget()
+
+
+def _ring(rest: str) -> Target:
+    from virtio_mem.conformance.targets.behind_ring import RingTarget  # noqa: PLC0415
+
+    return RingTarget(rest) if rest else RingTarget()
+
+
+def _vhost_user(rest: str) -> Target:
+    from virtio_mem.conformance.targets.vhost_user_socket import VhostUserTarget  # noqa: PLC0415
+
+    socket, *options = rest.split(",")
+    api = None
+    for option in options:
+        key, _, value = option.partition("=")
+        if key != "api" or not value:
+            limit = "api=APISOCKET is the only option of vhost-user, and a path has no comma"
+            raise UsageError("target", option, limit, KINDS["vhost-user"])
+        api = value
+    return VhostUserTarget(socket, api)
+
+
+def _exec(rest: str) -> Target:
+    from virtio_mem.conformance.targets.subprocess import ProgramTarget  # noqa: PLC0415
+
+    return ProgramTarget(rest)
+
+
+def _qemu(rest: str) -> Target:
+    from virtio_mem.conformance.targets.qemu import QemuTarget  # noqa: PLC0415
+
+    return QemuTarget.parse(rest)
+
+
+_PARSERS: dict[str, Callable[[str], Target]] = {"self": _self, "ring": _ring, "vhost-user": _vhost_user, "exec": _exec}
