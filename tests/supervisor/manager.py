@@ -21,25 +21,29 @@ from pathlib import Path
 from tests.supervisor.rig import Board, fork
 from vhost_user.owned_fd import OwnedFd, received_fds
 
-MAIN, STARTS, STORED, DROPPED = range(4)
+MAIN, STARTS, STORED, DROPPED, FAILED = range(5)
 """Words of the manager's board: the main process, how often there was one that became ready, descriptors that are
-stored, and those that were not taken."""
+stored, those that were not taken, and main processes that failed."""
 
 _CREDENTIALS = struct.Struct("3i")
 
 
 class Manager:
-    """What the process does. `service` is called in each main process."""
+    """What the process does. `service` is called in each main process; one that ends by itself has a successor if it
+    `restarts`."""
 
-    def __init__(self, notify: socket.socket, room: int, service: Callable[[], object], board: Board) -> None:
+    def __init__(
+        self, notify: socket.socket, room: int, service: Callable[[], object], board: Board, restarts: bool
+    ) -> None:
         self._notify, self._room, self._service, self._board = notify, room, service, board
+        self._restarts = restarts
         self._address = str(notify.getsockname())
         self._stored: list[tuple[str, OwnedFd]] = []
         self._main = 0
         self._ending = False
 
     def run(self) -> int:
-        """Until SIGTERM, or until a main process fails; the status of the last one then."""
+        """Until SIGTERM, or until a main process ends by itself; the status of the last one then."""
         signal.signal(signal.SIGTERM, lambda *_: self._end())
         while True:
             pidfd = self._start()
@@ -50,8 +54,12 @@ class Manager:
                 self._read()
             os.close(pidfd)
             _, status = os.waitpid(self._main, 0)
-            if self._ending or not os.WIFSIGNALED(status):
-                return os.waitstatus_to_exitcode(status)
+            if (code := os.waitstatus_to_exitcode(status)) > 0:
+                self._board[FAILED] += 1
+            if self._ending and code != -signal.SIGKILL:  # which may have come before
+                return 0 if code == -signal.SIGTERM else code
+            if code >= 0 and not self._restarts:
+                return code
 
     def _end(self) -> None:
         self._ending = True
@@ -121,9 +129,9 @@ class Managed:
 
 @contextmanager
 def managed(
-    directory: Path, service: Callable[[], object], room: int = 512, level: int = logging.CRITICAL
+    directory: Path, service: Callable[[], object], *, room: int = 512, restarts: bool = False, status: int = 0
 ) -> Iterator[Managed]:
-    """A manager that runs `service`, which ends well when it is told to."""
+    """A manager that runs `service`, which ends with `status` when it is told to, or before."""
     board = Board()
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -132,17 +140,17 @@ def managed(
     def manage() -> None:
         # Nobody may close what pytest has open after its numbers are those of passed descriptors.
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-        logging.basicConfig(level=level, force=True)
-        status = Manager(notify, room, service, board).run()
+        logging.basicConfig(level=logging.CRITICAL, force=True)
+        code = Manager(notify, room, service, board, restarts).run()
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(code)
 
     pid = fork(manage)
     notify.close()
     try:
         yield Managed(pid, board)
         os.kill(pid, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
         assert board[DROPPED] == 0
     finally:
         with suppress(ProcessLookupError, ChildProcessError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor.book import BYTES, FDS, INPUT, JOURNAL, LISTENER, OUTPUT, WORKER, session_key
@@ -59,3 +59,18 @@ def old_worker(ledger: Ledger, then: Callable[[Packet], None]) -> None:
     if WORKER in ledger:
         data, fds = ledger.claim(WORKER)
         end_worker(data, fds, ledger, then)
+
+
+def abandon(ledger: Ledger, sockets: Iterable[str]) -> None:
+    """Go on with nothing of it, and have nobody connect to its listeners, nor to kept ones of these names. The store
+    closes them a little later than we are done."""
+    old_worker(ledger, lambda _: None)
+    found = [sock for _, sock in listeners(ledger)]
+    for key in (FDS + name.encode() for name in sockets):
+        if key in ledger:
+            _, (fd,) = ledger.claim(key)
+            found.append(socket.socket(fileno=fd.take()))
+    for sock in found:
+        sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+    ledger.clear()
