@@ -247,3 +247,47 @@ class NoNode(VirtioMemDevice):
     @property
     def config(self) -> ConfigSpace:
         return super().config._replace(node_id=0)
+
+
+@fault("CFG-1")
+class BigEndian(VirtioMemDevice):
+    """The most significant byte of each size comes first."""
+
+    @property
+    def config(self) -> ConfigSpace:
+        return ConfigSpace._make(
+            value if name == "node_id" else int.from_bytes(value.to_bytes(8, "little"), "big")
+            for name, value in super().config._asdict().items()
+        )
+
+
+@fault("MEM-LAYOUT-1")
+class SizesAreSwapped(VirtioMemDevice):
+    """plugged_size and requested_size are in each other's place."""
+
+    @property
+    def config(self) -> ConfigSpace:
+        config = super().config
+        return config._replace(plugged_size=config.requested_size, requested_size=config.plugged_size)
+
+
+@fault("MEM-CONF-15")
+class RegionBeyondTheLastAddress(VirtioMemDevice):
+    """The region begins with the last block of the address space."""
+
+    @property
+    def config(self) -> ConfigSpace:
+        config = super().config
+        return config._replace(addr=GuestAddress(2**64 - config.block_size))
+
+
+@fault("MEM-CONF-17")
+class UsableGrowsSilently(VirtioMemDevice):
+    """The usable region grows with what is plugged, and nobody is told."""
+
+    def commit(self, effect: Effect) -> Response:
+        response = super().commit(effect)
+        if effect.type is EffectType.PLUG:
+            usable = self.usable_region_size + self.geometry.block_size
+            self.usable_region_size = ByteCount(min(usable, self.geometry.region_size))
+        return response

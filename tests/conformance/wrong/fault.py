@@ -4,9 +4,9 @@
     class StateBelowTheRegion(VirtioMemDevice):
         '''A STATE below the region is answered from whatever lies there.'''
 
-What a fault is derived from says where it goes: a device, its map of blocks, its service, the memory under it, or its
-queue on a ring. A fault of the bytes on the wire is a function in the place of `Parts.answer`. Those with a `source`
-are faults that somebody had.
+What a fault is derived from says where it goes: a device, its map of blocks, its service, the memory under it, its
+queue on a ring, or what stands in front of it all. A fault of the bytes on the wire is a function in the place of
+`Parts.answer`. Those with a `source` are faults that somebody had.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.blocks import BlockMap
 from virtio_mem.conformance.target import Target
 from virtio_mem.conformance.targets.behind_ring import RingTarget
-from virtio_mem.conformance.targets.in_process import Parts
-from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.conformance.targets.in_process import Made, Parts
+from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.request_queue import GuestRequestQueue
@@ -34,40 +34,53 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Fault:
-    """One wrong device. `clause` is violated by it; `says` in which way."""
+    """One wrong device. `clause` is violated by it; `says` in which way; `target` makes it, to be judged."""
 
     name: str
     clause: str
     says: str
     source: str
-    parts: Parts
-    on_ring: bool
-
-    def target(self) -> Target:
-        """Our device with the fault in it, behind a ring where that is what is wrong."""
-        if self.on_ring:
-            return RingTarget(parts=self.parts, name=self.name)
-        return OurTarget(parts=self.parts, name=self.name)
+    target: Callable[[], Target]
 
 
 FAULTS: dict[str, Fault] = {}
 """Every fault by its name, once the modules of this package are imported."""
 
 
-def fault(clause: str, *, source: str = "") -> Callable[[T], T]:
-    """Register a class or a function as a fault that violates `clause`."""
+def fault(clause: str, *, source: str = "", ring: str = "") -> Callable[[T], T]:
+    """Register a class or a function as a fault that violates `clause`.
+
+    With `ring` the device is behind one of that form, as it is without if the fault is one of a queue.
+    """
 
     def register(wrong: T) -> T:
         name = re.sub(r"(?<=.)([A-Z])", r"-\1", wrong.__name__).replace("_", "-").lower()
         assert name not in FAULTS
         assert wrong.__doc__
-        parts = _parts(wrong)
-        FAULTS[name] = Fault(
-            name, clause, " ".join(wrong.__doc__.split()), source, parts, parts.make_queue is not GuestRequestQueue
-        )
+        FAULTS[name] = Fault(name, clause, " ".join(wrong.__doc__.split()), source, partial(_target, wrong, name, ring))
         return wrong
 
     return register
+
+
+def _target(wrong: Any, name: str, ring: str) -> Target:
+    if isinstance(wrong, type) and issubclass(wrong, OurSubject):
+        return _OtherSubject(wrong, name)
+    parts = _parts(wrong)
+    if ring or parts.make_queue is not GuestRequestQueue:
+        return RingTarget(ring or "split", parts=parts, name=name)
+    return OurTarget(parts=parts, name=name)
+
+
+class _OtherSubject(OurTarget):
+    """Our device with something wrong in front of it."""
+
+    def __init__(self, wrong: type[OurSubject], name: str) -> None:
+        super().__init__(name=name)
+        self._wrong = wrong
+
+    def _made(self, made: Made) -> OurSubject:
+        return self._wrong(made)
 
 
 def _parts(wrong: Any) -> Parts:

@@ -6,7 +6,9 @@ from tests.conformance.wrong.answers import ERROR, Outcome
 from tests.conformance.wrong.fault import fault
 from vhost_user.errors import PeerError
 from vhost_user.units import ByteCount
-from virtio_mem.device import VirtioMemDevice
+from virtio_mem.conformance.targets.in_process import Made
+from virtio_mem.conformance.targets.ours import OurSubject
+from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.protocol import ConfigSpace, Feature, Request, RequestType
 
 
@@ -66,3 +68,39 @@ class NothingBeforeFeatures(VirtioMemDevice):
     def config(self) -> ConfigSpace:
         config = super().config
         return config if self.acked_features else config._replace(requested_size=ByteCount(0))
+
+
+@fault("FEAT-4")
+class TwoAtOnceAreNoUse(VirtioMemDevice):
+    """Whoever takes both UNPLUGGED_INACCESSIBLE and PERSISTENT_SUSPEND can plug nothing."""
+
+    def request(self, request: Request) -> Outcome:
+        both = Feature.UNPLUGGED_INACCESSIBLE | Feature.PERSISTENT_SUSPEND
+        if request.type == RequestType.PLUG and both in self.acked_features:
+            return ERROR
+        return super().request(request)
+
+
+@fault("FEAT-6")
+class OneBootOnly(VirtioMemDevice):
+    """After a reset of the machine nobody is taken any more."""
+
+    booted = False
+
+    def system_reset(self) -> Effect:
+        self.booted = True
+        return super().system_reset()
+
+    def negotiate(self, features: int) -> None:
+        if self.booted:
+            raise PeerError("driver features", hex(features), "taken at the first boot")
+        super().negotiate(features)
+
+
+@fault("FEAT-7")
+class Legacy(OurSubject):
+    """VIRTIO_F_VERSION_1 is not on offer."""
+
+    def __init__(self, made: Made) -> None:
+        super().__init__(made)
+        self.offered_features &= ~int(Feature.VERSION_1)

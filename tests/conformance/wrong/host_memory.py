@@ -6,9 +6,12 @@ from contextlib import suppress
 
 from tests.conformance.wrong.fault import WrongMemory, fault
 from vhost_user.errors import UsageError
-from vhost_user.units import ByteCount, HostOffset
+from vhost_user.units import KIB, MIB, ByteCount, HostOffset
+from virtio_mem.conformance.targets.ours import OurSubject
 from virtio_mem.device import Effect
 from virtio_mem.service import DeviceService, RegionMemory
+
+PAGE = 4 * KIB
 
 
 @fault("DEP-HOST-1", source="Firecracker on memfd: MADV_DONTNEED gives nothing of a shared file back")
@@ -119,3 +122,20 @@ class LowerTargetTakesTheRest(DeviceService):
         with suppress(UsageError):
             rest = self.device.geometry.region_size - requested_size
             self.memory.discard(HostOffset(requested_size), ByteCount(rest))
+
+
+@fault("DEP-HOST-1", source="Firecracker #5793: what is unplugged inside a slot stays reachable")
+class OnlyWholeSlotsAreGivenBack(WrongMemory):
+    """What is unplugged goes back to the host where it is 16 MiB and aligned to them."""
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        if not (offset | size) % (16 * MIB):
+            self.memory.discard(offset, size)
+
+
+@fault("MEM-OP-6")
+class FirstPageIsReadOnly(OurSubject):
+    """What the guest writes to the first page of a write is lost."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        super().write(offset + PAGE, data[PAGE:])

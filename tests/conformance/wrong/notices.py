@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from tests.conformance.wrong.answers import Outcome
 from tests.conformance.wrong.fault import fault
 from vhost_user.errors import UsageError
-from virtio_mem.device import Effect, VirtioMemDevice
-from virtio_mem.protocol import Response
+from virtio_mem.conformance.targets.ours import OurSubject
+from virtio_mem.device import Effect, EffectType, VirtioMemDevice
+from virtio_mem.protocol import Request, Response
 
 
 @fault("MEM-CONF-18")
@@ -74,3 +76,29 @@ class SameTargetIsRefused(VirtioMemDevice):
         if requested_size == self.requested_size:
             raise UsageError("requested_size", requested_size, "another one than now")
         super().resize(requested_size)
+
+
+@fault("DEP-DRIVER-1")
+class NoticeForPlugsOnly(VirtioMemDevice):
+    """A driver that was told BUSY at an UNPLUG gets no notice when it is over."""
+
+    def abandon(self, effect: Effect, reason: str) -> Response:
+        owed = self._owes_notice
+        response = super().abandon(effect, reason)
+        self._owes_notice = owed or effect.type is EffectType.PLUG
+        return response
+
+    def _unplug(self, request: Request) -> Outcome:
+        owed = self._owes_notice
+        outcome = super()._unplug(request)
+        self._owes_notice = owed
+        return outcome
+
+
+@fault("RESET-2")
+class NoticeForNobody(OurSubject):
+    """A new target brings a notice at once, whether a driver is there or not."""
+
+    def _collect_notices(self) -> None:
+        self._has_driver = True
+        super()._collect_notices()

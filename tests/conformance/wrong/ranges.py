@@ -205,3 +205,12 @@ class StateOfNoBlocks(_NoBlocks):
     """A STATE of no blocks says that all of them are unplugged."""
 
     type_ = RequestType.STATE
+
+
+@fault("MEM-REGION-1")
+class RegionHasNoEnd(VirtioMemDevice):
+    """The block behind the region can be plugged."""
+
+    def _plug(self, request: Request) -> Outcome:
+        behind = request.addr == self.geometry.addr + self.geometry.region_size
+        return ACK if behind and request.nb_blocks == 1 else super()._plug(request)

@@ -130,3 +130,56 @@ class AnswerBeginsLate(GuestRequestQueue):
         response = self.service.request(read_request(chain))
         chain.write(response.encode(), chain.writable - RESPONSE_SIZE)
         self.queue.push(chain, RESPONSE_SIZE)
+
+
+@fault("RING-INDIRECT-2")
+class IndirectTableIsRefused(_Picky):
+    """INDIRECT_DESC is on offer, and a chain in an indirect table comes back unanswered."""
+
+    def likes(self, chain: Chain) -> bool:
+        return chain.visited == len(chain.readable_ranges) + len(chain.writable_ranges)
+
+
+@fault("RING-PACKED-5", ring="packed")
+class LengthOfAPackedRingIsNothing(GuestRequestQueue):
+    """The used length is 0, whatever was written."""
+
+    def _serve(self, chain: Chain) -> None:
+        write_response(chain, self.service.request(read_request(chain)))
+        self.queue.push(chain, 0)
+
+
+@fault("RING-PACKED-6", ring="packed")
+class EndOfThePackedRoom(GuestRequestQueue):
+    """The answer lies at the end of its room."""
+
+    def _serve(self, chain: Chain) -> None:
+        response = self.service.request(read_request(chain))
+        chain.write(response.encode(), chain.writable - RESPONSE_SIZE)
+        self.queue.push(chain, chain.writable)
+
+
+@fault("RING-PACKED-3", ring="packed")
+class OnceRoundThePackedRing(_Picky):
+    """After the first time round, chains come back unanswered."""
+
+    served = 0
+
+    def likes(self, chain: Chain) -> bool:
+        self.served += chain.slots
+        return self.served <= self.queue.size
+
+
+@fault("RING-PACKED-4", ring="packed")
+class OnceRoundAndNoFurther(_Picky):
+    """After the first time round, chains stay where they are."""
+
+    served = 0
+
+    def _serve(self, chain: Chain) -> None:
+        if self.likes(chain):
+            super()._serve(chain)
+
+    def likes(self, chain: Chain) -> bool:
+        self.served += chain.slots
+        return self.served <= self.queue.size

@@ -125,3 +125,19 @@ class UnplugTakesOneMore(BlockMap):
     def unplug(self, run: Run) -> None:
         self._bits[run.first : run.first + run.nb_blocks + 1] = 0
         self._plugged -= run.nb_blocks
+
+
+@fault("DEP-DRIVER-2")
+class ForgetfulState(_WrongState):
+    """After a device reset, STATE says UNPLUGGED of what was plugged before."""
+
+    before: frozenset[int] = frozenset()
+
+    def device_reset(self) -> None:
+        super().device_reset()
+        self.before = frozenset(
+            block for first, nb_blocks in self.blocks.plugged_runs() for block in range(first, first + nb_blocks)
+        )
+
+    def wrong_state(self, run: Run) -> BlockState:
+        return self.blocks.state(run) if run.first not in self.before else BlockState.UNPLUGGED

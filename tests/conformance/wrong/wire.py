@@ -45,6 +45,13 @@ def busy_is_one(service: DeviceService, request: bytes) -> bytes:
     return struct.pack("<H6xH", {1: 2, 2: 1}.get(answer.type, answer.type), answer.state)
 
 
+@fault("MEM-WIRE-4")
+def error_is_four(service: DeviceService, request: bytes) -> bytes:
+    """ERROR is 4."""
+    answer = answer_to(service, request)
+    return struct.pack("<H6xH", {3: 4}.get(answer.type, answer.type), answer.state)
+
+
 @fault("MEM-WIRE-5")
 def unplugged_before_plugged(service: DeviceService, request: bytes) -> bytes:
     """UNPLUGGED is 0 and PLUGGED is 1."""

@@ -31,7 +31,7 @@ FAR = 140
 
 
 def is_error(session: Session, clause: str, type_: RequestType, addr: int, nb_blocks: int) -> None:
-    """Violation of `clause` unless such a range gets ERROR, with nothing plugged and nothing unplugged."""
+    """Violation of `clause` unless such a range gets ERROR, with nothing plugged or unplugged by it."""
     before = session.config().plugged_size
     expect_answer(clause, session.ask(type_, addr % 2**64, nb_blocks), ERROR)
     after = session.config().plugged_size

@@ -100,6 +100,19 @@ def same_target_is_no_mistake(session: Session) -> None:
     expect("DEP-TARGET-2", session.set_target(5 * session.block_size), "the second time refused", "taken")
 
 
+@check("MEM-CONF-17", needs=Capability.NOTICES)
+def usable_region_and_requests(session: Session) -> None:
+    """Where a PLUG or an UNPLUG changes the usable region, there is a notice of it."""
+    ready(session, 8)
+    session.notices()
+    usable = session.config().usable_region_size
+    for answer in (session.plug(0, 4), session.plug(4, 4), session.unplug(2, 4)):
+        granted(session, answer)
+        before, usable = usable, session.config().usable_region_size
+        if usable != before:
+            expect("MEM-CONF-17", session.notices() > 0, "no configuration change notice", "one")
+
+
 # Resets.
 
 

@@ -11,7 +11,6 @@ from virtio_mem.conformance.check import (
     check,
     expect,
     granted,
-    need_blocks,
     ready,
     set_target,
     usable_blocks,
@@ -29,6 +28,14 @@ def raw(session: Session, type_: int, block: int, nb_blocks: int = 1) -> bytes:
     """The response, byte by byte, whatever it says."""
     used = session.ask(type_, session.addr(block), nb_blocks).used
     return used.room[: used.length]
+
+
+@check("CFG-1")
+def sizes_of_a_region_that_can_be(session: Session) -> None:
+    """A block is no larger than the region. Read the wrong way round, 2 MiB are 32 TiB, and 1 GiB is 256 GiB."""
+    config = session.config()
+    fits = config.block_size <= config.region_size or not config.region_size
+    expect("CFG-1", fits, f"block_size {config.block_size}", f"region_size {config.region_size} or less")
 
 
 @check("MEM-WIRE-1")
@@ -86,34 +93,59 @@ def state_is_at_eight(session: Session) -> None:
     expect("MEM-WIRE-5", numbers == list(BlockState), f"the states {numbers}", "0, 1, 2")
 
 
-def not_packed(session: Session) -> None:
-    """Unsuitable on a packed ring, which has clauses of its own."""
-    if session.features & Feature.RING_PACKED:
-        raise Unsuitable("the ring is a packed one")
+def ring_form(session: Session, packed: bool) -> None:
+    """Unsuitable where the ring is of the other form, which has clauses of its own."""
+    if bool(session.features & Feature.RING_PACKED) is not packed:
+        raise Unsuitable(f"the ring is a {'split' if packed else 'packed'} one")
 
 
-@check("RING-SPLIT-7", needs=Capability.CHAINS)
-def used_length_counts_what_was_written(session: Session) -> None:
+def judge_length(session: Session, clause: str) -> None:
     """In a room of 64 bytes: no fewer than the response has, and none that was not written."""
-    ready(session, 2)
-    not_packed(session)
     request = request_bytes(RequestType.STATE, session.addr(0), 2)
     length, room = session.chain(Chain(request, room=(64,))).used
-    expect("RING-SPLIT-7", length >= RESPONSE_SIZE, f"a used length of {length}", f"{RESPONSE_SIZE}")
+    expect(clause, length >= RESPONSE_SIZE, f"a used length of {length}", f"{RESPONSE_SIZE}")
     rest = room[RESPONSE_SIZE:length]
     unwritten = bool(rest) and rest == FILL * len(rest)
-    expect("RING-SPLIT-7", not unwritten, f"a used length of {length}", f"{RESPONSE_SIZE}: the rest was not written")
+    expect(clause, not unwritten, f"a used length of {length}", f"{RESPONSE_SIZE}: the rest was not written")
 
 
-@check("RING-SPLIT-7", needs=Capability.CHAINS)
-def each_answer_under_its_own_head(session: Session) -> None:
+def judge_batch(session: Session, clause: str) -> None:
     """Of requests that are made at once, each gets its own answer."""
-    need_blocks(session, 8)
-    ready(session, 8)
-    not_packed(session)
     for block in (1, 4, 5):
         granted(session, session.plug(block))
     batch = [session.request(RequestType.STATE, block, nb_blocks) for block in range(7) for nb_blocks in (1, 2)]
     alone = [session.chain(chain).state for chain in batch]
     together = [answer.state for answer in session.batch(batch)]
-    expect("RING-SPLIT-7", together == alone, f"the states {together}", f"{alone}, as for one after the other")
+    expect(clause, together == alone, f"the states {together}", f"{alone}, as for one after the other")
+
+
+@check("RING-SPLIT-7", needs=Capability.CHAINS)
+def used_length_counts_what_was_written(session: Session) -> None:
+    """On a split ring: len is that of a response, also where there is more room."""
+    ready(session, 2)
+    ring_form(session, packed=False)
+    judge_length(session, "RING-SPLIT-7")
+
+
+@check("RING-PACKED-5", needs=Capability.CHAINS)
+def packed_used_length_counts_what_was_written(session: Session) -> None:
+    """On a packed ring: len is that of a response, also where there is more room."""
+    ready(session, 2)
+    ring_form(session, packed=True)
+    judge_length(session, "RING-PACKED-5")
+
+
+@check("RING-SPLIT-7", needs=Capability.CHAINS)
+def each_answer_under_its_own_head(session: Session) -> None:
+    """On a split ring, with requests that can be told apart by their answers."""
+    ready(session, 8)
+    ring_form(session, packed=False)
+    judge_batch(session, "RING-SPLIT-7")
+
+
+@check("RING-PACKED-6", needs=Capability.CHAINS)
+def each_answer_under_its_own_id(session: Session) -> None:
+    """On a packed ring, with requests that can be told apart by their answers."""
+    ready(session, 8)
+    ring_form(session, packed=True)
+    judge_batch(session, "RING-PACKED-6")
