@@ -111,7 +111,7 @@ def test_kinds_of_targets_that_must_get_verdicts() -> None:
     assert kinds.keys() == {"self", "ring", "qemu", "vhost-user", "exec"}
     ids = {id_ for kind in kinds.values() for ids in (kind["clauses"], *kind["with"].values()) for id_ in ids}
     assert ids <= device_clauses().keys()
-    assert len(expected_clauses("ring", ~Capability(0))) == 100
+    assert len(expected_clauses("ring", ~Capability(0))) == 104
     assert expected_clauses("another", ~Capability(0)) == ()
 
 

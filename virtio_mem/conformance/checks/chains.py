@@ -137,6 +137,44 @@ def several_at_once(session: Session) -> None:
     expect_answer("RING-CHAIN-1", plugged, ACK, BlockState.PLUGGED)
 
 
+def judge_notices(session: Session, one: Probe, clause: str) -> None:
+    """Violation of `clause` unless each kick is followed by a used buffer notification, of one request and of several.
+
+    Who lays out the ring asks for a notification each time, and fails where none comes.
+    """
+    for count in (1, 1, 5, 1, 16, 1):
+        for answer in session.batch([Chain(one.request)] * count):
+            one.judge(clause, answer)
+
+
+@check("RING-NOTIFY-3", needs=Capability.CHAINS)
+def notices_without_event_idx(session: Session) -> None:
+    """A split ring whose driver leaves EVENT_IDX and has the flags of its ring at 0."""
+    judge_notices(session, probe(session, without=Feature.RING_PACKED | Feature.EVENT_IDX), "RING-NOTIFY-3")
+
+
+@check("RING-NOTIFY-5", needs=Capability.CHAINS)
+def notices_with_event_idx(session: Session) -> None:
+    """A split ring whose driver names the next entry as its event, which may be used within a batch."""
+    need_feature(session, Feature.EVENT_IDX)
+    judge_notices(session, probe(session, without=Feature.RING_PACKED), "RING-NOTIFY-5")
+
+
+@check("RING-PACKED-10", needs=Capability.CHAINS)
+def notices_of_a_packed_ring(session: Session) -> None:
+    """A packed ring whose driver leaves EVENT_IDX and has its event flags at 0."""
+    need_feature(session, Feature.RING_PACKED)
+    judge_notices(session, probe(session, without=Feature.EVENT_IDX), "RING-PACKED-10")
+
+
+@check("RING-PACKED-11", needs=Capability.CHAINS)
+def notices_of_a_packed_ring_with_event_idx(session: Session) -> None:
+    """A packed ring whose driver names the next entry as its event, which may be used within a batch."""
+    need_feature(session, Feature.RING_PACKED)
+    need_feature(session, Feature.EVENT_IDX)
+    judge_notices(session, probe(session), "RING-PACKED-11")
+
+
 def rounds(session: Session, one: Probe, clause: str, count: int) -> None:
     """Violation of `clause` unless `count` requests, in batches of various sizes, get the answer that they should."""
     sizes, nothing = random.Random(count), session.request(PLUG, 0, 0)
