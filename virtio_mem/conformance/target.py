@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vhost_user.units import MIB
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, ConfigSpace, Feature, Request, RequestType
@@ -188,7 +188,7 @@ class Target(ABC):
         """A device to judge; at most one at a time. Close it before the next one is started.
 
         Without `Capability.RESTART` it is the same device as before, brought back to no plugged block as far as a
-        driver can (UNPLUG ALL). TargetFailure where there is none to be had.
+        driver can (UNPLUG ALL). UsageError where no such device can be as wished, TargetFailure where there is none.
         """
 
     @abstractmethod
@@ -200,7 +200,7 @@ class Target(ABC):
         missing = wanted & ~self.capabilities
         return "" if not missing else f"{self.kind} can't: {', '.join(one.name or '' for one in missing)}"
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

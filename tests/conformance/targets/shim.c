@@ -92,8 +92,8 @@ int main(void)
         if (sscanf(line, "{\"do\":\"start\",\"region_size\":%" SCNu64 ",\"block_size\":%" SCNu64
                    ",\"requested_size\":%" SCNu64, &region, &block, &target) == 3) {
             clear();
-            if (!block || region / block > MOST_BLOCKS)
-                puts("{\"error\":\"I have not so many blocks\"}");
+            if (!block || block & (block - 1) || region % block || region / block > MOST_BLOCKS)
+                puts("{\"refused\":\"I have no such blocks\"}");
             else
                 printf("{\"offered_features\":%" PRIu64 "}\n", FEATURES);
         } else if (sscanf(line, "{\"do\":\"begin\",\"features\":%" SCNu64, &value) == 1) {

@@ -15,6 +15,8 @@ import pytest
 
 from tests.conformance.targets import play
 from tests.peers.processes import wait_until
+from vhost_user.errors import UsageError
+from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, TargetFailure, Wish
 from virtio_mem.conformance.targets import lines
 from virtio_mem.conformance.targets import subprocess as program
@@ -50,6 +52,8 @@ def test_the_example_in_python(tmp_path: Path) -> None:
     assert (target.kind, target.version) == ("exec", "shim.py 1")
     assert Capability.CONTENT not in target.capabilities
     play.play(target)
+    with shim(tmp_path) as target:
+        assert_passes(target)
 
 
 def test_the_example_in_c(tmp_path: Path) -> None:
@@ -60,6 +64,20 @@ def test_the_example_in_c(tmp_path: Path) -> None:
     target = ProgramTarget(str(binary))
     assert target.version == "shim.c 1"
     play.play(target)
+    with ProgramTarget(str(binary)) as target:
+        assert_passes(target)
+
+
+def assert_passes(target: ProgramTarget) -> None:
+    judgement = judge(target)
+    assert (judgement.status, judgement.missing, judgement.failures) == (0, (), ())
+    assert len(judgement.of(Verdict.HOLDS)) >= 70
+
+
+def test_a_program_that_is_wrong_is_found_out(tmp_path: Path) -> None:
+    with shim(tmp_path, "            return NACK, 0\n", "            return ERROR, 0\n") as target:
+        judgement = judge(target, only=["DEP-NACK-1"])
+        assert [one.clause.id for one in judgement.of(Verdict.VIOLATED)] == ["DEP-NACK-1"]
 
 
 def test_the_kits_lines_are_those_of_the_page(tmp_path: Path) -> None:
@@ -141,13 +159,20 @@ for line in sys.stdin:
         assert subject.read(6, 600_003) == b"\0" + data + b"\0"
 
 
+def test_a_wish_that_is_refused(tmp_path: Path) -> None:
+    with shim(tmp_path) as target:
+        with pytest.raises(UsageError, match="that is no size for blocks"):
+            target.start(Wish(block_size=6 << 20))
+        play.begin(target.start(play.WISH))
+
+
 def test_a_device_that_was_there_before_is_cleared(tmp_path: Path) -> None:
     with shim(tmp_path, '["RESTART", "WISH", ', "[") as target:
         subject = target.start(play.WISH)
         play.begin(subject)
         play.plug(subject, 0, 3)
     again = SHIM.replace('["RESTART", "WISH", ', "[").replace(
-        '    if do == "start":\n', '    if do == "start" and "device" not in globals():\n'
+        "        device = Device(**asked)\n", "        device = globals().get('device') or Device(**asked)\n"
     )
     with ProgramTarget(python(tmp_path, again)) as target:
         subject = target.start(play.WISH)
@@ -237,9 +262,7 @@ def test_a_program_that_does_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_program_that_dies_between(tmp_path: Path) -> None:
-    with shim(
-        tmp_path, '    elif do == "system_reset":\n', '    elif do == "system_reset":\n        1 / 0\n'
-    ) as target:
+    with shim(tmp_path, "        device.driver = False\n", "        1 / 0\n") as target:
         subject = target.start(play.WISH)
         play.begin(subject)
         with pytest.raises(TargetFailure, match=r"(?s)ended with status 1, after this: .*ZeroDivisionError"):

@@ -88,12 +88,14 @@ class _Answer:
 
 
 class ProgramSubject(Subject):
-    """The device that the program at `process` has now."""
+    """The device that the program at `process` has from now on. UsageError where it says that none can be as wished."""
 
     def __init__(self, process: LineProcess, capabilities: Capability, wish: Wish) -> None:
         self._process = process
         self._capabilities = capabilities
         started = self._ask("start", **vars(wish))
+        if (words := started.refusal) is not None:
+            raise UsageError("wish", wish, words)
         self.offered_features = started.get("offered_features", int)
 
     def _ask(self, do: str, **fields: object) -> _Answer:
