@@ -63,7 +63,7 @@ class MemoryDriver:
     """Drives one device towards its target.
 
     `online` is called with each range that was plugged, `offline` with each that is to be unplugged: it returns False
-    where the guest can't do without.
+    where the guest can't do without. `memory_block_size` in bytes, a power of two, is for a kernel with smaller ones.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class MemoryDriver:
         *,
         online: Callable[[GuestRange], None] = _use_nothing,
         offline: Callable[[GuestRange], bool] = _free_everything,
+        memory_block_size: int = MEMORY_BLOCK_SIZE,
     ) -> None:
         self.port = port
         self._online = online
@@ -79,6 +80,7 @@ class MemoryDriver:
         config = port.config()
         self._addr = config.addr
         self._block_size = config.block_size
+        self._memory_block_size = max(memory_block_size, config.block_size)
         self.broken = not is_power_of_two(config.block_size)
         self._blocks = BlockMap(0 if self.broken else config.region_size // config.block_size)
         self._unplug_all_first = config.plugged_size > 0
@@ -147,7 +149,7 @@ class MemoryDriver:
 
     def _memory_blocks(self, usable_region_size: int) -> Iterator[Run]:
         """The memory blocks that lie wholly inside the usable region, lowest first."""
-        size = max(MEMORY_BLOCK_SIZE, self._block_size)
+        size = self._memory_block_size
         start = align_up(self._addr, size)
         while start + size <= self._addr + usable_region_size:
             yield Run(
@@ -157,7 +159,7 @@ class MemoryDriver:
 
     def _plugged_pieces(self) -> Iterator[Run]:
         """The plugged blocks, cut where memory blocks end, lowest first."""
-        per_memory_block = max(1, min(MEMORY_BLOCK_SIZE // self._block_size, _MAX_NB_BLOCKS))
+        per_memory_block = max(1, min(self._memory_block_size // self._block_size, _MAX_NB_BLOCKS))
         for run in self._blocks.plugged_runs():
             start, end = int(run.first), run.first + run.nb_blocks
             while start < end:
