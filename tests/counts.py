@@ -174,8 +174,19 @@ API_KILLS = count(quick=3, ci=20, soak=200)
 # Resizes, up and down in turn, of a Linux guest that writes to a disk and reads back all the time.
 RESIZES_UNDER_IO = count(quick=2, ci=10, soak=100)
 
-# Devices that are wrong in one way, of all 140, that the conformance kit has to find.
-FAULTS_JUDGED = count(quick=50, ci=140, soak=140)
+# Devices that are wrong in one way, of all 163, that the conformance kit has to find.
+FAULTS_JUDGED = count(quick=50, ci=163, soak=163)
+
+# Of the four kinds of small pages, those on which the conformance kit judges our device; and of six other kinds of
+# target, those that our device stands for.
+JUDGED_BACKINGS = count(quick=2, ci=4, soak=4)
+JUDGED_KINDS = count(quick=4, ci=6, soak=6)
 
 # Forms of ring that the conformance kit sends round, more than 65,536 requests through each.
 RINGS_SENT_ROUND = count(quick=0, ci=2, soak=2)
+
+# Clauses that `virtio-mem serve` is judged by over its socket, of all that a vhost-user target has a verdict of.
+CLAUSES_OF_SERVE = count(quick=10, ci=500, soak=500)
+
+# Sequences of moves of host and guest that each of our devices stands before the conformance kit.
+MACHINE_SEQUENCES = count(quick=15, ci=150, soak=1_500)
