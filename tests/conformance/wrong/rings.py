@@ -183,3 +183,43 @@ class OnceRoundAndNoFurther(_Picky):
     def likes(self, chain: Chain) -> bool:
         self.served += chain.slots
         return self.served <= self.queue.size
+
+
+class _Silent(GuestRequestQueue):
+    """Sends no used buffer notification after as many chains at once as `from_` or more."""
+
+    from_ = 1
+    served = 0
+
+    def _serve(self, chain: Chain) -> None:
+        self.served += 1
+        super()._serve(chain)
+
+    def process(self) -> Progress:
+        self.served = 0
+        progress = super().process()
+        return progress if self.served < self.from_ else progress._replace(notify=False)
+
+
+@fault("RING-NOTIFY-3")
+class NoInterrupts(_Silent):
+    """The driver is never told that its buffers were used."""
+
+
+@fault("RING-NOTIFY-5")
+class NoInterruptForABatch(_Silent):
+    """The driver is told that a buffer was used, and not that several were."""
+
+    from_ = 2
+
+
+@fault("RING-PACKED-10", ring="packed")
+class NoInterruptsOfAPackedRing(_Silent):
+    """The driver is never told that its buffers were used."""
+
+
+@fault("RING-PACKED-11", ring="packed")
+class NoInterruptForAPackedBatch(_Silent):
+    """The driver is told that a buffer was used, and not that several were."""
+
+    from_ = 2
