@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.conformance.test_session import Parrot
+from vhost_user.errors import UsageError
 from virtio_mem.conformance.check import (
     NOTHING,
     WISH,
@@ -72,6 +73,10 @@ def lacks(session: Session) -> None:
     raise NotOffered("THING")
 
 
+def asks_for_too_much(session: Session) -> None:
+    raise UsageError("chains", 99, "at most 8 descriptors")
+
+
 def fails(session: Session) -> None:
     raise ZeroDivisionError("oops")
 
@@ -129,6 +134,9 @@ def test_what_can_not_be_shown_has_a_reason() -> None:
     judgement = judged(make(can_not, A), make(lacks, B))
     assert verdicts(judgement) == (Verdict.NOT_TESTABLE, Verdict.NOT_OFFERED)
     assert (judgement.verdicts[A].reason, judgement.verdicts[B].reason) == ("too small", "THING is not offered")
+    too_much = judged(make(asks_for_too_much, A))
+    assert too_much.verdicts[A].reason == "chains=99: at most 8 descriptors"
+    assert too_much.failures == ()
     assert judgement.verdicts["MEM-REGION-2"].reason == "it is about what the firmware says to the guest"
     assert judgement.verdicts["MEM-PLUG-7"].reason == "a device may do so or not"
 

@@ -21,7 +21,7 @@ from enum import Enum, StrEnum
 from importlib.metadata import version
 from typing import NamedTuple
 
-from vhost_user.errors import FieldError
+from vhost_user.errors import FieldError, UsageError
 from virtio_mem.conformance.check import WISH, Check, NotOffered, Unsuitable, Violation, all_checks
 from virtio_mem.conformance.clauses import DeviceClause, device_clauses, expected_clauses
 from virtio_mem.conformance.replay import shorten
@@ -217,7 +217,7 @@ def _evidence(check: Check, session: Session, run: Run) -> Iterator[Evidence]:
         judged = {one.clause for one in run.evidence if _is_verdict(one)}
         for clause in [one for one in check.clauses if one not in judged] or check.clauses:
             yield _against(clause, check, session, failure.what, "a device that is there")
-    except (Unsuitable, NotOffered) as reason:
+    except (Unsuitable, NotOffered, UsageError) as reason:
         yield from _unable(check, reason)
     except Exception as error:
         log.exception("the check %s failed", check.name)
@@ -230,11 +230,12 @@ def _against(clause: str, check: Check, session: Session, was: str, should: str)
     return Evidence(clause, check.name, Verdict.VIOLATED, was, should, tuple(session.lines))
 
 
-def _unable(check: Check, why: Unsuitable | NotOffered) -> Iterator[Evidence]:
+def _unable(check: Check, why: Unsuitable | NotOffered | UsageError) -> Iterator[Evidence]:
+    """A UsageError is the adapter's: the check asks for more than this device's ring or region holds."""
     if isinstance(why, NotOffered):
         verdict, reason = Verdict.NOT_OFFERED, f"{why.feature} is not offered"
     else:
-        verdict, reason = Verdict.NOT_TESTABLE, why.reason
+        verdict, reason = Verdict.NOT_TESTABLE, str(why)
     return (Evidence(clause, check.name, verdict, reason=reason) for clause in check.clauses)
 
 
