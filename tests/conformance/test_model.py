@@ -100,6 +100,16 @@ def test_what_stands_against_a_request_in_order() -> None:
     assert clause_of(one, ask(UNPLUG, 2), ERROR) == "DEP-BUSY-2"
 
 
+def test_where_nothing_is_plugged_nothing_stands_against_unplug_all() -> None:
+    one = model()
+    one.apply(ask(UNPLUG_ALL), ACK)
+    one.paused = True
+    assert [clause_of(one, ask(UNPLUG_ALL), answer) for answer in (ACK, BUSY)] == ["", ""]
+    assert clause_of(one, ask(UNPLUG_ALL), ERROR) == "MEM-UNPLUGALL-4"
+    one.paused = False
+    assert clause_of(one, ask(UNPLUG_ALL), BUSY) == "DEP-BUSY-4"
+
+
 def test_only_a_granted_request_changes_anything() -> None:
     one = model()
     for answer in (NACK, BUSY, ERROR):

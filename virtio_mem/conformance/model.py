@@ -118,6 +118,8 @@ class Model:
     def expect(self, request: Request) -> Expectation:
         """What may come of `request` now."""
         if request.type == RequestType.UNPLUG_ALL:
+            if self.hindered and not self.plugged:
+                return Expectation(NOT_NOW, "MEM-UNPLUGALL-4", "nothing is plugged", NOT_NOW, "DEP-BUSY-3")
             return self._in_order("MEM-UNPLUGALL-4", "DEP-BUSY-3", "UNPLUG ALL is granted, or has to wait")
         if request.type not in _KNOWN:
             return Expectation(ANYTHING, "", "no such type", frozenset({ERROR}), "DEP-UNKNOWN-1")

@@ -88,7 +88,8 @@ class Referee:
         try:
             answer = self.session.chain(Chain(request_bytes(type_, addr, nb_blocks), readable, room, indirect))
         except TargetFailure as failure:
-            raise violation(Finding(expectation.clause or _NO_ANSWER, failure.what, "an answer")) from failure
+            clause = expectation.clause or expectation.rule or _NO_ANSWER
+            raise violation(Finding(clause, failure.what, "an answer")) from failure
         told = _NOTHING if type_ == RequestType.STATE else _REFUSED
         if answer.type is not None:
             _judge(finding_of(expectation, answer.type, answer.state))
