@@ -174,6 +174,9 @@ API_KILLS = count(quick=3, ci=20, soak=200)
 # Resizes, up and down in turn, of a Linux guest that writes to a disk and reads back all the time.
 RESIZES_UNDER_IO = count(quick=2, ci=10, soak=100)
 
+# Times that the demo with a Linux guest is filmed from its beginning to its end.
+FILMS = count(quick=0, ci=1, soak=3)
+
 # Devices that are wrong in one way, of all 163, that the conformance kit has to find.
 FAULTS_JUDGED = count(quick=50, ci=163, soak=163)
 
