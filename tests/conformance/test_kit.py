@@ -20,9 +20,19 @@ from virtio_mem.conformance.check import (
     checks_of,
     expect,
 )
-from virtio_mem.conformance.kit import Judgement, Profile, Progress, Verdict, chosen_checks, judgement_of, run_checks
+from virtio_mem.conformance.kit import (
+    Judgement,
+    Profile,
+    Progress,
+    Verdict,
+    chosen_checks,
+    judge,
+    judgement_of,
+    run_checks,
+)
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
+from virtio_mem.conformance.targets.ours import OurTarget
 
 A, B = "MEM-PLUG-3", "MEM-PLUG-4"
 EVERYTHING = ~Capability(0)
@@ -189,6 +199,19 @@ def test_violations_begin_with_the_shortest() -> None:
 
     judgement = judged(make(late, A), make(breaks_a, A))
     assert [one.source for one in judgement.verdicts[A].violations] == ["breaks_a", "late"]
+
+
+def test_one_clause_of_a_real_device() -> None:
+    told: list[Progress] = []
+    with OurTarget("anonymous") as target:
+        judgement = judge(target, seed=3, only=["MEM-PLUG-4"], progress=told.append)
+    assert (judgement.verdicts["MEM-PLUG-4"].verdict, judgement.verdicts["MEM-STATE-4"].verdict) == (
+        Verdict.HOLDS,
+        Verdict.NOT_TESTABLE,
+    )
+    assert (judgement.status, judgement.missing, judgement.kind, judgement.seed) == (0, (), "self", 3)
+    assert judgement.calls > 20
+    assert told[-1].done == told[-1].total
 
 
 @pytest.mark.parametrize(("profile", "slow"), [(Profile.QUICK, 0), (Profile.FULL, 2), (Profile.SOAK, 2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ import pytest
 from tests import counts, host
 from tests.conformance.bare import Bare
 from tests.conformance.small import on_small_blocks
-from vhost_user.units import MIB
+from vhost_user.units import MIB, ByteCount
 from virtio_mem.conformance.check import Check, all_checks
 from virtio_mem.conformance.clauses import device_clauses, expected_clauses
 from virtio_mem.conformance.kit import Judgement, Profile, Verdict, judgement_of, run_checks
-from virtio_mem.conformance.target import Capability, Target
+from virtio_mem.conformance.target import Capability, Subject, Target, Wish
 from virtio_mem.conformance.targets.behind_ring import FORMS, RingTarget
+from virtio_mem.conformance.targets.in_process import Parts
 from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.geometry import Geometry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,6 +108,24 @@ def test_a_target_that_can_do_little_gets_the_verdicts_that_it_must(kind: str, c
     assert len(expected_clauses(kind, capabilities)) >= 30
     judgement = judged(target, on_small_blocks(quick()))
     assert (judgement.status, judgement.missing, judgement.failures) == (0, (), ())
+
+
+class NoBlocks(OurTarget):
+    """A device with a region of no blocks; its memory is there, since no zone has none."""
+
+    def start(self, wish: Wish) -> Subject:
+        assert wish.region_size == 0
+        return super().start(replace(wish, region_size=2 * MIB))
+
+
+def without_blocks(geometry: Geometry, requested_size: int) -> VirtioMemDevice:
+    return VirtioMemDevice(replace(geometry, region_size=ByteCount(0)), requested_size=requested_size)
+
+
+def test_a_device_without_blocks() -> None:
+    checks = [check for check in all_checks() if check.name == "configuration.region_without_blocks"]
+    judgement = judged(NoBlocks("anonymous", parts=Parts(make_device=without_blocks)), checks)
+    assert judgement.verdicts["MEM-CONF-15"].verdict is Verdict.HOLDS
 
 
 def test_kinds_of_targets_that_must_get_verdicts() -> None:

@@ -223,10 +223,19 @@ def test_what_a_judge_shows_is_short(wrong: Target) -> None:
         granted(session, session.plug(0, 4))
         expect_answer("MEM-UNPLUG-8", session.unplug(0, 3), ResponseType.ACK)
 
-    judged = run_checks(wrong, [Check("three", ("MEM-UNPLUG-8",), three, Capability(0), (WISH,), slow=False)])
-    assert len(judged.evidence[0].lines) == 6
+    def three_late(session: Session) -> None:
+        ready(session, 4)
+        session.notices()
+        three(session)
+
+    runs = {"late": three_late, "three": three}
+    checks = [Check(name, ("MEM-UNPLUG-8",), run, Capability(0), (WISH,), slow=False) for name, run in runs.items()]
+    judged = run_checks(wrong, checks)
+    assert [len(one.lines) for one in judged.evidence] == [9, 6]
     shorten_evidence(wrong, judged)
-    assert [line.split(" -> ")[0] for line in judged.evidence[0].lines[1:]] == ["begin", "plug 0 4", "unplug 0 3"]
+    late, short = (one.lines for one in judged.evidence)
+    assert len(late) == 9
+    assert [line.split(" -> ")[0] for line in short[1:]] == ["begin", "plug 0 4", "unplug 0 3"]
 
 
 def test_a_target_that_does_not_start_any_more_shortens_nothing(wrong: Target) -> None:
