@@ -77,19 +77,30 @@ class Show:
         return Group(*map(coloured, picture), coloured(sizes).append_text(held))
 
     def follow(self, running: Callable[[], bool]) -> None:
-        """The zone's picture, redrawn where it is as long as something runs; what is no terminal has the last one.
+        """The zone's picture as long as something runs, redrawn where it is, and what the guest says that it has.
 
-        Under it what the guest says that it has.
+        What is no terminal has the last picture.
         """
-        deadline = time.monotonic() + RESIZE_SECONDS
-        with Live(self.picture(), console=self.terminal, auto_refresh=False) as live:
-            while running():
-                if time.monotonic() > deadline:
-                    raise SystemExit("the guest did not reach the target in time")
-                live.update(self.picture(), refresh=True)
-                time.sleep(REDRAWN)
-            live.update(self.picture(), refresh=True)
+        if self.terminal.is_terminal:
+            with Live(self.picture(), console=self.terminal, auto_refresh=False) as live:
+                for _ in self._while(running):
+                    live.update(self.picture(), refresh=True)
+        else:
+            for _ in self._while(running):
+                pass
+            self.terminal.print(self.picture())
         self.say(f"guest: {' '.join(self.console.run('grep MemTotal /proc/meminfo').split())}")
+
+    @staticmethod
+    def _while(running: Callable[[], bool]) -> Iterator[None]:
+        """Once in a while as long as something runs, and once more. SystemExit if it runs for too long."""
+        deadline = time.monotonic() + RESIZE_SECONDS
+        while running():
+            yield
+            if time.monotonic() > deadline:
+                raise SystemExit("the guest did not reach the target in time")
+            time.sleep(REDRAWN)
+        yield
 
     def resize(self, size: int) -> None:
         """Resize the machine, and watch the guest do it."""
