@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import Any, Self
 
 from vhost_user.owned_fd import OwnedFd
@@ -50,4 +51,6 @@ class PeekedSocket(socket.socket):
     def take(self) -> None:
         """Take out what was looked at. The descriptors that are with it are not wanted a second time."""
         while (left := self.looked_at) > 0:
-            self.recv(left, socket.MSG_DONTWAIT)
+            # The other end died and had not read all: that is told once, even before what it sent.
+            with suppress(ConnectionResetError):
+                self.recv(left, socket.MSG_DONTWAIT)

@@ -135,6 +135,7 @@ def end_worker(data: bytes, fds: Sequence[OwnedFd], book: Book, then: Callable[[
             sock.take()
         else:
             sock.look_again()
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # it had not read all, which is told before what it sent
         with suppress(EOFError, PeerError):
             while packet := receive(sock):
                 handled += 1
