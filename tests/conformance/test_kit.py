@@ -144,6 +144,8 @@ def test_what_can_not_be_shown_has_a_reason() -> None:
     judgement = judged(make(can_not, A), make(lacks, B))
     assert verdicts(judgement) == (Verdict.NOT_TESTABLE, Verdict.NOT_OFFERED)
     assert (judgement.verdicts[A].reason, judgement.verdicts[B].reason) == ("too small", "THING is not offered")
+    several = judged(make(lacks, A), make(can_not, B), make(asks_for_too_much, B), make(asks_for_too_much, B))
+    assert several.verdicts[B].reason == "chains=99: at most 8 descriptors; too small"
     too_much = judged(make(asks_for_too_much, A))
     assert too_much.verdicts[A].reason == "chains=99: at most 8 descriptors"
     assert too_much.failures == ()

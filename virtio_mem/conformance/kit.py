@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -284,6 +285,7 @@ def _verdict(clause: DeviceClause, evidence: Sequence[Evidence]) -> ClauseVerdic
     for verdict in (Verdict.VIOLATED, Verdict.HOLDS, Verdict.NOT_OFFERED, Verdict.NOT_TESTABLE):
         found = [one for one in evidence if one.verdict is verdict]
         if found:
-            reason = "" if _is_verdict(found[0]) else found[0].reason
+            reasons = Counter(one.reason for one in found if not _is_verdict(one))
+            reason = "; ".join(reason for reason, _ in reasons.most_common())
             return ClauseVerdict(clause, verdict, tuple(evidence), reason)
     return ClauseVerdict(clause, Verdict.NOT_TESTABLE, reason=clause.beyond or "no check was run")
