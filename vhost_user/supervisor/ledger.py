@@ -84,7 +84,7 @@ class Ledger(Book):
                 self._load()
                 return
         except (HostError, OSError) as error:
-            log.error("what the service manager stored is of no use: %s", error)
+            log.error("what the service manager stored is of no use: %s", str(error))
         self.clear()
 
     def _load(self) -> None:
