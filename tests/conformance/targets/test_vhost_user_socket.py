@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import counts
 from tests.conformance.targets import play
 from tests.peers.processes import Peer, listens, running, wait_until
 from vhost_user.backend import Server
@@ -22,6 +24,8 @@ from vhost_user.backend.session import PROTOCOL_FEATURES
 from vhost_user.backend.vring import Vring
 from vhost_user.message import ProtocolFeature
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from virtio_mem.conformance.clauses import expected_clauses
+from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.target import Capability, Refused, TargetFailure
 from virtio_mem.conformance.targets import vhost_user_link, vhost_user_socket
 from virtio_mem.conformance.targets.vhost_user_socket import VhostUserTarget
@@ -73,6 +77,17 @@ def test_serve_with_its_api(served: str) -> None:
     play.play(target)
     with with_api(served) as again:
         assert again.start(play.WISH).config().plugged_size == 0
+
+
+def test_serve_passes_the_kit(served: str, rng: random.Random) -> None:
+    with with_api(served) as target:
+        clauses = expected_clauses(target.kind, target.capabilities)
+        assert len(clauses) > 50
+        some = rng.sample(clauses, min(counts.CLAUSES_OF_SERVE, len(clauses)))
+        judgement = judge(target, only=some)
+    assert not judgement.failures
+    assert not [(one.clause.id, one.violations) for one in judgement.of(Verdict.VIOLATED)]
+    assert {id_ for id_ in some if judgement.verdicts[id_].verdict is Verdict.NOT_TESTABLE} == set()
 
 
 def test_serve_without_its_api(served: str) -> None:
