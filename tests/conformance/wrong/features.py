@@ -35,6 +35,14 @@ class OneDriverOnly(VirtioMemDevice):
         self.taken = True
 
 
+@fault("FEAT-4")
+class NobodyIsTaken(VirtioMemDevice):
+    """Each driver is refused, whatever it takes."""
+
+    def negotiate(self, features: int) -> None:
+        raise PeerError("driver features", hex(features), "never right")
+
+
 class _Takes(VirtioMemDevice):
     """A device that turns down each PLUG of a driver that took `feature`."""
 

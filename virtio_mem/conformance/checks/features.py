@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtio_mem.conformance.check import allowed, check, expect, expect_answer, need_feature, ready
+from virtio_mem.conformance.check import Unsuitable, check, expect, expect_answer, need_feature, ready
 from virtio_mem.conformance.session import KNOWN_FEATURES, Session
 from virtio_mem.conformance.target import Capability
 from virtio_mem.protocol import BlockState, Feature, ResponseType
@@ -42,6 +42,15 @@ def version_1(session: Session) -> None:
     """VIRTIO_F_VERSION_1 is on offer."""
     offered = session.subject.offered_features
     expect("FEAT-7", bool(offered & Feature.VERSION_1), f"the offer {offered:#x}", "bit 32 among it")
+
+
+@check("FEAT-4")
+def all_that_is_offered(session: Session) -> None:
+    """A driver that takes the whole offer is not refused."""
+    agreed = session.begin()
+    if session.subject.offered_features & ~KNOWN_FEATURES and not agreed:
+        raise Unsuitable("the device does not agree without features that the kit can't take")
+    expect("FEAT-4", agreed, "no agreement to all that is offered", "an agreement")
 
 
 @check("FEAT-2", "FEAT-4")
