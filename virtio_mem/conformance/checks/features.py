@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtio_mem.conformance.check import Unsuitable, check, expect, expect_answer, need_feature, ready
+from virtio_mem.conformance.check import Unsuitable, allowed, check, expect, expect_answer, need_feature, ready
 from virtio_mem.conformance.session import KNOWN_FEATURES, Session
 from virtio_mem.conformance.target import Capability
 from virtio_mem.protocol import BlockState, Feature, ResponseType
