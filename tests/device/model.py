@@ -30,8 +30,7 @@ class ModelDevice(Model):
         """The right response to a request, and the state that an ACK to STATE carries."""
         expectation = self.expect(request)
         assert expectation.depended <= expectation.allowed
-        refused = self.host_refuses and BUSY in expectation.depended
-        answer = BUSY if refused else min(expectation.depended)
+        answer = BUSY if BUSY in expectation.depended else min(expectation.depended)
         self.apply(request, answer)
         if self.may_shrink:
             self.usable_region_size, self.may_shrink = self.usable(), False
