@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -13,62 +12,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.peers.processes import SHOWN, wait_until
+from tests.linux.console import Console
+from tests.peers.processes import SHOWN, Peer, wait_until
+from virtio_mem.boot.console import OBEY
 from virtio_mem.boot.guest import default_initrd, find_kernel
 from virtio_mem.client import Client
 
-BOOT_SECONDS = 100.0
-"""An idle machine takes five."""
-
-OBEY = """
-dmesg -n 1
-stty -echo
-echo "guest is ready"
-while read -r line; do
-    eval "$line" 2>&1
-    echo "--- $?"
-done
-"""
-"""What the guest does: each line is a command, whose end it tells."""
-
 
 @dataclass
-class Machine:
-    """The program's process, its output, and its API."""
+class Machine(Peer):
+    """The program's process, whose input and output are the guest's console, and its API."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
     api: Client
-    api_socket: Path
     boots: int = 1
 
-    def output(self) -> str:
-        return self.log.read_text(errors="replace").replace("\r", "")
-
-    def wait_for_boot(self) -> None:
-        """Until the guest is ready, for the first time or once more."""
-        self.wait(lambda: self.output().count("guest is ready") >= self.boots, f"boot {self.boots}", BOOT_SECONDS)
+    @property
+    def console(self) -> Console:
+        return Console(self)
 
     def guest(self, command: str) -> str:
         """What a shell command in the guest prints. AssertionError where it fails."""
-        before = len(self.output())
-        self.type(command)
-        found: list[re.Match[str]] = []
+        return self.console.run(command)
 
-        def ended() -> bool:
-            found[:] = filter(
-                None, [re.search(r"\A(.*?)^--- (\d+)$", self.output()[before:], re.DOTALL | re.MULTILINE)]
-            )
-            return bool(found)
-
-        self.wait(ended, command)
-        assert found[0][2] == "0", f"{command}: {found[0][0]}"
-        return found[0][1]
-
-    def type(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
+    def wait_for_boot(self) -> None:
+        """Until the guest is ready, for the first time or once more."""
+        self.console.wait_for_boot(self.boots)
 
     def guest_kib(self, file: str, key: str = "MemTotal") -> int:
         """A line of a file such as /proc/meminfo, in the guest."""
@@ -95,7 +63,7 @@ class Machine:
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return [int(pid) for pid in pids if words in Path(f"/proc/{pid}/cmdline").read_text()]
 
-    def wait(self, true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    def wait_for(self, true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
         def come() -> bool:
             ended = self.process.poll()
             if true():
@@ -117,7 +85,7 @@ def machine(
     initrd.write_bytes(default_initrd(chosen, OBEY))
     api_socket, log = directory / "api", directory / "boot.log"
     payload = ["--kernel", str(chosen / "vmlinuz"), "--initrd", str(initrd), "--api-socket", str(api_socket)]
-    cmdline = f"console=ttyS0 quiet panic=-1 memhp_default_state=online_movable {append}"
+    cmdline = f"console=ttyS0 quiet panic=-1 no_timer_check memhp_default_state=online_movable {append}"
     command = [
         sys.executable,
         "-m",
@@ -137,7 +105,7 @@ def machine(
             stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(directory)},
         )
-    vm = Machine(process, log, Client(api_socket), api_socket)
+    vm = Machine("boot", process, api_socket, log, chosen.name, Client(api_socket))
     try:
         vm.wait_for_boot()
         yield vm

@@ -30,7 +30,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_for_size(vm: Machine, zone: str, size: int) -> None:
-    vm.wait(lambda: vm.zone(zone)["plugged_size"] == size, f"{size} bytes of {zone} plugged")
+    vm.wait_for(lambda: vm.zone(zone)["plugged_size"] == size, f"{size} bytes of {zone} plugged")
 
 
 def iomem(vm: Machine) -> dict[int, int]:
@@ -86,8 +86,8 @@ def test_two_zones_on_two_nodes(directory: Path) -> None:
         check_return(vm)
         config = vm.api.info()["config"]
         assert [zone["size"] for zone in config["memory"]["zones"]] == [320 * MIB, 128 * MIB]
-        vm.type("poweroff -f")
-        assert vm.process.wait(20) == 0
+        vm.send("poweroff -f")
+        assert vm.wait(20) == 0
     assert list(directory.glob("virtio-mem-*")) == []
 
 
@@ -96,10 +96,10 @@ def check_reboot(vm: Machine, reset: str) -> None:
     returned = vm.zone("mem0")["unplugged_bytes"]
     vm.boots += 1
     if reset:
-        vm.type(reset)
+        vm.send(reset)
     else:
         put(vm, "system-reset")
-    vm.wait(lambda: vm.zone("mem0")["unplugged_bytes"] == returned + 256 * MIB, "the blocks are gone")
+    vm.wait_for(lambda: vm.zone("mem0")["unplugged_bytes"] == returned + 256 * MIB, "the blocks are gone")
     vm.wait_for_boot()
     wait_for_size(vm, "mem0", 256 * MIB)
     assert vm.zone("mem0")["unreturned_bytes"] == 0
@@ -118,12 +118,12 @@ def check_pause(vm: Machine) -> None:
     assert vm.api.info()["state"] == "Paused"
     vm.api.resize(320 * MIB)
     before = vm.output()
-    vm.type("echo it runs")
+    vm.send("echo it runs")
     with pytest.raises(TimeoutError):
         wait_until(lambda: vm.output() != before, "the guest stands still", 1.0)
     assert vm.zone("mem0")["plugged_size"] == 256 * MIB
     put(vm, "vm.resume")
-    vm.wait(lambda: "it runs" in vm.output(), "the guest goes on")
+    vm.wait_for(lambda: "it runs" in vm.output(), "the guest goes on")
     wait_for_size(vm, "mem0", 0)
     assert vm.held_by_host("mem0") == 0
     assert vm.api.operation(vm.api.resize((320 + 256) * MIB), wait=30.0)["state"] == "reached"

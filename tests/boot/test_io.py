@@ -46,15 +46,15 @@ def test_a_disk_is_used_while_the_guest_is_resized(
     with qemu_storage_daemon(directory, image) as daemon:
         disk = f"-- -chardev socket,id=disk,path={daemon.socket} -device vhost-user-blk-pci,chardev=disk"
         with machine(directory, MEMORY, more=disk) as vm:
-            vm.wait(partial(has, vm, 2 * STEP), "what was hotplugged at boot")
+            vm.wait_for(partial(has, vm, 2 * STEP), "what was hotplugged at boot")
             vm.guest(f"echo {base64.b64encode(WRITER).decode()} | base64 -d >/writer")
             vm.guest("sh /writer >/written 2>/errors &")
             for number in range(counts.RESIZES_UNDER_IO):
                 target = (1, 3)[number % 2] * STEP
                 vm.api.resize(BOOT + target)
-                vm.wait(partial(has, vm, target), f"resize {number}", 90.0)
-            vm.type("touch /stop")
-            vm.wait(lambda: "rounds" in vm.guest("cat /written"), "the writer ends")
+                vm.wait_for(partial(has, vm, target), f"resize {number}", 90.0)
+            vm.send("touch /stop")
+            vm.wait_for(lambda: "rounds" in vm.guest("cat /written"), "the writer ends")
             written = vm.guest("cat /written")
             assert "FAILED" not in written
             rounds = int(written.split("rounds")[1])

@@ -34,13 +34,13 @@ def test_the_target_is_reached_soon_after_pages_come_back(
         os.posix_fallocate(somebody, 0, STEP)
         with machine(tmp_path_factory.mktemp("b"), HUGE) as vm:
             vm.api.resize(BOOT + 2 * STEP)
-            vm.wait(lambda: "PLUG BUSY" in str(vm.zone("mem0")["answers"]), "the guest is told BUSY")
+            vm.wait_for(lambda: "PLUG BUSY" in str(vm.zone("mem0")["answers"]), "the guest is told BUSY")
             assert vm.zone("mem0")["plugged_size"] == STEP
             assert vm.guest("echo it lives") == "it lives\n"
             os.close(somebody)
             somebody = -1
             began = time.monotonic()
-            vm.wait(lambda: vm.zone("mem0")["plugged_size"] == 2 * STEP, "the target", 5.0)
+            vm.wait_for(lambda: vm.zone("mem0")["plugged_size"] == 2 * STEP, "the target", 5.0)
             figure("seconds from huge pages that came back to the target", f"{time.monotonic() - began:.1f}")
             vm.guest("dd if=/dev/zero of=/dev/null bs=1M count=10 2>/dev/null")
             assert vm.held_by_host("mem0") == 2 * STEP

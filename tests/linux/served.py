@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.linux.console import SHELL, Console
+from tests.linux.console import Console
 from tests.peers.guest import make_initrd
 from tests.peers.processes import wait_until
 from tests.peers.qemu import Qemu, qemu
 from vhost_user.errors import Disconnected, HostError
 from vhost_user.units import GIB, MIB, ByteCount, HostOffset
+from virtio_mem.boot.console import OBEY
 from virtio_mem.client import Client
 from virtio_mem.hostmem.files import data_size
 
@@ -122,7 +123,6 @@ def linux(directory: Path, service: Service, *, driver: bool = True) -> Iterator
     memory = os.memfd_create("guest", os.MFD_CLOEXEC)
     os.ftruncate(memory, BOOT_SIZE + ZONE_SIZE)
     size = (BOOT_SIZE + ZONE_SIZE) >> 20
-    script = f"total=$(sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)\n{SHELL}"
     backend = f"memory-backend-file,id=ram0,size={size}M,share=on,mem-path=/proc/self/fd/{memory}"
     device = "vhost-user-test-device-pci,chardev=c0,virtio-id=24,num_vqs=1,vq_size=128,config_size=56"
     try:
@@ -130,13 +130,13 @@ def linux(directory: Path, service: Service, *, driver: bool = True) -> Iterator
             directory,
             *("-machine", "q35,accel=tcg,memory-backend=ram0", "-m", f"{size}M", "-object", backend),
             *("-chardev", f"socket,id=c0,path={service.socket}", "-device", device),
-            initrd=make_initrd(directory, script, ["virtio_mem"]),
+            initrd=make_initrd(directory, OBEY, ["virtio_mem"]),
             append=f"mem={BOOT_SIZE >> 20}M memhp_default_state=online_movable",
             memory=None,
             pass_fds=(memory,),
         ) as vm:
             machine = Machine(vm, Console(vm), service, memory)
-            machine.console.wait_until_up()
+            machine.console.wait_for_boot()
             yield machine
     finally:
         os.close(memory)
