@@ -128,6 +128,14 @@ def _ask_all(subject: Subject, with_chains: bool) -> None:
     subject.pause(True)
 
 
+def test_all_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own device behind a ring, in another process, with all that it can do."""
+    monkeypatch.chdir(ROOT)
+    target = ProgramTarget(f"{sys.executable} -m tests.conformance.targets.bridge ring:packed")
+    assert target.capabilities == ~Capability(0)
+    play.play(target)
+
+
 def test_chains_go_as_they_are(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with ProgramTarget(python(tmp_path, _CLERK.format(log=str(log), can=["RESTART", "CHAINS"]))) as target:
