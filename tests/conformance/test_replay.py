@@ -21,6 +21,7 @@ from virtio_mem.conformance.words import wish_words
 from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import Request, RequestType, Response, ResponseType
+from virtio_mem.service import DeviceService, RegionMemory
 
 WISH = Wish(region_size=4 * MIB, block_size=64 * KIB, requested_size=1 * MIB)
 
@@ -81,6 +82,12 @@ def test_a_session_runs_again_and_gets_the_same_answers(ring: Target) -> None:
 def test_another_device_may_lie_elsewhere(ring: Target) -> None:
     lines = [line.replace("addr=0x100000000", "addr=0x7700000000") for line in recorded(ring)]
     assert replay(ring, script_of(lines)).differences == []
+
+
+def test_what_the_host_holds_is_compared_where_it_was_nothing(ring: Target) -> None:
+    steps = ["begin", "held 0 2 -> 0", "plug 0 2", "held 0 2 -> 4096", "held 0 2 -> 0"]
+    again = replay(ring, script_of([wish_words(WISH), *steps]))
+    assert [(one.step.number, one.now) for one in again.differences] == [(6, "131072")]
 
 
 def test_other_answers_are_differences(ring: Target) -> None:
@@ -188,6 +195,23 @@ def test_looks_and_refusals_are_left_out(wrong: Target) -> None:
         "target 65536 -> done",
         "unplug 0 3 -> ERROR",
     )
+
+
+class Keeps(DeviceService):
+    """Gives nothing back."""
+
+    def _unplug(self, effect: Effect) -> None:
+        pass
+
+
+def test_what_is_held_is_the_same_to_the_byte() -> None:
+    def make_service(device: VirtioMemDevice, memory: RegionMemory) -> DeviceService:
+        return Keeps(device, memory, prefault=True)
+
+    with OurTarget("anonymous", parts=Parts(make_service=make_service)) as target:
+        lines = session_of(target, ["begin", "plug 0 4", "config", "plug 0 1", "unplug 1 2", "held 1 2"])
+        assert lines[-1] == "held 1 2 -> 131072"
+        assert shorten(target, lines) == (*lines[:3], *lines[5:])
 
 
 class Forgetful(VirtioMemDevice):
