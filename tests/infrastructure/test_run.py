@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,21 +17,42 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:schemathesis")
 
 
+@pytest.fixture(scope="module")
+def forking() -> Iterator[subprocess.Popen[str]]:
+    """A process that runs pytest in forks of itself: forking.py."""
+    command = [sys.executable, "-m", "tests.infrastructure.forking"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
 @pytest.fixture
-def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, forking: subprocess.Popen[str]) -> Run:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("VIRTIO_MEM_TIER", raising=False)
     monkeypatch.delenv("CI", raising=False)
-    return Run(pytester)
+    return Run(pytester, forking)
 
 
+@dataclass
 class Run:
-    def __init__(self, pytester: pytest.Pytester) -> None:
-        self.pytester = pytester
+    pytester: pytest.Pytester
+    forking: subprocess.Popen[str]
 
     def __call__(self, source: str, *arguments: str) -> pytest.RunResult:
         self.pytester.makepyfile(source)
-        return self.pytester.runpytest_subprocess(*PLUGINS, *arguments)
+        directory, output = str(self.pytester.path), str(self.pytester.path / "printed")
+        arguments = (*PLUGINS, f"--basetemp={directory}/runpytest", *arguments)
+        assert self.forking.stdin is not None
+        assert self.forking.stdout is not None
+        wish = {"arguments": arguments, "directory": directory, "environment": dict(os.environ), "output": output}
+        start = time.monotonic()
+        self.forking.stdin.write(json.dumps(wish) + "\n")
+        self.forking.stdin.flush()
+        status = int(self.forking.stdout.readline())
+        printed = Path(output).read_text().splitlines()
+        sys.stdout.write("\n".join(printed))  # where the test fails, pytest shows it
+        return pytest.RunResult(status, printed, [], time.monotonic() - start)
 
 
 def test_header_holds_tier_seed_and_counts(run: Run) -> None:
@@ -149,6 +176,7 @@ WATCHING = """
     setting = Path(__file__).with_name("setting")
     setting.write_text("5")
     host.WATCHED = (str(setting),)
+    host.settings_lock = host.SettingsLock(setting.parent)  # other runs have the machine's
 """
 
 
