@@ -80,6 +80,23 @@ def test_memory_that_is_allocated_when_it_is_plugged() -> None:
         assert [subject.held(block * BLOCK, BLOCK) for block in range(4)] == [0, BLOCK, BLOCK, 0]
 
 
+def test_a_host_that_refuses() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs_mount: only root mounts file systems")
+    with started(",memory=tmpfs,prealloc=on") as subject:
+        play.begin(subject)
+        play.plug(subject, 0)
+        subject.refuse(True)
+        assert [play.ask(subject, RequestType.PLUG, 1), play.ask(subject, RequestType.UNPLUG, 0)] == [
+            ResponseType.BUSY
+        ] * 2
+        assert play.ask(subject, RequestType.UNPLUG_ALL) is ResponseType.BUSY
+        assert subject.held(0, 8 * BLOCK) == BLOCK
+        subject.refuse(False)
+        play.plug(subject, 1)
+        from_the_start(subject, play.held)
+
+
 def test_a_target_that_it_turns_down(subject: QemuSubject) -> None:
     for impossible, why in ((BLOCK + 1, "multiples of 'block-size'"), (64 * MIB, "cannot exceed")):
         with pytest.raises(Refused, match=why):
@@ -184,7 +201,7 @@ def test_what_it_does_not_start_with() -> None:
 
 
 def test_options_that_there_are_not() -> None:
-    with pytest.raises(UsageError, match="qemu memory=disk: must be memfd or hugetlb or ram"):
+    with pytest.raises(UsageError, match="qemu memory=disk: must be memfd or hugetlb or ram or tmpfs"):
         QemuTarget.parse("memory=disk")
     with pytest.raises(UsageError, match="there is no such key"):
         QemuTarget.parse(":,blocksize=2M")
@@ -196,5 +213,4 @@ def test_what_it_is() -> None:
     with QemuTarget.parse(",memory=ram,prealloc=on") as target:
         assert target.name == "qemu,memory=ram,prealloc=on"
         assert target.version.startswith("QEMU ")
-        assert Capability.HOST_REFUSES not in target.capabilities
         assert target.lacks(Capability.HOST_REFUSES) == "qemu can't: HOST_REFUSES"

@@ -4,8 +4,9 @@
     qemu:/opt/qemu/bin/qemu-system-x86_64    another one
     qemu,memory=hugetlb,prealloc=on          in huge pages, which the device allocates when it plugs
 
-Options: memory=memfd|hugetlb|ram; dynamic-memslots=, prealloc= and packed= on or off, the device's own; block-size=, in
-bytes or with K, M or G, in place of what a check wishes for.
+Options: memory=memfd, hugetlb, ram (QEMU's own) or tmpfs (a host that can run out of it: for root, and with
+prealloc=on); dynamic-memslots=, prealloc= and packed= on or off, the device's own; block-size=, in bytes or with a
+suffix such as M, in place of what a check wishes for.
 
 Each device is a process of its own, made as the check wishes, but for what QEMU can't do: blocks have at least 1 MiB,
 and at least a page, and there is always a node (ACPI_PXM), 127 being the highest. The host's target is set by the
@@ -58,6 +59,7 @@ class MemoryKind(StrEnum):
     MEMFD = "memfd"
     HUGETLB = "hugetlb"
     RAM = "ram"
+    TMPFS = "tmpfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,8 @@ class QemuTarget(Target):
         )  # fmt: skip
         if self._program.has_qtest:
             self.capabilities |= Capability.TIME
+        if self._options.memory is MemoryKind.TMPFS and self._options.prealloc:
+            self.capabilities |= Capability.HOST_REFUSES
         self._subject: QemuSubject | None = None
         if self._host_tells():
             self.capabilities |= Capability.HELD
@@ -264,6 +268,11 @@ class QemuSubject(Subject):
     def write(self, offset: int, data: bytes) -> None:
         """As the processor would, by guest address."""
         self.machine.qtest.write(self._addr + offset, data)
+
+    def refuse(self, refuses: bool) -> None:
+        """A file system that is full, and a file that keeps what it has."""
+        self.region.refuse(refuses)
+        self._driver.look()
 
     def pause(self, paused: bool) -> None:
         """By a migration that goes nowhere."""

@@ -20,6 +20,7 @@ from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import MIB, ByteCount, GuestAddress, HostAddress, HostOffset
 from virtio_mem.conformance.target import TargetFailure
 from virtio_mem.conformance.targets.qtest.machine import Machine
+from virtio_mem.conformance.targets.qtest.tmpfs import Tmpfs
 from virtio_mem.hostmem import facts, files
 from virtio_mem.hostmem.backing import Anonymous, Hugetlb, Memfd
 
@@ -60,6 +61,10 @@ class RegionMemory(ABC):
 
     fd = -1
     """The file that QEMU has to inherit, if there is one."""
+
+    def refuse(self, refuses: bool) -> None:
+        """While `refuses`, the host has no memory to give for it, and takes none back."""
+        raise NotImplementedError
 
     @abstractmethod
     def arguments(self) -> list[str]:
@@ -104,6 +109,22 @@ class File(RegionMemory):
     def close(self) -> None:
         """See `RegionMemory`."""
         self._backing.close()
+
+
+class Full(File):
+    """A file in a file system of its own, which can run full."""
+
+    def __init__(self, size: int) -> None:
+        self._tmpfs = Tmpfs(size)
+        super().__init__(Memfd(self._tmpfs.fd), size)
+
+    def refuse(self, refuses: bool) -> None:
+        """See `RegionMemory`. Only what is allocated when it is plugged notices."""
+        self._tmpfs.refuse(refuses)
+
+    def close(self) -> None:
+        """See `RegionMemory`."""
+        self._tmpfs.close()
 
 
 class Private(RegionMemory):
@@ -165,7 +186,7 @@ def _hugetlb(size: int) -> RegionMemory:
     return File(Hugetlb(fd, HostOffset(0), page_size, reserved=False), size)
 
 
-KINDS: dict[str, Callable[[int], RegionMemory]] = {"memfd": _memfd, "hugetlb": _hugetlb, "ram": Private}
+KINDS: dict[str, Callable[[int], RegionMemory]] = {"memfd": _memfd, "hugetlb": _hugetlb, "ram": Private, "tmpfs": Full}
 """How each kind of memory is made, given its size in bytes."""
 
 
