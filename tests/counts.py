@@ -193,3 +193,6 @@ CLAUSES_OF_SERVE = count(quick=10, ci=500, soak=500)
 
 # Sequences of moves of host and guest that each of our devices stands before the conformance kit.
 MACHINE_SEQUENCES = count(quick=15, ci=150, soak=1_500)
+
+# Kinds of QEMU's device that the conformance kit judges by all that its profile quick has.
+QEMUS_JUDGED = count(quick=0, ci=2, soak=4)
