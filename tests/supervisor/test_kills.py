@@ -78,26 +78,28 @@ def test_messages_while_workers_die(
     """Rings are stopped and started, and regions come and go, and each message has its one answer."""
     rams = [Ram(), Ram(guest=1 << 30, user=1 << 40)]
     ending = time.monotonic() + min(counts.SUPERVISOR_KILLS / 40, 100)
-    with service(tmp_path, Numbered) as supervised:
-        with supervised.connect(features=features, protocol_features=protocol_features) as frontend:
-            frontend.regions.share([rams[0].region])
-            if frontend.has(ProtocolFeature.INFLIGHT_SHMFD):
-                frontend.track_inflight(2, 256)
-            ring = start_ring(frontend, rams[0], size=32)
-            load = Load(ring, supervised.board, rng)
-            with killing(supervised, rng):
-                while time.monotonic() < ending or supervised.board[WORKERS] == 1:
-                    load.step()
-                    frontend.regions.add(rams[1].region)
-                    ring.vring.enable(False)
-                    load.step()
-                    base = ring.vring.stop()
-                    load.receive()
-                    if isinstance(ring.layout, SplitLayout):
-                        assert base == ring.memory.load16(GuestAddress(ring.layout.used + 2))
-                    load.step()
-                    ring.vring.start(ring.layout, base)
-                    frontend.regions.remove(rams[1].region)
-            load.finish()
+    with (
+        service(tmp_path, Numbered) as supervised,
+        supervised.connect(features=features, protocol_features=protocol_features) as frontend,
+    ):
+        frontend.regions.share([rams[0].region])
+        if frontend.has(ProtocolFeature.INFLIGHT_SHMFD):
+            frontend.track_inflight(2, 256)
+        ring = start_ring(frontend, rams[0], size=32)
+        load = Load(ring, supervised.board, rng)
+        with killing(supervised, rng):
+            while time.monotonic() < ending or supervised.board[WORKERS] == 1:
+                load.step()
+                frontend.regions.add(rams[1].region)
+                ring.vring.enable(False)
+                load.step()
+                base = ring.vring.stop()
+                load.receive()
+                if isinstance(ring.layout, SplitLayout):
+                    assert base == ring.memory.load16(GuestAddress(ring.layout.used + 2))
+                load.step()
+                ring.vring.start(ring.layout, base)
+                frontend.regions.remove(rams[1].region)
+        load.finish()
     for ram in rams:
         ram.close()
