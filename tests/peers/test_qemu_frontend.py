@@ -221,6 +221,36 @@ class Mortal:
         return twice
 
 
+def two_disks(
+    stack: ExitStack,
+    directory: Path,
+    rng: random.Random,
+    without: dict[str, ProtocolFeature],
+    *,
+    supervised: bool = False,
+) -> tuple[Mortal, Mortal, Guest]:
+    """A guest that writes to vda, with split rings, and vdb, with packed ones; each is `without` a feature."""
+    split, packed = (
+        Mortal(stack, directory, name, rng, feature, supervised=supervised) for name, feature in without.items()
+    )
+    guest = Guest(stack, directory, {"vda": split.socket, "vdb": packed.socket}, {"vdb": ",packed=on"})
+    for disk in (split, packed):
+        guest.wait_for(f"round {disk.name}-")
+        assert bool(disk.acked()[0] & RING_PACKED) == (disk is packed)
+    return split, packed, guest
+
+
+def kill(guest: Guest, disks: tuple[Mortal, ...], rng: random.Random) -> None:
+    """The devices die in turn, at random moments; then the guest ends its work."""
+    for _ in range(counts.BLOCK_DEVICE_KILLS):
+        for disk in disks:
+            disk.wait_for_requests(rng.randrange(1, 100))
+            disk.die()
+    for disk in disks:
+        disk.wait_for_requests(100)
+    guest.end()
+
+
 def test_no_request_is_lost_or_done_twice_when_the_device_is_killed(
     directory: Path, rng: random.Random, figure: Callable[[str, object], None]
 ) -> None:
@@ -228,24 +258,15 @@ def test_no_request_is_lost_or_done_twice_when_the_device_is_killed(
 
     Both execute out of order, so that the rings' indices alone don't tell what is in flight.
     """
+    without = {"vda": ProtocolFeature.NONE, "vdb": ProtocolFeature.GPA_ADDRESSES}
     with ExitStack() as stack:
-        split = Mortal(stack, directory, "vda", rng, ProtocolFeature.NONE)
-        packed = Mortal(stack, directory, "vdb", rng, ProtocolFeature.GPA_ADDRESSES)
-        guest = Guest(stack, directory, {"vda": split.socket, "vdb": packed.socket}, {"vdb": ",packed=on"})
+        split, packed, guest = two_disks(stack, directory, rng, without)
         for disk in (split, packed):
-            guest.wait_for(f"round {disk.name}-")
             features, protocol_features = disk.acked()
-            assert bool(features & RING_PACKED) == (disk is packed)
             assert bool(protocol_features & ProtocolFeature.GPA_ADDRESSES) == (disk is split)
             assert protocol_features & ProtocolFeature.INFLIGHT_SHMFD
             figure(f"QEMU acked, {disk.name}", f"{features:#x} {protocol_features!r}")
-        for _ in range(counts.BLOCK_DEVICE_KILLS):
-            for disk in (split, packed):
-                disk.wait_for_requests(rng.randrange(1, 100))
-                disk.die()
-        for disk in (split, packed):
-            disk.wait_for_requests(100)
-        guest.end()
+        kill(guest, (split, packed), rng)
         for disk in (split, packed):
             twice = disk.check(guest)
             figure(f"QEMU requests, {disk.name}", f"{disk.executed():,}, {twice} of them twice in {disk.deaths} kills")
@@ -256,23 +277,13 @@ def test_a_supervised_device_is_killed_and_the_vmm_never_knows(
     directory: Path, rng: random.Random, figure: Callable[[str, object], None]
 ) -> None:
     """Nothing that QEMU could do about it is offered: no inflight buffer, and it sees no connection end."""
-    without = ProtocolFeature.INFLIGHT_SHMFD
+    without = dict.fromkeys(("vda", "vdb"), ProtocolFeature.INFLIGHT_SHMFD)
     with ExitStack() as stack:
-        split = Mortal(stack, directory, "vda", rng, without, supervised=True)
-        packed = Mortal(stack, directory, "vdb", rng, without, supervised=True)
-        guest = Guest(stack, directory, {"vda": split.socket, "vdb": packed.socket}, {"vdb": ",packed=on"})
+        split, packed, guest = two_disks(stack, directory, rng, without, supervised=True)
         for disk in (split, packed):
-            guest.wait_for(f"round {disk.name}-")
-            features, protocol_features = disk.acked()
-            assert bool(features & RING_PACKED) == (disk is packed)
+            _, protocol_features = disk.acked()
             assert not protocol_features & ProtocolFeature.INFLIGHT_SHMFD
-        for _ in range(counts.BLOCK_DEVICE_KILLS):
-            for disk in (split, packed):
-                disk.wait_for_requests(rng.randrange(1, 100))
-                disk.die()
-        for disk in (split, packed):
-            disk.wait_for_requests(100)
-        guest.end()
+        kill(guest, (split, packed), rng)
         for disk in (split, packed):
             twice = disk.check(guest)
             text = f"{disk.executed():,}, {twice} of them twice in {disk.deaths} kills"
