@@ -54,6 +54,22 @@ def test_runs_are_maximal_and_reach_the_last_block() -> None:
     assert list(blocks.plugged_runs()) == [run(0, 3), run(5, 1), run(8, 2)]
 
 
+def test_a_range_from_the_very_first_block_may_be_mixed() -> None:
+    blocks = BlockMap(10)
+    blocks.plug(run(0, 1))
+    assert [blocks.state(run(0, nb_blocks)) for nb_blocks in (1, 2)] == [BlockState.PLUGGED, BlockState.MIXED]
+    blocks.plug(run(1, 9))
+    blocks.unplug(run(0, 1))
+    assert [blocks.state(run(0, nb_blocks)) for nb_blocks in (1, 2)] == [BlockState.UNPLUGGED, BlockState.MIXED]
+
+
+def test_the_first_block_is_the_lowest_bit_of_the_first_byte() -> None:
+    blocks = BlockMap(10)
+    blocks.plug(run(0, 1))
+    blocks.plug(run(9, 1))
+    assert blocks.to_bytes() == b"\x01\x02"
+
+
 def test_unplugged_runs_end_with_the_range_that_was_asked_about() -> None:
     blocks = BlockMap(10)
     blocks.plug(run(2, 4))
