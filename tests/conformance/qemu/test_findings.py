@@ -1,0 +1,67 @@
+"""What is written in spec-notes/peers.md of QEMU is what QEMU does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests import counts
+from virtio_mem.conformance.kit import Verdict, judge
+from virtio_mem.conformance.replay import Script, parse_script, replay
+from virtio_mem.conformance.targets.parse import parse_target
+
+pytestmark = pytest.mark.needs_peers
+
+NOTES = Path(__file__).parents[3] / "spec-notes/peers.md"
+
+VIOLATED = {"MEM-PLUG-6", "DEP-BUSY-5", "DEP-UNKNOWN-1", "DEP-DRIVER-1", "DEP-DRIVER-2"}
+"""With split rings, in every version that was judged, on each kind of memory."""
+
+
+class Finding(NamedTuple):
+    """A session in the notes, and the versions of which it is told."""
+
+    target: str
+    versions: tuple[str, ...]
+    script: Script
+
+
+def findings() -> Iterator[Finding]:
+    for words, text in re.findall(r"^```replay (.+)\n((?:.*\n)+?)```$", NOTES.read_text(), re.MULTILINE):
+        target, *versions = words.split()
+        for script in parse_script(text):
+            yield Finding(target, tuple(versions), script)
+
+
+FINDINGS = list(findings())
+
+
+def test_they_are_found() -> None:
+    assert len(FINDINGS) == NOTES.read_text().count("```replay")
+    assert len({finding.target for finding in FINDINGS}) == 3
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.script.steps[-1].call)
+def test_a_session_goes_as_it_is_written(finding: Finding, figure: Callable[[str, object], None]) -> None:
+    with parse_target(finding.target) as target:
+        run = replay(target, finding.script)
+        version = target.version.split()[1]
+    different = [f"{one.step.call} -> {one.now}, was {one.step.answer}" for one in run.differences]
+    if version in finding.versions:
+        assert (run.failure, different) == ("", [])
+    elif different:
+        figure(f"{finding.target} {version}, not as in {NOTES.name}", "; ".join(different))
+
+
+def test_nothing_else_is_violated() -> None:
+    kinds = ("", ",memory=ram,dynamic-memslots=on", ",prealloc=on", ",memory=ram")
+    for options in kinds[: counts.QEMUS_JUDGED]:
+        with parse_target(f"qemu{options}") as target:
+            judgement = judge(target)
+        if "11.1.3" in judgement.version:
+            assert {one.clause.id for one in judgement.of(Verdict.VIOLATED)} == VIOLATED
+        assert (judgement.missing, judgement.failures) == ((), ())
