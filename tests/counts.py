@@ -196,3 +196,6 @@ MACHINE_SEQUENCES = count(quick=15, ci=150, soak=1_500)
 
 # Kinds of QEMU's device that the conformance kit judges by all that its profile quick has.
 QEMUS_JUDGED = count(quick=0, ci=2, soak=4)
+
+# Wrong devices that the kit's state machine is to find, and to shrink what it does to them.
+MACHINE_FAULTS = count(quick=3, ci=8, soak=8)
