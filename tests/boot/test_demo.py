@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from rich.console import Console as Terminal
 
 from tests import counts
 from tests.cli.rig import ONE_ZONE, Machine
+from tests.peers.processes import LATE, listens, wait_until
 from tests.picture.player import Player
 from vhost_user.units import MIB
 from virtio_mem.boot import demo
@@ -65,6 +67,21 @@ def test_a_guest_that_does_nothing_ends_the_demo(show: demo.Show, monkeypatch: p
     monkeypatch.setattr(demo, "RESIZE_SECONDS", 0.2)
     with pytest.raises(SystemExit, match="not reach the target in time"):
         show.resize(320 * MIB)
+
+
+@pytest.mark.needs_peers
+def test_a_film_that_is_broken_off_ends_the_machine(tmp_path: Path) -> None:
+    """No process has its API's socket any more, nor is its directory there."""
+    output = tmp_path / "demo.svg"
+    command = [sys.executable, "-m", "virtio_mem.boot.demo", "--picture", str(output)]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: list(tmp_path.glob("virtio-mem-demo-*/api")), "the machine's API")
+        (api,) = tmp_path.glob("virtio-mem-demo-*/api")
+        process.terminate()
+        assert process.wait(LATE) != 0
+    wait_until(lambda: not listens(api), "the machine ends")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.needs_peers

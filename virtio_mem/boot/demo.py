@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -193,6 +194,8 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true", help="show the command line that boots the guest")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="save what the terminal showed, as it moved")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))  # so that the machine ends, too
     try:
         if arguments.picture:
             same = ["--kernel", arguments.kernel] * bool(arguments.kernel) + ["--verbose"] * arguments.verbose
