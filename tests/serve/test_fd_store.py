@@ -46,7 +46,7 @@ class Killer:
             return
         time.sleep(self._rng.choice([0.004, 0.04]) * self._rng.random())
         if self._rng.random() < 0.7:
-            self._manager.kill_main()
+            self._manager.kill_main(after=self._rng.choice([0, 0.003]))
             self.supervisors += 1
             return
         main = self._manager.board[MAIN]

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -121,10 +122,14 @@ class Managed:
         self.pid = pid
         self.board = board
 
-    def kill_main(self) -> None:
-        """SIGKILL for the main process of this moment."""
+    def kill_main(self, after: float = 0.0) -> None:
+        """SIGKILL for the main process of this moment. Its worker may go on without it for `after` seconds."""
+        main = self.board[MAIN]
         with suppress(ProcessLookupError):
-            os.kill(self.board[MAIN], signal.SIGKILL)
+            if after:
+                os.kill(main, signal.SIGSTOP)
+                time.sleep(after)
+            os.kill(main, signal.SIGKILL)
 
 
 @contextmanager

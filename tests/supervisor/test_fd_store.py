@@ -20,11 +20,11 @@ from tests import counts
 from tests.backend.rig import EVERYTHING, SPLIT, Ram, start_ring
 from tests.supervisor.manager import STARTS, Managed, managed
 from tests.supervisor.numbered import Load, Numbered
-from tests.supervisor.rig import NO_INFLIGHT, Board, Counter, MakeDevice, Service, fork, serve
+from tests.supervisor.rig import NO_INFLIGHT, Board, Counter, MakeDevice, Prepare, Service, fork, serve
 from tests.supervisor.test_kills import WITH_INFLIGHT
 from tests.supervisor.test_steps import FIRST, SECOND, STEP, live
 from vhost_user.message import ProtocolFeature
-from vhost_user.supervisor import Supervisor
+from vhost_user.supervisor import Supervisor, Worker
 from vhost_user.supervisor.fd_store import FdStore
 from vhost_user.supervisor.ledger import Ledger
 from vhost_user.supervisor.listening import Listening
@@ -38,7 +38,7 @@ def ready() -> None:
         sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 
 
-def supervise(path: Path, board: Board, make: MakeDevice, arm: Callable[[Board], None]) -> None:
+def supervise(path: Path, board: Board, make: MakeDevice, prepare: Prepare, arm: Callable[[Board], None]) -> None:
     """The main process of a service."""
 
     def start(control: socket.socket) -> int:
@@ -46,7 +46,7 @@ def supervise(path: Path, board: Board, make: MakeDevice, arm: Callable[[Board],
 
     def work(control: socket.socket) -> None:
         sys.setprofile(None)
-        serve(control, board, ["device0"], make, lambda *_: None, threads=False)
+        serve(control, board, ["device0"], make, prepare, threads=False)
 
     if os.environ["LISTEN_FDS"] != "0":
         arm(board)
@@ -65,13 +65,14 @@ def supervise(path: Path, board: Board, make: MakeDevice, arm: Callable[[Board],
 def stored(
     directory: Path,
     make: MakeDevice = Counter,
+    prepare: Prepare = lambda *_: None,
     arm: Callable[[Board], None] = lambda _: None,
 ) -> Iterator[tuple[Service, Managed]]:
     """A supervised device whose supervisor may die. `arm` is called when it begins with something to go on with, and
     before it runs."""
     board = Board()
     path = directory / "device0.sock"
-    with managed(directory, lambda: supervise(path, board, make, arm)) as manager:
+    with managed(directory, lambda: supervise(path, board, make, prepare, arm)) as manager:
         wait(manager, 1)
         yield Service(manager.pid, [str(path)], board), manager
     board.close()
@@ -85,6 +86,35 @@ def wait(manager: Managed, starts: int, timeout: float = 20.0) -> None:
         time.sleep(0.001)
 
 
+PUT, LOST = 24, 25
+"""Words of the board: what a worker was told is kept, and whether another one found less."""
+
+
+def keep_counting(worker: Worker, board: Board) -> None:
+    """Have this worker put a number all the time, small and in several parts, and tell the board afterwards."""
+    data = worker.bytes.get("number", bytes(8))
+    kept = int.from_bytes(data[:8], "little")
+    board[LOST] |= kept < board[PUT] or len(data) != 8 + kept % 2 * 100_000
+
+    def count(number: int) -> None:
+        while True:
+            number += 1
+            worker.put("number", number.to_bytes(8, "little") + bytes(number % 2 * 100_000))
+            board[PUT] = number
+
+    threading.Thread(target=count, args=(kept,), daemon=True).start()
+
+
+def test_what_was_put_is_kept_though_nobody_had_read_it(tmp_path: Path) -> None:
+    with stored(tmp_path, prepare=keep_counting) as (service, manager):
+        for _ in range(counts.STORE_KILLS):
+            service.wait_for(PUT, service.board[PUT] + 1)
+            starts = manager.board[STARTS]
+            manager.kill_main(after=0.003)
+            wait(manager, starts + 1)
+            assert not service.board[LOST]
+
+
 @contextmanager
 def killing(service: Service, manager: Managed, rng: random.Random, kills: list[int]) -> Iterator[None]:
     """Kill the supervisor, or a worker, now and then; `kills` counts."""
@@ -96,7 +126,7 @@ def killing(service: Service, manager: Managed, rng: random.Random, kills: list[
             if pauses.random() < 0.3:
                 service.kill_worker()
             elif pauses.random() < 0.5 or manager.board[STARTS] > kills[0]:  # it need not be ready, but mostly
-                manager.kill_main()
+                manager.kill_main(after=pauses.choice([0, 0.003]))
                 kills[0] += 1
 
     thread = threading.Thread(target=kill)
@@ -167,7 +197,7 @@ def count_steps(board: Board) -> None:
 def test_a_supervisor_may_die_between_any_two_steps(
     tmp_path: Path, inflight: bool, rng: random.Random, figure: Callable[[str, object], None]
 ) -> None:
-    with stored(tmp_path, Numbered, count_steps) as (service, manager):
+    with stored(tmp_path, Numbered, arm=count_steps) as (service, manager):
         board = service.board
 
         def attempt(first: int, second: int) -> None:
