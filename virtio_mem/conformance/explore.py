@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -20,8 +21,8 @@ from virtio_mem.conformance.machine import DeviceMachine
 from virtio_mem.conformance.referee import essential
 from virtio_mem.conformance.target import Target, Wish
 
-if TYPE_CHECKING:
-    from hypothesis.database import ExampleDatabase
+MOST_ROUNDS = 20
+"""A device that violates more than so many clauses is looked at again when these are mended."""
 
 
 class Found(NamedTuple):
@@ -48,6 +49,8 @@ class Exploration:
     moves: int = 0
     found: dict[str, Found] = field(default_factory=dict)
     passed_over: frozenset[str] = frozenset()
+    last: str | None = None
+    """The clause that was violated last."""
 
     @property
     def is_over(self) -> bool:
@@ -57,7 +60,7 @@ class Exploration:
     def violated(self, violation: Violation, lines: list[str]) -> None:
         """Keep the shortest way to each violation; of several, the last, which is the simplest."""
         found = Found(violation.clause, violation.was, violation.should, tuple(essential(lines)))
-        before = self.found.get(found.clause)
+        before, self.last = self.found.get(found.clause), found.clause
         if before is None or len(found.lines) <= len(before.lines):
             self.found[found.clause] = found
 
@@ -66,6 +69,27 @@ class Exploration:
         self.sequences += 1
         if self.progress is not None:
             self.progress(self)
+
+
+class _Apart(ExampleDatabase):
+    """A database in which what fails while some clauses are passed over is kept apart.
+
+    Elsewhere it would be found not to fail, and be thrown away.
+    """
+
+    def __init__(self, database: ExampleDatabase, passed_over: frozenset[str]) -> None:
+        super().__init__()
+        self._database = database
+        self._suffix = " ".join(sorted(passed_over)).encode()
+
+    def fetch(self, key: bytes) -> Iterable[bytes]:
+        return self._database.fetch(key + self._suffix)
+
+    def save(self, key: bytes, value: bytes) -> None:
+        self._database.save(key + self._suffix, value)
+
+    def delete(self, key: bytes, value: bytes) -> None:
+        self._database.delete(key + self._suffix, value)
 
 
 def explore(
@@ -79,27 +103,31 @@ def explore(
     pass_over: Iterable[str] = (),
     database: ExampleDatabase | None = None,
     progress: Progress | None = None,
+    rounds: int = MOST_ROUNDS,
 ) -> Exploration:
-    """Run `sequences` sequences of up to `steps` moves, in rounds of which each ends with the first violation.
+    """Run `sequences` sequences of up to `steps` moves, in `rounds` of which each ends with the first violation.
 
     It ends after `seconds` even in the middle of shrinking; what is shortest by then counts. TargetFailure where no
     device can be started, Unsuitable where it can't be judged in this way.
     """
     exploration = Exploration(target, wish, time.monotonic() + seconds, progress, passed_over=frozenset(pass_over))
-    found_before = -1
-    while not exploration.is_over and found_before < len(exploration.found):
-        found_before = len(exploration.found)
-        _round(exploration, sequences, steps, seed_, database)
-        exploration.passed_over |= exploration.found.keys()
+    for number in range(rounds):
+        violated = _round(exploration, sequences, steps, seed_ + number, database)
+        if violated is None or exploration.is_over:
+            break
+        exploration.passed_over |= {violated}
     return exploration
 
 
-def _round(exploration: Exploration, sequences: int, steps: int, seed_: int, database: ExampleDatabase | None) -> None:
+def _round(
+    exploration: Exploration, sequences: int, steps: int, seed_: int, database: ExampleDatabase | None
+) -> str | None:
+    """The clause that was found to be violated, if any."""
     machine = seed(seed_)(type("DeviceMachine", (DeviceMachine,), {"lab": exploration}))
     manner = settings(
         max_examples=sequences,
         stateful_step_count=steps,
-        database=database,
+        database=database and _Apart(database, exploration.passed_over),
         deadline=None,
         derandomize=False,
         phases=(Phase.reuse, Phase.generate, Phase.shrink),
@@ -110,7 +138,9 @@ def _round(exploration: Exploration, sequences: int, steps: int, seed_: int, dat
     )
     try:
         run_state_machine_as_test(machine, settings=manner)
-    except (Violation, Flaky):
-        # Flaky: the device did it once and not again, or time ran out meanwhile. It did it.
-        if not exploration.found:
-            raise
+    except Violation as violation:
+        return violation.clause
+    except Flaky:
+        # The device did it once and not again, or time ran out meanwhile. It did it.
+        return exploration.last
+    return None

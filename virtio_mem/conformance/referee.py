@@ -23,10 +23,13 @@ MOST_BLOCKS = 0xFFFF
 PATIENCE = 5
 """Seconds within which a notice that is due has to be there."""
 
+_CLOSELY = 16
+"""Of a run of blocks that are alike, how many are looked at by themselves."""
+
 _NO_ANSWER = "MEM-WIRE-3"
 """What a device violates that gives no answer where the standard does not say which it should be."""
 
-_QUESTIONS = ("config", "state", "held", "same")
+_QUESTIONS = frozenset({"config", "state", "held", "same"})
 
 
 class Told(NamedTuple):
@@ -169,9 +172,10 @@ class Referee:
                 self._look_at(part, min(MOST_BLOCKS, first + nb_blocks - part), plugged, told.state)
 
     def look_closely(self) -> None:
-        """Every usable block by itself, all that was written, and what the host holds of what was given back."""
-        for block in range(self.model.usable_blocks):
-            self._look_at(block, 1, self.model.is_plugged(block), "")
+        """Blocks by themselves, all that was written, and what the host holds of what was given back."""
+        for first, nb_blocks, plugged in self.model.runs():
+            for block in range(first, first + min(nb_blocks, _CLOSELY)):
+                self._look_at(block, 1, plugged, "")
         self._look_at_bytes("MEM-OP-4")
         for first, nb_blocks, plugged in self.model.runs():
             if not plugged:
@@ -259,8 +263,10 @@ def _judge(finding: Finding | None) -> None:
 
 
 def essential(lines: Sequence[str]) -> list[str]:
-    """The lines without the questions that came before the last move: what is left leads to the same answer."""
-    moves = [number for number, line in enumerate(lines) if line.split(" ", 1)[0] not in (*_QUESTIONS, "notices")]
-    last = moves[-1] if moves else 0
-    kept = (*_QUESTIONS, "notices") if not lines or not lines[-1].startswith("notices") else _QUESTIONS
-    return [line for number, line in enumerate(lines) if number >= last or line.split(" ", 1)[0] not in kept]
+    """The lines without the questions that were answered as they should be: the moves, and the last line.
+
+    Notices stay where one that did not come is what is wrong, since asking takes those that came.
+    """
+    said = [line.split(" ", 1)[0] for line in lines]
+    left_out = _QUESTIONS if said[-1:] == ["notices"] else (*_QUESTIONS, "notices")
+    return [line for line, word in zip(lines[:-1], said, strict=False) if word not in left_out] + list(lines[-1:])

@@ -1,0 +1,140 @@
+"""Any sequence of moves: our devices stand it, wrong ones don't, and what is found is short and can be run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from tests import counts
+from tests.conformance.bare import Bare
+from tests.conformance.wrong import FAULTS
+from virtio_mem.conformance.check import Unsuitable
+from virtio_mem.conformance.explore import Exploration, explore
+from virtio_mem.conformance.referee import Referee, essential
+from virtio_mem.conformance.replay import replay, script_of
+from virtio_mem.conformance.session import Session
+from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
+from virtio_mem.conformance.targets.behind_ring import RingTarget
+from virtio_mem.conformance.targets.ours import OurTarget
+
+SMALL = Wish(region_size=64 << 16, block_size=1 << 16, requested_size=16 << 16)
+
+
+def explored(target: Target, seed: int, sequences: int = counts.MACHINE_SEQUENCES) -> Exploration:
+    with target:
+        return explore(target, sequences=sequences, seed_=seed, wish=SMALL, rounds=1)
+
+
+@pytest.mark.parametrize("make", [OurTarget, RingTarget, lambda: RingTarget("packed")])
+def test_our_device_stands_it(make: type[OurTarget | RingTarget], pytestconfig: pytest.Config) -> None:
+    exploration = explored(make(), int(pytestconfig.option.hypothesis_seed))
+    assert not exploration.found
+    assert exploration.sequences >= counts.MACHINE_SEQUENCES
+    assert exploration.moves > exploration.sequences
+
+
+@pytest.mark.parametrize("capabilities", [Capability(0), Capability.RESTART | Capability.WISH])
+def test_a_target_that_can_do_little_is_explored_all_the_same(capabilities: Capability) -> None:
+    with Bare("vhost-user", capabilities, requested_size=1 << 21) as target:
+        exploration = explore(target, sequences=5, seed_=3, wish=SMALL)
+    assert not exploration.found
+    assert exploration.moves
+
+
+WRONG = [
+    ("error-beyond-the-target", "DEP-NACK-2", 4),
+    ("system-reset-does-nothing", "MEM-OP-11", 7),
+    ("device-reset-unplugs", "MEM-INIT-2", 7),
+    ("unplug-twice", "MEM-UNPLUG-6", 5),
+    ("target-before-alignment", "MEM-PLUG-3", 4),
+    ("no-target", "DEP-NACK-2", 4),
+    ("last-page-is-kept", "DEP-HOST-1", 6),
+    ("usable-shrinks-with-the-target", "MEM-CONF-16", 5),
+]
+"""Devices that are wrong in one way, the clause that goes first, and how many lines at most it takes to show it."""
+
+
+@pytest.mark.parametrize(("name", "clause", "lines"), WRONG[: counts.MACHINE_FAULTS])
+def test_a_wrong_device_is_found_and_shrunk(name: str, clause: str, lines: int) -> None:
+    with FAULTS[name].target() as target:
+        exploration = explore(target, sequences=60, seed_=1, wish=SMALL, rounds=1)
+        assert clause in exploration.found
+        found = exploration.found[clause]
+        assert len(found.lines) <= lines, found.lines
+        again = replay(target, script_of(found.lines))
+        assert not again.failure
+        assert not again.differences
+    with OurTarget() as ours:
+        assert replay(ours, script_of(found.lines)).differences
+
+
+def test_what_is_passed_over_is_not_found() -> None:
+    rules = ["DEP-NACK-1", "DEP-NACK-2", "DEP-ORDER-1"]
+    with FAULTS["error-beyond-the-target"].target() as target:
+        exploration = explore(target, sequences=15, seed_=1, wish=SMALL, pass_over=rules)
+    assert not exploration.found
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    one, two = (explored(FAULTS["error-beyond-the-target"].target(), 5, 10) for _ in range(2))
+    assert one.found == two.found
+    assert one.found
+
+
+def test_more_is_found_behind_a_failure_and_a_database_brings_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With --hypothesis-seed, which this suite always sets, Hypothesis uses no database at all.
+    monkeypatch.setattr("hypothesis.core.global_force_seed", None)
+    database = DirectoryBasedExampleDatabase(tmp_path)
+    with FAULTS["device-reset-unplugs"].target() as target:
+        first = explore(target, sequences=60, steps=20, seed_=1, wish=SMALL, database=database, rounds=2)
+        assert len(first.passed_over) == 2
+        assert "MEM-INIT-2" in first.passed_over <= first.found.keys()
+        again = explore(target, sequences=1, seed_=2, wish=SMALL, database=database, rounds=1)
+    assert "MEM-INIT-2" in again.found
+
+
+def test_time_that_is_up_ends_it() -> None:
+    with OurTarget("anonymous") as target:
+        exploration = explore(target, sequences=10, seconds=0, wish=SMALL)
+    assert (exploration.sequences, exploration.moves) == (0, 0)
+
+
+def test_progress_is_told() -> None:
+    told: list[int] = []
+    with OurTarget("anonymous") as target:
+        exploration = explore(target, sequences=3, wish=SMALL, progress=lambda one: told.append(one.sequences))
+    assert told == list(range(1, exploration.sequences + 1))
+
+
+class Gone(OurTarget):
+    """A target of which no device can be had."""
+
+    def start(self, wish: Wish) -> Subject:
+        raise TargetFailure("nothing there")
+
+
+def test_a_target_that_does_not_start_is_not_judged() -> None:
+    with Gone("anonymous") as target, pytest.raises(TargetFailure, match="nothing there"):
+        explore(target, sequences=3, wish=SMALL)
+
+
+def test_a_device_in_use_is_not_judged() -> None:
+    with OurTarget("anonymous") as target:
+        session = Session(target.start(SMALL), SMALL)
+        session.begin()
+        session.plug(0, 1)
+        with pytest.raises(Unsuitable, match="plugged already"):
+            Referee(session)
+        session.subject.close()
+
+
+def test_questions_before_the_last_move_are_left_out() -> None:
+    lines = ["wish x", "begin -> a", "config -> b", "plug 0 1 -> ACK", "notices -> 0", "state 0 1 -> ACK PLUGGED"]
+    more = ["target 8 -> done", "config -> c", "notices -> 0", "held 0 4 -> 9"]
+    assert essential(lines + more) == [lines[0], lines[1], lines[3], more[0], more[3]]
+    assert essential(lines + more[:3]) == [lines[0], lines[1], lines[3], lines[4], more[0], more[2]]
+    assert essential([]) == []
