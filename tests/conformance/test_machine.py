@@ -90,7 +90,7 @@ def test_more_is_found_behind_a_failure_and_a_database_brings_it_back(
     monkeypatch.setattr("hypothesis.core.global_force_seed", None)
     database = DirectoryBasedExampleDatabase(tmp_path)
     with FAULTS["device-reset-unplugs"].target() as target:
-        first = explore(target, sequences=60, steps=20, seed_=1, wish=SMALL, database=database, rounds=2)
+        first = explore(target, sequences=60, seed_=1, wish=SMALL, database=database, rounds=2)
         assert len(first.passed_over) == 2
         assert "MEM-INIT-2" in first.passed_over <= first.found.keys()
         again = explore(target, sequences=1, seed_=2, wish=SMALL, database=database, rounds=1)
