@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+from weakref import WeakSet
+
 from tests.conformance.wrong.fault import fault
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType
 from virtio_mem.request_queue import GuestRequestQueue, Progress, read_request, write_response
+from virtio_mem.service import DeviceService
 
 
 class _Picky(GuestRequestQueue):
@@ -81,14 +85,14 @@ class UnknownTypeIsKept(_Picky):
 class ShortChainIsTheEnd(GuestRequestQueue):
     """A chain that can't carry a request ends the device's thread, for good."""
 
-    ended = False
+    ended: ClassVar[WeakSet[DeviceService]] = WeakSet()
 
     def _serve(self, chain: Chain) -> None:
         try:
             read_request(chain)
         except PeerError:
-            type(self).ended = True
-        if not self.ended:
+            self.ended.add(self.service)
+        if self.service not in self.ended:
             super()._serve(chain)
 
 
