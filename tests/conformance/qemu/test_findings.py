@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 from tests import counts
 from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.replay import Script, parse_script, replay
+from virtio_mem.conformance.target import Target
 from virtio_mem.conformance.targets.parse import parse_target
 
 pytestmark = pytest.mark.needs_peers
@@ -45,9 +47,15 @@ def test_they_are_found() -> None:
     assert len({finding.target for finding in FINDINGS}) == 3
 
 
+@cache
+def target_of(text: str) -> Target:
+    """Asked once what it is. It can be started again after it was closed."""
+    return parse_target(text)
+
+
 @pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.script.steps[-1].call)
 def test_a_session_goes_as_it_is_written(finding: Finding, figure: Callable[[str, object], None]) -> None:
-    with parse_target(finding.target) as target:
+    with target_of(finding.target) as target:
         run = replay(target, finding.script)
         version = target.version.split()[1]
     different = [f"{one.step.call} -> {one.now}, was {one.step.answer}" for one in run.differences]

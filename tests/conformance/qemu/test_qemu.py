@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -30,9 +31,17 @@ def started(rest: str) -> Iterator[QemuSubject]:
 
 
 @pytest.fixture(scope="module")
-def qemu() -> Iterator[QemuTarget]:
-    with closing(QemuTarget()) as target:
-        yield target
+def found() -> QemuTarget:
+    """One for all tests, since it takes half a second to ask a QEMU what it has."""
+    target = QemuTarget()
+    target.close()
+    return target
+
+
+@pytest.fixture
+def qemu(found: QemuTarget) -> Iterator[QemuTarget]:
+    with closing(found):
+        yield found
 
 
 @pytest.fixture
@@ -150,13 +159,33 @@ def test_features_are_what_the_driver_says(subject: QemuSubject) -> None:
 
 
 def test_each_start_is_a_device_that_has_just_been_made(qemu: QemuTarget) -> None:
-    for _ in range(2):
-        subject = qemu.start(play.WISH)
+    """Also those that were launched while the one before was there, and after a change of mind."""
+    pids = set()
+    other = dataclasses.replace(play.WISH, requested_size=0)
+    for wish in (play.WISH, play.WISH, play.WISH, play.WISH, other, play.WISH):
+        subject = qemu.start(wish)
+        pids.add(subject.machine.pid)
+        assert subject.config().requested_size == wish.requested_size
         play.begin(subject)
-        assert play.state(subject, 0, 8) is BlockState.UNPLUGGED
-        play.plug(subject, 0, 4)
+        assert subject.config().plugged_size == 0
+        if wish.requested_size:
+            assert play.state(subject, 0, 8) is BlockState.UNPLUGGED
+            play.plug(subject, 0, 4)
+            subject.write(0, b"x")
+        assert subject.held(0, 8 * BLOCK) <= BLOCK
         subject.close()
         subject.close()
+    assert len(pids) == 6
+
+
+def test_one_that_dies_while_it_waits(qemu: QemuTarget) -> None:
+    for _ in range(2):
+        qemu.start(play.WISH).close()
+    assert qemu.waiting is not None
+    os.kill(qemu.waiting.machine.pid, signal.SIGKILL)
+    with pytest.raises(TargetFailure, match="QEMU hung up; it ended with signal 9"):
+        qemu.start(play.WISH)
+    qemu.start(play.WISH).close()
 
 
 def test_time_is_the_kits(subject: QemuSubject) -> None:

@@ -19,60 +19,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import ClassVar
+from typing import NamedTuple
 
-from vhost_user.errors import HostError, UsageError
-from vhost_user.units import GIB, MIB, ByteCount, align_up
-from virtio_mem.boot.qemu import cpu_model
+from vhost_user.errors import HostError
 from virtio_mem.boot.qmp import QemuRefused
-from virtio_mem.config.option import Option, kind
-from virtio_mem.config.values import Choice, Size, Toggle
 from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, Used, Wish
+from virtio_mem.conformance.targets.qtest.command_line import (
+    DEVICE,
+    SLOT,
+    MemoryKind,
+    QemuOptions,
+    Shape,
+    command_line,
+    require_options,
+    shape_of,
+)
 from virtio_mem.conformance.targets.qtest.driver import PciDriver
 from virtio_mem.conformance.targets.qtest.machine import PATIENCE, Machine, Program
-from virtio_mem.conformance.targets.qtest.memory import KINDS, MEMDEV, RAM, Ram, RegionMemory, page_size_of
+from virtio_mem.conformance.targets.qtest.memory import KINDS, Ram, RegionMemory
 from virtio_mem.conformance.targets.qtest.migration import StuckMigration
 from virtio_mem.protocol import ConfigSpace
-
-_DEVICE = "device"
-_SLOT = 5
-"""The device's place on bus 0, away from what the chipset has there."""
-
-_LEAST_BLOCK = MIB
-_HIGHEST_NODE = 127
-"""Of QEMU's virtio-mem, and of QEMU's machines."""
-
-_ROOM = 4 * GIB
-"""What the machine may have of memory beside the region, which begins at a GiB or at a multiple of its blocks."""
-
-_WHERE_MEMORY_BEGINS = 4 * GIB
-
-_WITHOUT = "graphics=off,hpet=off,i8042=off,pit=off,sata=off,smbus=off,usb=off"
-"""What of a PC nobody needs here. A third of the time that it takes to start goes with it."""
-
-
-class MemoryKind(StrEnum):
-    """What the region is made of."""
-
-    MEMFD = "memfd"
-    HUGETLB = "hugetlb"
-    RAM = "ram"
-    TMPFS = "tmpfs"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QemuOptions(Option):
-    """What stands behind the program; sizes in bytes."""
-
-    OPTION: ClassVar[str] = "qemu"
-
-    memory: MemoryKind = field(default=MemoryKind.MEMFD, metadata=kind(Choice(MemoryKind)))
-    dynamic_memslots: bool = field(default=False, metadata=kind(Toggle()))
-    prealloc: bool = field(default=False, metadata=kind(Toggle()))
-    packed: bool = field(default=False, metadata=kind(Toggle()))
-    block_size: ByteCount | None = field(default=None, metadata=kind(Size(zero=False)))
 
 
 class QemuTarget(Target):
@@ -95,7 +61,7 @@ class QemuTarget(Target):
         self._patience = patience
         self._options = options or QemuOptions()
         self._program = Program.find(program)
-        self._require_options()
+        require_options(self._options, self._program)
         self.version = f"QEMU {self._program.qemu.release}"
         self.capabilities = (
             Capability.RESTART | Capability.WISH | Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.NOTICES
@@ -106,6 +72,9 @@ class QemuTarget(Target):
         if self._options.memory is MemoryKind.TMPFS and self._options.prealloc:
             self.capabilities |= Capability.HOST_REFUSES
         self._subject: QemuSubject | None = None
+        self._last: Shape | None = None
+        self.waiting: Launched | None = None
+        """One that is started while the last one is judged: as soon as two in a row were the same."""
         if self._host_tells():
             self.capabilities |= Capability.HELD
 
@@ -120,14 +89,6 @@ class QemuTarget(Target):
         name = f"qemu:{program}" if program else "qemu"
         return cls(program or None, QemuOptions.parse(text), name=",".join([name, *options]))
 
-    def _require_options(self) -> None:
-        """Older versions have not all of them."""
-        for name in ("dynamic_memslots", "prealloc", "packed"):
-            option = name.replace("_", "-")
-            if getattr(self._options, name) and option not in self._program.device_options:
-                limit = f"QEMU {self._program.qemu.release} does not have it"
-                raise UsageError(f"qemu {option}", "on", limit, "leave it out, or name a later QEMU")
-
     def _host_tells(self) -> bool:
         """Whether the host tells what it holds of such memory. HostError where it has none of it to give."""
         with closing(self.start(Wish())) as subject:
@@ -140,77 +101,68 @@ class QemuTarget(Target):
 
     def start(self, wish: Wish) -> QemuSubject:
         """A QEMU of its own, made as wished as far as QEMU can. TargetFailure with what it said where it can't."""
-        options = self._options
-        block_size = options.block_size or max(wish.block_size, _LEAST_BLOCK)
-        block_size = max(block_size, page_size_of(options.memory))
-        size = align_up(wish.region_size, block_size)
+        shape = shape_of(wish, self._options)
+        launched, self.waiting = self.waiting, None
+        if launched is not None and launched.shape != shape:
+            launched.close()
+            launched = None
+        launched = launched or self._launch(shape)
+        with ExitStack() as undo:
+            undo.callback(launched.close)
+            self._subject = QemuSubject(launched, clock=self._program.has_qtest)
+            undo.pop_all()
+        if shape == self._last:
+            self.waiting = self._launch(shape)
+        self._last = shape
+        return self._subject
+
+    def _launch(self, shape: Shape) -> Launched:
         with ExitStack() as undo:
             ram = Ram()
             undo.callback(ram.close)
-            region = KINDS[options.memory](size)
+            region = KINDS[self._options.memory](shape.region_size)
             undo.callback(region.close)
-            arguments = [
-                *self._machine_arguments(ram, wish.node_id, size),
-                *region.arguments(),
-                *self._device_arguments(wish, block_size),
-            ]
+            arguments = command_line(self._program, self._options, shape, ram, region)
             fds = [fd for fd in (ram.fd, region.fd) if fd >= 0]
             machine = Machine(self._program, arguments, fds, self._patience)
-            undo.callback(machine.close)
-            self._subject = QemuSubject(machine, ram, region, clock=self._program.has_qtest)
             undo.pop_all()
-        return self._subject
-
-    def _machine_arguments(self, ram: Ram, node_id: int | None, size: int) -> list[str]:
-        accel = "qtest" if self._program.has_qtest else "tcg"
-        end = _WHERE_MEMORY_BEGINS + _ROOM + size
-        arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-cpu", cpu_model(accel, end)]
-        arguments += ["-m", f"size={RAM // MIB}M,slots=1,maxmem={(align_up(size, GIB) + _ROOM) // MIB}M"]
-        arguments += ram.arguments("ram")
-        machine = f"q35,accel={accel},{_WITHOUT}"
-        if node_id is None:
-            arguments += ["-machine", f"{machine},memory-backend=ram"]
-        else:
-            arguments += ["-machine", machine, "-numa", "node,nodeid=0,memdev=ram"]
-            for node in range(1, min(node_id, _HIGHEST_NODE) + 1):
-                arguments += ["-numa", f"node,nodeid={node}"]
-        return arguments if self._program.has_qtest else [*arguments, "-S"]
-
-    def _device_arguments(self, wish: Wish, block_size: int) -> list[str]:
-        options = self._options
-        requested = align_up(wish.requested_size, block_size)
-        words = [
-            f"virtio-mem-pci,id={_DEVICE},addr={_SLOT:#x},memdev={MEMDEV}",
-            f"block-size={block_size},requested-size={requested},node={min(wish.node_id or 0, _HIGHEST_NODE)}",
-        ]
-        words += [
-            f"{option}=on"
-            for option, on in (
-                ("dynamic-memslots", options.dynamic_memslots),
-                ("prealloc", options.prealloc),
-                ("packed", options.packed),
-            )
-            if on
-        ]
-        if "ioeventfd" in self._program.device_options:
-            words.append("ioeventfd=off")  # a notification is served before it is answered
-        return ["-device", ",".join(words)]
+        return Launched(shape, machine, ram, region)
 
     def close(self) -> None:
-        """End the QEMU that still runs. Closing twice is allowed."""
-        if self._subject is not None:
-            self._subject.close()
+        """End the QEMUs that still run. Closing twice is allowed; another start is, too."""
+        for one in (self._subject, self.waiting):
+            if one is not None:
+                one.close()
+        self._subject = self.waiting = self._last = None
+
+
+class Launched(NamedTuple):
+    """A QEMU that has been started and may not be there yet, and its memory."""
+
+    shape: Shape
+    machine: Machine
+    ram: Ram
+    region: RegionMemory
+
+    def close(self) -> None:
+        """End it, and let the memory go. Closing twice is allowed."""
+        self.machine.close()
+        self.region.close()
+        self.ram.close()
 
 
 class QemuSubject(Subject):
-    """A device in a QEMU of its own. Takes over all that it is given."""
+    """A device in a QEMU of its own, once that is there. Takes over what was launched."""
 
-    def __init__(self, machine: Machine, ram: Ram, region: RegionMemory, *, clock: bool) -> None:
-        self.region = region
-        self.machine, self._ram = machine, ram
+    def __init__(self, launched: Launched, *, clock: bool) -> None:
+        self._launched = launched
+        self.machine, self.region = launched.machine, launched.region
         self._clock = clock
         self._migration: StuckMigration | None = None
-        self._driver = PciDriver(machine.qtest, ram.memory, _SLOT, machine.failure, machine.patience)
+        self.machine.await_start()
+        self._driver = PciDriver(
+            self.machine.qtest, launched.ram.memory, SLOT, self.machine.failure, self.machine.patience
+        )
         self._driver.set_up()
         self.offered_features = self._driver.offered_features()
         self._addr = self.config().addr
@@ -233,7 +185,7 @@ class QemuSubject(Subject):
 
     def set_target(self, requested_size: int) -> None:
         """`qom-set requested-size`; Refused with what QEMU says."""
-        arguments = {"path": f"/machine/peripheral/{_DEVICE}", "property": "requested-size", "value": requested_size}
+        arguments = {"path": f"/machine/peripheral/{DEVICE}", "property": "requested-size", "value": requested_size}
         try:
             self.machine.execute("qom-set", arguments)
         except QemuRefused as refusal:
@@ -288,6 +240,4 @@ class QemuSubject(Subject):
         """See `Subject`."""
         if self._migration is not None:
             self._migration.close()
-        self.machine.close()
-        self.region.close()
-        self._ram.close()
+        self._launched.close()

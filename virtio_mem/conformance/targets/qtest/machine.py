@@ -87,8 +87,8 @@ def _told(qemu: Qemu, *arguments: str) -> str:
 class Machine:
     """QEMU, started with `arguments` and what is needed to talk to it; it inherits `fds`, which stay the caller's.
 
-    `qtest` is the processor's side, `execute` the monitor's; either may take `patience` seconds, and three times that
-    while it starts. TargetFailure where it does not start.
+    It is there once `await_start()` returns. `qtest` is the processor's side, `execute` the monitor's; either may take
+    `patience` seconds, and three times that while it starts. TargetFailure where the program can't be run.
     """
 
     def __init__(self, program: Program, arguments: Sequence[str], fds: Sequence[int], patience: float) -> None:
@@ -108,8 +108,6 @@ class Machine:
             undo.callback(self._process.wait)
             undo.callback(self._process.kill)
             self.qtest = QTest(ours[0], self.failure, 3 * patience)
-            self.qtest.port_in(_HARMLESS_PORT, 1)
-            self.qtest.allow(patience)
             self._loop = EventLoop()
             undo.callback(self._loop.close)
             self._qmp = Qmp(self._loop, ours[1], self._on_event)
@@ -143,6 +141,11 @@ class Machine:
             )
         except OSError as error:
             raise TargetFailure(f"QEMU does not start: {error}") from error
+
+    def await_start(self) -> None:
+        """Wait until it answers. TargetFailure where it does not, with what it said."""
+        self.qtest.port_in(_HARMLESS_PORT, 1)
+        self.qtest.allow(self.patience)
 
     @property
     def pid(self) -> int:
