@@ -89,9 +89,9 @@ def requests(subject: Subject) -> None:
 
 def negotiation(subject: Subject) -> None:
     plug(subject)
-    unknown = 1 << 23
-    assert not subject.offered_features & unknown
-    assert not subject.begin(DEVICE_FEATURES & subject.offered_features | unknown)
+    for unknown in (1 << 23, 1 << 40):
+        assert not subject.offered_features & unknown
+        assert not subject.begin(DEVICE_FEATURES & subject.offered_features | unknown)
     begin(subject)
     assert state(subject, 0) is BlockState.PLUGGED
     subject.device_reset()

@@ -50,6 +50,20 @@ def test_a_packed_ring_is_refused_where_it_is_not_offered() -> None:
         play.begin(subject)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_an_indirect_table_is_one_to_the_device(form: str) -> None:
+    """A device that was not told of such tables gives the chain back as malformed."""
+    packed = int(Feature.RING_PACKED) if form == "packed" else 0
+    with RingTarget(form) as target:
+        subject = target.start(play.WISH)
+        lengths = []
+        for indirect in (0, Feature.INDIRECT_DESC):
+            assert subject.begin(play.DEVICE_FEATURES | packed | indirect)
+            (used,) = subject.submit([Chain(play.request(subject, RequestType.STATE), indirect=True)])
+            lengths.append(used.length)
+        assert lengths == [0, 10]
+
+
 def test_more_than_the_ring_holds() -> None:
     with RingTarget() as target:
         subject = target.start(play.WISH)

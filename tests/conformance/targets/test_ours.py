@@ -12,6 +12,7 @@ from tests.conformance.targets import play
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import MIB, ByteCount, HostOffset
 from virtio_mem.conformance.target import Capability, Chain, Subject, TargetFailure, Wish
+from virtio_mem.conformance.targets.behind_ring import RingTarget
 from virtio_mem.conformance.targets.in_process import OURS, Parts
 from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.device import Effect, VirtioMemDevice
@@ -29,6 +30,9 @@ def test_each_backing(backing: str) -> None:
 def test_huge_pages(hugepages: Callable[[int, int], host.HugePagePool]) -> None:
     hugepages(2 * MIB, 128)
     play.play(OurTarget("hugetlb"))
+    with OurTarget("hugetlb") as target:
+        config = target.start(Wish(region_size=3 * MIB, block_size=MIB, requested_size=MIB)).config()
+        assert (config.region_size, config.block_size, config.requested_size) == (4 * MIB, 2 * MIB, 2 * MIB)
 
 
 def test_a_host_without_huge_pages_is_told_before_anything_is_judged(
@@ -53,13 +57,17 @@ def test_the_wish_is_what_the_device_is() -> None:
         assert config.usable_region_size == 264 * MIB
 
 
-def test_no_driver_no_notice() -> None:
-    with OurTarget("anonymous") as target:
+@pytest.mark.parametrize("make", [OurTarget, RingTarget])
+def test_a_notice_is_for_the_driver_that_is_there(make: type[OurTarget | RingTarget]) -> None:
+    with make() as target:
         subject = target.start(play.WISH)
         subject.set_target(2 * MIB)
         assert subject.take_notices() == 0
         play.begin(subject)
         assert subject.take_notices() == 1
+        subject.set_target(4 * MIB)
+        play.begin(subject)
+        assert subject.take_notices() == 0
 
 
 class _Forgets(VirtioMemDevice):
@@ -154,3 +162,15 @@ def test_time_goes_by_only_when_it_is_told_to() -> None:
         subject.advance(1)
         assert subject.take_notices() == 1
         assert play.state(subject, 0) is BlockState.UNPLUGGED
+
+
+def test_parts_of_a_second() -> None:
+    with OurTarget("anonymous") as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        for seconds, notices in ((0.4, 1), (0.5, 0), (0.6, 1)):
+            subject.refuse(True)
+            assert play.ask(subject, RequestType.PLUG) is ResponseType.BUSY
+            subject.refuse(False)
+            subject.advance(seconds)
+            assert subject.take_notices() == notices

@@ -22,7 +22,7 @@ from tests.peers.processes import Peer, listens, running, wait_until
 from vhost_user.backend import Server
 from vhost_user.backend.session import PROTOCOL_FEATURES
 from vhost_user.backend.vring import Vring
-from vhost_user.message import ProtocolFeature
+from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
 from virtio_mem.conformance.clauses import expected_clauses
 from virtio_mem.conformance.kit import Verdict, judge
@@ -74,6 +74,7 @@ def test_serve_with_its_api(served: str) -> None:
     target = with_api(served)
     assert API | Capability.CHAINS | Capability.NOTICES in target.capabilities
     assert target.version == f"virtio-mem {version('virtio-mem')}"
+    assert not target.start(play.WISH).offered_features & (F_LOG_ALL | F_PROTOCOL_FEATURES)
     play.play(target)
     with with_api(served) as again:
         assert again.start(play.WISH).config().plugged_size == 0
@@ -280,6 +281,9 @@ def test_an_address_that_is_wrong_is_for_checks_to_judge(tmp_path: Path) -> None
         subject = target.start(play.WISH)
         play.begin(subject)
         assert play.ask(subject, RequestType.PLUG) is ResponseType.ERROR
+        subject.write(4096 - 8, b"at 4G + 4K, where a page begins")
+        assert subject.held(0, 4096 - 8) == 0
+        assert subject.held(4096 - 8, 4096) == 4096
 
 
 @pytest.mark.usefixtures("impatient")
