@@ -62,7 +62,8 @@ def serve(
     `worker` starts one, see `Supervisor`: the command of a module which calls `worker.run` with an extension, say.
     `prepare` is called with the supervisor before it runs, for children and files of the caller's that it is to watch.
     `announce` is called when all listens, in place of `ready()`. With `snapshot`, a directory, the zones are what they
-    were when it was taken, paused; UsageError where it is not one of them.
+    were when it was taken, paused, unless a service before this one had restored it; UsageError where it is not one of
+    them.
     HostError where a socket or the state directory can't be had; UsageError where something else is at its place.
     """
     log_to_stderr(plan.verbose)
