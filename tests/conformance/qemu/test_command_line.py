@@ -23,10 +23,10 @@ from virtio_mem.conformance.targets.qtest.machine import Program
 from virtio_mem.conformance.targets.qtest.memory import Private, Ram
 
 PAGE = Path(__file__).parents[3] / "docs/conformance-targets.md"
-NEW = Program(
-    Qemu(("qemu",), release="11.1.3"), True, frozenset({"ioeventfd", "prealloc", "packed", "dynamic-memslots"})
-)
-OLD = Program(Qemu(("qemu",), release="7.2.22"), False, frozenset({"prealloc", "packed"}))
+OLD_OPTIONS = frozenset({"prealloc", "packed"})
+OLD = Program(Qemu(("qemu",), release="7.2.22"), False, OLD_OPTIONS)
+NEW = Program(Qemu(("qemu",), release="11.1.3"), True, OLD_OPTIONS | {"ioeventfd", "dynamic-memslots"})
+ANY = Wish()
 
 
 def told(program: Program, text: str = "", wish: Wish = ANY) -> str:
