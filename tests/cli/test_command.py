@@ -64,7 +64,7 @@ def test_the_example_in_the_help_works(name: str, machine: Machine, tmp_path: Pa
 def test_no_subcommand_is_a_mistake() -> None:
     assert run().returncode == 2
     assert run("explode").stderr == (
-        "virtio-mem: SUBCOMMAND=explode: one of serve, boot, info, resize, resize-zone, map, watch; "
+        "virtio-mem: SUBCOMMAND=explode: one of serve, boot, info, resize, resize-zone, map, watch, conformance; "
         "see virtio-mem --help\n"
     )
 

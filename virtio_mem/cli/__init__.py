@@ -42,13 +42,14 @@ SUBCOMMANDS = {
     "resize-zone": Subcommand("resize_zone", "set the size of one zone"),
     "map": Subcommand("map", "draw which blocks are plugged, in the terminal or in a file"),
     "watch": Subcommand("watch", "follow requests, resizes and events while they happen"),
+    "conformance": Subcommand("conformance", "judge a virtio-mem device, whoever made it"),
 }
 
 _HEAD = """usage: virtio-mem SUBCOMMAND ...
 
 Memory that comes to a Linux guest and goes again while it runs, by the
 virtio-mem device. serve and boot run devices and listen at an API socket; the
-other subcommands use that.
+other subcommands use that, but for conformance.
 
 """
 

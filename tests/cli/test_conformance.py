@@ -1,0 +1,114 @@
+"""`virtio-mem conformance` as its users run it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.cli.terminal import Terminal
+from virtio_mem.cli import main
+
+LINES = """\
+# A block that is plugged can't be plugged again.
+wish region_size=4194304 block_size=65536 requested_size=1048576 node_id=none
+begin -> agreed 0x0
+plug 0 1 -> ACK
+plug 0 1 -> {answer}
+"""
+
+
+def test_one_clause(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    reports = [tmp_path / f"report{form}" for form in (".html", ".md", ".json", ".xml")]
+    options = [word for path in reports for word in ("--report", str(path))]
+    assert main(["conformance", "self:anonymous", "--only", "MEM-PLUG-3", "--seed", "7", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "What could be tested holds: " in out
+    assert "again: virtio-mem conformance self:anonymous --profile quick --seed 7" in out
+    assert err == ""
+    assert "MEM-PLUG-3" in reports[0].read_text()
+    assert "MEM-PLUG-3" in reports[1].read_text()
+    assert json.loads(reports[2].read_text())["seed"] == 7
+    assert ET.parse(reports[3]).getroot().tag == "testsuites"
+
+
+@pytest.mark.parametrize(("answer", "status", "said"), [("ERROR", 0, "0 other answers"), ("ACK", 1, "now ERROR")])
+def test_a_replay_compares(
+    answer: str, status: int, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "lines"
+    file.write_text(LINES.format(answer=answer))
+    assert main(["conformance", "ring", "--replay", str(file)]) == status
+    out, err = capsys.readouterr()
+    assert said in out
+    assert "3 steps of 1 sequences" in out
+    assert err == ""
+
+
+def test_a_replay_that_the_target_can_not_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_text(LINES.format(answer="ERROR") + "chain 0 b1 1 readable=12,12 -> ACK\n")
+    assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 2
+    assert "self can't: CHAINS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nothing"], "its kind is one of self, ring"),
+        (["vhost-user:/nowhere/at/all"], "nowhere"),
+        (["exec:/nowhere/at/all"], "nowhere"),
+        (["self", "--only", "MEM-PLUG-99"], "clause=MEM-PLUG-99"),
+        (["self", "--report", "report.txt"], "report=report.txt"),
+        (["self", "--replay", "/nowhere/at/all"], "replay=/nowhere/at/all"),
+        (["self", "--seed", "x"], "invalid int value"),
+        (["self", "--profile", "slow"], "invalid choice"),
+        ([], "TARGET"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_can_not_be_judged_is_two_and_one_line(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["conformance", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert error in err
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_lines_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_text("plug 0 1 -> ACK\n")
+    assert main(["conformance", "self", "--replay", str(file)]) == 2
+    assert "line 1" in capsys.readouterr().err
+
+
+def test_its_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "--help"]) == 0
+    out, _ = capsys.readouterr()
+    assert "  virtio-mem conformance self\n" in out
+    assert "exit status:\n  0" in out
+    assert max(map(len, out.splitlines())) <= 82
+
+
+def test_progress_is_live_on_a_terminal() -> None:
+    with Terminal("conformance", "self:anonymous") as terminal:
+        terminal.until("0 violated", 60)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end(60) == 128 + signal.SIGINT
+
+
+def test_ctrl_c_ends_a_soak_with_what_was_found_by_then(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    with Terminal("conformance", "self:anonymous", "--profile", "soak", "--report", str(report)) as terminal:
+        terminal.until("0 violated", 60)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("It could not be judged", 60)
+        assert terminal.end(60) == 2
+    data = json.loads(report.read_text())
+    assert data["missing"]
+    assert data["counts"]["violated"] == 0

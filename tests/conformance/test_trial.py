@@ -1,0 +1,130 @@
+"""All that the kit has against one target, as the command has it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.small import on_small_blocks
+from tests.conformance.test_machine import SMALL
+from tests.conformance.wrong import FAULTS
+from vhost_user.errors import UsageError
+from virtio_mem.conformance import kit, trial
+from virtio_mem.conformance.check import Check
+from virtio_mem.conformance.kit import Profile, Progress, Verdict
+from virtio_mem.conformance.target import Subject, TargetFailure, Wish
+from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.conformance.trial import MACHINE, Effort, Trial, open_database
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less of everything."""
+
+    def chosen(profile: Profile, only: Sequence[str] = ()) -> list[Check]:
+        return [check for check in on_small_blocks(kit.chosen_checks(profile, only)) if only or "needs" in check.name]
+
+    monkeypatch.setattr(trial, "chosen_checks", chosen)
+    for profile in Profile:
+        monkeypatch.setitem(trial.EFFORTS, profile, Effort(5, 20, 60.0))
+
+
+class Small(OurTarget):
+    """A region that the machine goes through quickly."""
+
+    def start(self, wish: Wish) -> Subject:
+        return super().start(SMALL)
+
+
+def test_our_device_is_judged_by_the_machine_as_well() -> None:
+    steps: list[Progress] = []
+    with Small("anonymous") as target:
+        judgement = Trial(seed=4, progress=steps.append).hold(target)
+    assert not judgement.of(Verdict.VIOLATED)
+    assert not judgement.failures
+    assert judgement.missing, "no check was run"
+    assert judgement.seed == 4
+    assert judgement.calls > 20
+    assert [step.done for step in steps if step.step == MACHINE][:3] == [1, 2, 3]
+
+
+def test_what_the_machine_finds_is_evidence() -> None:
+    with FAULTS["error-beyond-the-target"].target() as target:
+        judgement = Trial(seed=1).hold(target)
+    assert judgement.status == 1
+    (found,) = judgement.verdicts["DEP-NACK-2"].violations
+    assert (found.source, found.was) == (MACHINE, "ERROR")
+    assert found.lines[-1].endswith(" -> ERROR")
+
+
+def test_with_clauses_named_only_their_checks_are_run() -> None:
+    with OurTarget("anonymous") as target:
+        judgement = Trial(only=["MEM-PLUG-3"]).hold(target)
+    assert judgement.status == 0
+    assert judgement.verdicts["MEM-PLUG-3"].verdict is Verdict.HOLDS
+    assert MACHINE not in {one.source for each in judgement.verdicts.values() for one in each.evidence}
+
+
+def test_soak_goes_on_until_it_is_interrupted() -> None:
+    seen: set[int] = set()
+    told = 0
+
+    def stop(progress: Progress) -> None:
+        nonlocal told
+        told += 1
+        seen.add(progress.done)
+        if told > 12:
+            raise KeyboardInterrupt
+
+    with Small("anonymous") as target:
+        judgement = Trial(Profile.SOAK, progress=stop).hold(target)
+    assert not judgement.of(Verdict.VIOLATED)
+    assert max(seen) == 5
+    assert judgement.calls > 100, "the rounds before the last one count"
+
+
+def test_an_interruption_ends_the_other_profiles() -> None:
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with Small("anonymous") as target, pytest.raises(KeyboardInterrupt):
+        Trial(progress=stop).hold(target)
+
+
+class Gone(OurTarget):
+    """A target that is not there any more."""
+
+    def start(self, wish: Wish) -> Subject:
+        raise TargetFailure("nothing there")
+
+
+def test_a_target_that_is_gone_is_not_judged() -> None:
+    with Gone("anonymous") as target:
+        judgement = Trial().hold(target)
+    assert judgement.status == 2
+    assert judgement.failures == (f"{MACHINE}: nothing there",)
+
+
+def test_a_clause_that_there_is_not() -> None:
+    with OurTarget("anonymous") as target, pytest.raises(UsageError, match="clause=MEM-PLUG-99"):
+        Trial(only=["MEM-PLUG-99"]).hold(target)
+
+
+def test_without_hypothesis_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "virtio_mem.conformance.explore", None)
+    with OurTarget("anonymous") as target, pytest.raises(UsageError, match=r"pip install 'virtio-mem\[conformance\]'"):
+        Trial().hold(target)
+
+
+def test_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_database(None) is None
+    database = open_database(str(tmp_path / "failures"))
+    assert database is not None
+    database.save(b"key", b"value")
+    assert list(database.fetch(b"key")) == [b"value"]
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(UsageError, match="redis"):
+        open_database("redis://localhost")

@@ -1,0 +1,175 @@
+"""`virtio-mem conformance`: judges a virtio-mem device, whoever made it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vhost_user.errors import FieldError, UsageError
+from virtio_mem.cli.common import Screen, teach
+from virtio_mem.conformance.kit import Profile, Progress
+from virtio_mem.conformance.replay import Replay, parse_script, replay
+from virtio_mem.conformance.report import check_path, write
+from virtio_mem.conformance.report.terminal import lines_of
+from virtio_mem.conformance.target import Target, TargetFailure
+from virtio_mem.conformance.targets.parse import parse_target
+from virtio_mem.conformance.trial import Trial
+from virtio_mem.picture.spans import Line, Role, Span, printable
+
+HOLDS, VIOLATED, NOT_JUDGED = 0, 1, 2
+
+_EXIT_STATUS = """\
+exit status:
+  0    all that could be tested holds; with --replay, every answer is the same
+  1    a clause is violated; with --replay, an answer is another
+  2    it could not be judged, or an argument can't be
+  130  interrupted by Ctrl-C, which with --profile soak just ends the run"""
+
+_MORE = """\
+TARGET is one of
+  self[:BACKING]                     our own device, in this process
+  ring[:split|packed]                the same behind a virtqueue
+  vhost-user:SOCKET[,api=APISOCKET]  a daemon that serves a virtio-mem device
+  qemu[:BINARY][,option...]          QEMU's virtio-mem-pci, without a guest
+  exec:COMMAND                       a program that speaks JSON lines
+
+A clause gets a verdict where the target can do what showing it takes. What was
+violated is shown with the shortest sequence that was found. A report has it as
+lines, which --replay runs again, on this target or on another.
+
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    teach(
+        parser,
+        "Judge a virtio-mem device by the standard, and by what drivers depend on besides.",
+        "virtio-mem conformance self",
+        "virtio-mem conformance vhost-user:/tmp/mem0.sock --report mem0.html",
+        exit_status=_MORE + _EXIT_STATUS,
+    )
+    parser.add_argument("target", metavar="TARGET", help="what is to be judged, see below")
+    parser.add_argument(
+        "--profile",
+        choices=[profile.value for profile in Profile],
+        default=Profile.QUICK.value,
+        help="quick: under half a minute; full: some minutes; soak: until Ctrl-C (quick)",
+    )
+    parser.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="write what was found, in the form that the name says: .html, .md, .json, or .xml for JUnit's",
+    )
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run the sequences of a file, compare the answers")
+    parser.add_argument("--seed", type=int, metavar="N", help="repeat the random sequences of an earlier run")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="CLAUSE",
+        help="only the checks of this clause",
+    )
+    parser.add_argument(
+        "--database", metavar="WHERE", help="keep failing sequences, and begin with them: a directory, or redis://HOST"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Judge or replay; the exit status."""
+    # What a device of ours logs is part of what is judged, and reported as such.
+    logging.getLogger("virtio_mem").addHandler(logging.NullHandler())
+    for path in arguments.report:
+        check_path(path)
+    scripts = parse_script(_read(arguments.replay)) if arguments.replay else []
+    try:
+        with parse_target(arguments.target) as target:
+            if arguments.replay:
+                return _show_replays([replay(target, script) for script in scripts])
+            return _judge(target, arguments)
+    except TargetFailure as failure:
+        return _not_judged(arguments.target, failure.what)
+    except FieldError as error:
+        return _not_judged(arguments.target, str(error))
+
+
+def _judge(target: Target, arguments: argparse.Namespace) -> int:
+    seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
+    with _live() as progress:
+        trial = Trial(Profile(arguments.profile), seed, arguments.only, arguments.database, progress)
+        judgement = trial.hold(target)
+    screen = Screen()
+    screen.show(lines_of(judgement))
+    for path in arguments.report:
+        write(judgement, path)
+    return judgement.status
+
+
+def _not_judged(target: str, why: str) -> int:
+    line = printable(" ".join(why.split()))
+    sys.stderr.write(f"virtio-mem conformance: {printable(target)}: {line}\n")
+    return NOT_JUDGED
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("replay", str(path), f"a file of sequences: {error}") from error
+
+
+def _show_replays(replays: list[Replay]) -> int:
+    """Each answer that is another, and the sum; the exit status."""
+    lines: list[Line] = []
+    for each in replays:
+        for one in each.differences:
+            was = Span(f"line {one.step.number}: {one.step.call} -> {one.step.answer}; now ")
+            lines.append([was, Span(one.now, Role.BAD)])
+        if each.failure:
+            lines.append([Span(each.failure, Role.BAD)])
+    steps = sum(len(each.replayed) for each in replays)
+    differences = sum(len(each.differences) for each in replays)
+    lines.append([Span(f"{steps} steps of {len(replays)} sequences, {differences} other answers")])
+    Screen().show(lines)
+    if differences:
+        return VIOLATED
+    return NOT_JUDGED if any(each.failure for each in replays) else HOLDS
+
+
+@contextmanager
+def _live() -> Iterator[Callable[[Progress], None]]:
+    """Progress on standard error while it is a terminal: a bar where rich is there, else one line."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    try:
+        from rich.console import Console  # noqa: PLC0415 - a quarter of a second, and an extra
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+        from rich.progress import Progress as Bar  # noqa: PLC0415
+    except ImportError:
+        yield _overwrite
+        sys.stderr.write("\r\x1b[K")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+
+        def show(progress: Progress) -> None:
+            words = f"{progress.violated} violated  {progress.step}"
+            bar.update(task, description=printable(words), completed=progress.done, total=progress.total)
+
+        yield show
+
+
+def _overwrite(progress: Progress) -> None:
+    words = f"{progress.done} of {progress.total}, {progress.violated} violated: {progress.step}"
+    sys.stderr.write(f"\r\x1b[K{printable(words)}")
+    sys.stderr.flush()

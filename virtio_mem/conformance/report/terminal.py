@@ -1,0 +1,48 @@
+"""A judgement as lines for a terminal or a file of plain text: the score, what is wrong, and the sum of it."""
+
+from __future__ import annotations
+
+from virtio_mem.conformance.kit import Judgement, Verdict
+from virtio_mem.conformance.report.data import command, counts, groups, headline, troubles, violated
+from virtio_mem.conformance.report.diagram import as_text, diagram_of
+from virtio_mem.picture.spans import Line, Role, Span
+
+_ROLES = {
+    Verdict.VIOLATED: Role.BAD,
+    Verdict.HOLDS: Role.GOOD,
+    Verdict.NOT_OFFERED: Role.QUIET,
+    Verdict.NOT_TESTABLE: Role.QUIET,
+}
+_STATUS = (Role.GOOD, Role.BAD, Role.TARGET)
+
+
+def lines_of(judgement: Judgement) -> list[Line]:
+    """The lines."""
+    lines = [*_scores(judgement), []]
+    for one, found in violated(judgement):
+        lines += [
+            [Span(one.clause.id, Role.BAD), Span(f"  {one.clause.strength}  {one.clause.says}")],
+            [Span(f"    was: {found.was}")],
+            [Span(f"    should be: {found.should}")],
+        ]
+        diagram = diagram_of(found.lines)
+        shown = found.lines if diagram is None else [*found.lines[:2], *as_text(diagram)]
+        lines += [[Span(f"      {line}", Role.QUIET)] for line in shown]
+        lines.append([])
+    lines += [[Span("not judged: ", Role.TARGET), Span(trouble)] for trouble in troubles(judgement)]
+    lines.append([Span(headline(judgement), _STATUS[judgement.status])])
+    done = f"{judgement.version}: {judgement.calls:,} calls in {judgement.seconds:.1f} s; again: "
+    lines.append([Span(done, Role.QUIET), Span(command(judgement))])
+    return lines
+
+
+def _scores(judgement: Judgement) -> list[Line]:
+    names = [verdict.value for verdict in counts([])]
+    margin = max(len(group.title) for group in groups(judgement))
+    lines: list[Line] = [[Span(" " * margin), *(Span(f"  {name}", Role.QUIET) for name in names)]]
+    for group in groups(judgement):
+        line = [Span(f"{group.title:<{margin}}", Role.NAME)]
+        for name, (verdict, number) in zip(names, counts(group.verdicts).items(), strict=True):
+            line.append(Span(f"  {number:>{len(name)}}", _ROLES[verdict] if number else Role.QUIET))
+        lines.append(line)
+    return lines
