@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,8 +27,9 @@ from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
 from virtio_mem.conformance.clauses import expected_clauses
 from virtio_mem.conformance.kit import Verdict, judge
-from virtio_mem.conformance.target import Capability, Refused, TargetFailure
+from virtio_mem.conformance.target import Capability, Chain, Refused, TargetFailure
 from virtio_mem.conformance.targets import vhost_user_link, vhost_user_socket
+from virtio_mem.conformance.targets.ring_driver import RingDriver
 from virtio_mem.conformance.targets.vhost_user_socket import VhostUserTarget
 from virtio_mem.protocol import BlockState, RequestType, ResponseType
 from virtio_mem.serve.device import MemDevice
@@ -146,10 +148,13 @@ def test_a_device_that_is_killed_and_started_again(tmp_path: Path) -> None:
         target = VhostUserTarget(str(peer.socket))
         subject = target.start(play.WISH)
         play.begin(subject)
+        plugging = Chain(play.request(subject, RequestType.PLUG))
         os.kill(peer.pid, signal.SIGKILL)
         peer.wait()
+        with pytest.raises(TargetFailure, match=r"mem0\.sock: the device closed the connection"):
+            subject.submit([plugging])
         with pytest.raises(TargetFailure, match=r"mem0\.sock"):
-            play.plug(subject)
+            subject.config()
         subject.close()
         with pytest.raises(TargetFailure, match="connect failed"):
             target.start(play.WISH)
@@ -241,7 +246,15 @@ class _Mute(MemDevice):
 @pytest.mark.parametrize(
     ("kind", "what"), [(_Deaf, "1 of 1 buffers did not come back"), (_Mute, "came back, and no call did")]
 )
-def test_a_device_that_does_not_answer(tmp_path: Path, kind: type[MemDevice], what: str) -> None:
+def test_a_device_that_does_not_answer(
+    tmp_path: Path, kind: type[MemDevice], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect_late(ring: RingDriver) -> bool:
+        time.sleep(0.1)  # so that an answer is there before it is waited for
+        return collect(ring)
+
+    collect = RingDriver.collect
+    monkeypatch.setattr(RingDriver, "collect", collect_late)
     with (
         in_thread(tmp_path / "s", kind) as path,
         VhostUserTarget(path) as target,
@@ -250,9 +263,71 @@ def test_a_device_that_does_not_answer(tmp_path: Path, kind: type[MemDevice], wh
         target.start(play.WISH)
 
 
+class _Notes(MemDevice):
+    """Puts down what its driver does."""
+
+    def __init__(self, zone: ServedZone, state_fd: int) -> None:
+        super().__init__(zone, state_fd)
+        self.seen: list[object] = NOTED
+
+    def negotiated(self, features: int) -> None:
+        self.seen.append(hex(features))
+        super().negotiated(features)
+
+    def set_status(self, status: int) -> None:
+        self.seen.append(status)
+        super().set_status(status)
+
+    def reset(self) -> None:
+        self.seen.append("reset")
+        super().reset()
+
+
+NOTED: list[object] = []
+TAKEN = hex(play.DEVICE_FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("protocol_features", "seen"),
+    [
+        (PROTOCOL_FEATURES, [0, 3, TAKEN, 11, 15, 0]),
+        (PROTOCOL_FEATURES & ~ProtocolFeature.STATUS, ["reset", TAKEN, "reset"]),
+    ],
+)
+def test_a_driver_begins_and_resets_by_the_standards_steps(
+    tmp_path: Path, protocol_features: ProtocolFeature, seen: list[object]
+) -> None:
+    with in_thread(tmp_path / "s", _Notes, protocol_features) as path, VhostUserTarget(path) as target:
+        subject = target.start(play.WISH)
+        NOTED.clear()
+        play.begin(subject)
+        subject.device_reset()
+        subject.config()  # which comes after the rest
+        assert seen == NOTED
+
+
 def test_a_region_at_address_0(tmp_path: Path) -> None:
     with in_thread(tmp_path / "s", zone=replace(ZONE, addr=GuestAddress(0), prefault=True)) as path:
         play.play(VhostUserTarget(path))
+
+
+class _Keeps(MemDevice):
+    """Gives nothing back to the host."""
+
+    def __init__(self, zone: ServedZone, state_fd: int) -> None:
+        super().__init__(zone, state_fd)
+        self.memory.discard = lambda *_: None  # type: ignore[method-assign]
+
+
+def test_what_a_device_keeps_is_not_held_against_it_twice(tmp_path: Path) -> None:
+    with in_thread(tmp_path / "s", _Keeps) as path, VhostUserTarget(path) as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.plug(subject)
+        subject.write(0, bytes(4096))
+        assert play.ask(subject, RequestType.UNPLUG) is ResponseType.ACK
+        assert subject.held(0, 2 * MIB) == 4096
+        assert target.start(play.WISH).held(0, 32 * MIB) == 0
 
 
 class _Nowhere(MemDevice):

@@ -36,7 +36,7 @@ class HostSide:
         self._client = Client(path, timeout=PATIENCE)
         with self._answering():
             self.version = str(self._client.ping().get("version", "unknown"))
-            zones = [zone for zone in self._client.info()["zones"] if zone["addr"] == addr and zone["block_size"]]
+            zones = [zone for zone in self._client.info()["zones"] if zone["addr"] == addr]
         if not zones:
             raise TargetFailure(f"{path}: the API has no zone whose region is at {addr:#x}, as the device's is")
         self._zone, self._boot_size = zones[0]["id"], zones[0]["boot_size"] or 0
