@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vhost_user.errors import HostError
-from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 from vhost_user.supervisor import ledger_file
 from vhost_user.supervisor.book import WORKER
 from vhost_user.supervisor.bundle import pack, unpack
@@ -22,7 +23,7 @@ from vhost_user.supervisor.ledger_file import Entry, LedgerFiles, Ref
 from vhost_user.supervisor.outbox import Outbox
 from vhost_user.supervisor.packets import Kind, Packet, encode
 from vhost_user.supervisor.peeked import PeekedSocket
-from vhost_user.supervisor.stored import end_worker
+from vhost_user.supervisor.stored import StoredWire, end_worker
 
 
 class KilledError(Exception):
@@ -283,6 +284,37 @@ def test_what_is_looked_at_stays(kind: socket.SocketKind) -> None:
     theirs.close()
     for each in (peeked, other):
         each.close()
+
+
+def message(size: int, byte: bytes) -> bytes:
+    return struct.pack("=III", 1, 1, size) + byte * size
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "header first"])
+def test_descriptors_belong_to_the_message_that_they_came_with(split: bool) -> None:
+    """A look at the end of one message brings the descriptors of the next, if that is there already."""
+    ours, theirs = socket.socketpair()
+    wire = StoredWire(PeekedSocket.of(ours), Outbox.create())
+    with memfd(b"one") as one:
+        for byte, fds in ((b"a", []), (b"b", [one.fileno()]), (b"c", []), (b"d", [one.fileno()] * 2)):
+            data = message(8, byte)
+            head, rest = (data[:12], data[12:]) if split else (data, b"")
+            socket.send_fds(theirs, [head], fds)
+            theirs.sendall(rest)
+        for number, (byte, count) in enumerate(((b"a", 0), (b"b", 1), (b"c", 0), (b"d", 2))):
+            for piece, size in enumerate((12, 8)):
+                data, ancillary, _ = wire.receive(size, 100, first=piece == 0)
+                assert data == (message(8, byte)[:12], byte * 8)[piece]
+                fds_ = received_fds(ancillary)
+                assert [content_of(fd) for fd in fds_] == [b"one"] * (count if piece == 0 else 0)
+                assert wire.took(2 * number + piece + 1, len(fds_))
+                close_all(fds_)
+        socket.send_fds(theirs, [message(8, b"e") * 2], [one.fileno()])
+        _, ancillary, _ = wire.receive(12, 100, first=True)
+        assert not ancillary
+        assert not wire.took(9, 0), "two messages at once are not understood"
+    wire.close()
+    theirs.close()
 
 
 def test_the_outbox_says_what_was_sent() -> None:

@@ -146,7 +146,7 @@ class FrontEnd:
     def _receive(self, wanted: int) -> bool:
         """Read `wanted` bytes at most; whether to go on."""
         try:
-            data, ancillary, told = self._wire.receive(wanted, _ROOM)
+            data, ancillary, told = self._wire.receive(wanted, _ROOM, first=not self._data)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -174,8 +174,9 @@ class FrontEnd:
         self._book.drop(self._key + OUTPUT)
         self.save()
         self._book.commit()
-        self._wire.took(self._pieces)
-        return True
+        if not self._wire.took(self._pieces, len(fds)):
+            self.close("descriptors that came with another message, or not with a message's first byte")
+        return not self.closed
 
     def _look(self) -> None:
         """See whether a message is complete."""

@@ -11,10 +11,14 @@ import socket
 from contextlib import suppress
 from typing import Any, Self
 
-from vhost_user.owned_fd import OwnedFd
+from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 
 SO_PEEK_OFF = 42
 """asm-generic/socket.h; Python has no name for it."""
+
+
+_ROOM = socket.CMSG_SPACE(253 * 4)
+"""For the descriptors of one message: SCM_MAX_FD of unix(7)."""
 
 
 class PeekedSocket(socket.socket):
@@ -40,17 +44,22 @@ class PeekedSocket(socket.socket):
         """How many bytes were looked at and not taken out."""
         return self.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF)
 
-    def look_again(self) -> None:
-        """Look at the same once more."""
-        self.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+    def look_again(self, *, after: int = 0) -> None:
+        """Look at the same once more, but for the first `after` bytes."""
+        self.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, after)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
         """A look, as recvmsg(2) with MSG_PEEK."""
         return super().recvmsg(bufsize, ancbufsize, flags | socket.MSG_PEEK)
 
-    def take(self) -> None:
-        """Take out what was looked at. The descriptors that are with it are not wanted a second time."""
+    def take(self) -> int:
+        """Take out what was looked at; how many descriptors were with it, which are not wanted a second time."""
+        count = 0
         while (left := self.looked_at) > 0:
             # The other end died and had not read all: that is told once, even before what it sent.
             with suppress(ConnectionResetError):
-                self.recv(left, socket.MSG_DONTWAIT)
+                _, ancillary, _, _ = super().recvmsg(left, _ROOM, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+                fds = received_fds(ancillary)
+                count += len(fds)
+                close_all(fds)
+        return count

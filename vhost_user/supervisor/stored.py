@@ -11,19 +11,33 @@ from contextlib import suppress
 
 from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import PeerError
-from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 from vhost_user.supervisor.book import WORKED, WORKER, Book, keep_open
 from vhost_user.supervisor.outbox import Outbox
 from vhost_user.supervisor.packets import Packet, receive
 from vhost_user.supervisor.peeked import PeekedSocket
 from vhost_user.supervisor.process import Start, WorkerProcess
-from vhost_user.supervisor.wire import Wire
+from vhost_user.supervisor.wire import Received, Wire
 
 _HANDLED = struct.Struct("=Q")
 
 
+_HEADER = struct.Struct("=III")
+"""What a message begins with; the last of it is the size of the rest."""
+
+_LOOK = 8192
+"""Bytes that are looked at: more than any message has, 4120."""
+
+
 class StoredWire(Wire):
-    """The connection `sock`, and what is noted of it in `outbox`; both are taken over."""
+    """The connection `sock`, and what is noted of it in `outbox`; both are taken over.
+
+    A look goes further than one thinks. When it has as many bytes as it was to have, the kernel goes on in the queue to
+    the next thing that was sent with descriptors, and gives these, too, with no byte of it. But it never goes on behind
+    descriptors. So the look is for more than a message: it ends with what they were sent with. Where that is a message
+    or less, it is ours; where it is more, they are those of a message to come. A front end that sends two messages at
+    once with descriptors is not understood, which is seen when the message is taken out.
+    """
 
     def __init__(self, sock: PeekedSocket, outbox: Outbox) -> None:
         super().__init__(sock)
@@ -46,14 +60,25 @@ class StoredWire(Wire):
     def settle(self, piece: int) -> None:
         """Go on after another process, whose last piece that is kept has this number."""
         if piece > self._outbox.taken:
-            self.took(piece)
+            self.took(piece, 0)
         else:
             self._peeked.look_again()
 
-    def took(self, piece: int) -> None:
+    def receive(self, size: int, room: int, *, first: bool) -> Received:
         """See `Wire`."""
-        self._peeked.take()
+        data, ancillary, flags, _ = self._peeked.recvmsg(_LOOK, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+        looked_at, data = data, data[:size]
+        self._peeked.look_again(after=len(data))
+        if not first or len(looked_at) > _length(looked_at):
+            close_all(received_fds(ancillary))
+            ancillary, flags = [], 0
+        return data, ancillary, flags
+
+    def took(self, piece: int, nb_fds: int) -> bool:
+        """See `Wire`."""
+        came = self._peeked.take()
         self._outbox.taken = piece
+        return came == nb_fds
 
     def prepare(self, number: int) -> None:
         """See `Wire`."""
@@ -73,6 +98,11 @@ class StoredWire(Wire):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
         self._outbox.close()
+
+
+def _length(data: bytes) -> int:
+    """Of the message that begins so, as far as that is known."""
+    return _HEADER.size + _HEADER.unpack_from(data)[2] if len(data) >= _HEADER.size else _HEADER.size
 
 
 class StoredWorker(WorkerProcess):

@@ -23,16 +23,20 @@ class Wire:
         self.sock = sock
         sock.setblocking(False)
 
-    def receive(self, size: int, room: int) -> Received:
-        """The next bytes, `size` at most, ancillary data, and flags, as recvmsg(2). BlockingIOError, OSError as there.
+    def receive(self, size: int, room: int, *, first: bool) -> Received:
+        """The next bytes of a message, `size` at most, ancillary data, and flags, as recvmsg(2). BlockingIOError,
+        OSError as there.
 
-        It may all come again, unless `took` follows.
+        It may all come again, unless `took` follows. `first` says whether the message begins here.
         """
+        del first
         data, ancillary, flags, _ = self.sock.recvmsg(size, room, _RECEIVE)
         return data, ancillary, flags
 
-    def took(self, piece: int) -> None:
-        """What was received, the piece of this number, is kept."""
+    def took(self, piece: int, nb_fds: int) -> bool:
+        """What was received, the piece of this number, is kept, and so many descriptors. Whether there were as many."""
+        del piece, nb_fds
+        return True
 
     def prepare(self, number: int) -> None:
         """The reply of this number is going to be sent; the one before was."""
