@@ -58,6 +58,18 @@ class NoNoticeAfterBusy(VirtioMemDevice):
         pass
 
 
+@fault("DEP-BUSY-5")
+class NoticeAfterTheFirstBusy(VirtioMemDevice):
+    """The first time that a BUSY is over there is a notice, and never again."""
+
+    noticed = False
+
+    def retry_now(self) -> None:
+        if self.owes_notice and not self.noticed:
+            self.noticed = True
+            super().retry_now()
+
+
 @fault("DEP-TARGET-1", source="Cloud Hypervisor #4001 and #4003")
 class NoTargetWithoutADriver(VirtioMemDevice):
     """The target can't be set before a driver is there."""

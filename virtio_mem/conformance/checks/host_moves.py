@@ -14,6 +14,7 @@ from virtio_mem.conformance.check import (
     set_target,
     usable_blocks,
 )
+from virtio_mem.conformance.checks.dependable import PATIENCE
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Wish
 from virtio_mem.protocol import BlockState, ResponseType
@@ -200,3 +201,19 @@ def refused_several_times(session: Session) -> None:
     session.refuse(False)
     expect_answer("DEP-BUSY-4", session.unplug(0, 1), ACK)
     expect_answer("DEP-BUSY-4", session.plug(2, 2), ACK)
+
+
+@check("DEP-BUSY-5", needs=Capability.HOST_REFUSES | Capability.NOTICES)
+def notice_each_time(session: Session) -> None:
+    """A host that is short again and again: each time that it ends, a driver that was told BUSY hears of it."""
+    ready(session, 4)
+    for turn in range(3):
+        session.refuse(True)
+        if session.plug(0, 4).type is not BUSY:
+            raise Unsuitable(f"{session.lines[-1]!r} is not BUSY")
+        session.notices()
+        session.refuse(False)
+        session.advance(PATIENCE)
+        expect("DEP-BUSY-5", session.notices() > 0, f"no notice after shortage number {turn + 1}", "one")
+        granted(session, session.plug(0, 4))
+        granted(session, session.unplug(0, 4))
