@@ -20,6 +20,7 @@ from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, TargetFailure, Wish
 from virtio_mem.conformance.targets import lines
 from virtio_mem.conformance.targets import subprocess as program
+from virtio_mem.conformance.targets.lines import LineProcess
 from virtio_mem.conformance.targets.subprocess import ProgramTarget
 from virtio_mem.protocol import RequestType, ResponseType
 
@@ -167,6 +168,14 @@ for line in sys.stdin:
         assert subject.read(6, 600_003) == b"\0" + data + b"\0"
 
 
+def test_without_a_clock_of_its_own_it_is_waited(tmp_path: Path) -> None:
+    with shim(tmp_path, '"TIME", ') as target:
+        subject = target.start(play.WISH)
+        began = time.monotonic()
+        subject.advance(0.1)
+        assert time.monotonic() - began >= 0.1
+
+
 def test_a_wish_that_is_refused(tmp_path: Path) -> None:
     with shim(tmp_path) as target:
         with pytest.raises(UsageError, match="that is no size for blocks"):
@@ -228,6 +237,20 @@ def test_a_program_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ProgramTarget(python(tmp_path, text))
 
 
+def test_a_program_without_standard_error_is_not_listened_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen_and_count(process: LineProcess) -> None:
+        listened.append(process)
+        listen(process)
+
+    listened: list[LineProcess] = []
+    listen = LineProcess._listen
+    monkeypatch.setattr(program, "PATIENCE", 0.3)
+    monkeypatch.setattr(LineProcess, "_listen", listen_and_count)
+    with pytest.raises(TargetFailure, match=r"says nothing within 0\.3 s$"):
+        ProgramTarget(python(tmp_path, "import os, time; os.close(2); time.sleep(60)"))
+    assert len(listened) <= 2
+
+
 def _pause_twice(subject: Subject) -> None:
     subject.pause(True)
     time.sleep(0.2)  # for the second line to come
@@ -248,11 +271,12 @@ def _pause_twice(subject: Subject) -> None:
         ('{"error":"on fire"}', lambda subject: subject.pause(True), "says: on fire"),
         ('{"refused":7}', lambda subject: subject.set_target(0), "has no good 'refused', text"),
         ('{}\\n{"more":1}', _pause_twice, "nobody asked"),
+        ("{}', flush=True); time.sleep(0.05); print('{}", _pause_twice, "nobody asked"),
     ],
 )
 def test_an_answer_that_is_none(tmp_path: Path, answer: str, does: Callable[[Subject], object], says: str) -> None:
     started = "input(); print('{\"offered_features\":0}', flush=True)"
-    text = f"{HELLO}{started}; input(); print('{answer}', flush=True); input()"
+    text = f"import time\n{HELLO}{started}; input(); print('{answer}', flush=True); input()"
     with ProgramTarget(python(tmp_path, text)) as target:
         subject = target.start(Wish())
         with pytest.raises(TargetFailure, match=says):
