@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import MIB, GuestAddress
 from virtio_mem.conformance.target import Chain, Used
@@ -213,7 +214,10 @@ class PciDriver:
     def _set_up_ring(self, features: int) -> RingDriver:
         self._set(QUEUE_SELECT, 0)
         entries = min(RING_SIZE, self._get(QUEUE_SIZE))
-        ring = RingDriver(self._memory, _RING, RAM_SIZE - _RING, features, entries)
+        try:
+            ring = RingDriver(self._memory, _RING, RAM_SIZE - _RING, features, entries)
+        except PeerError as error:
+            raise self._failure(f"the device's queue can't be: {error}") from error
         self._set(QUEUE_SIZE, entries)
         for at, area in zip(QUEUE_ADDRESSES, ring.layout.areas.values(), strict=True):
             self._set(Register(at, 4), area.address & 0xFFFFFFFF)

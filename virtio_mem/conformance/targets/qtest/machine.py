@@ -108,14 +108,7 @@ class Machine:
             undo.callback(self._process.wait)
             undo.callback(self._process.kill)
             self.qtest = QTest(ours[0], self.failure, 3 * patience)
-            self._loop = EventLoop()
-            undo.callback(self._loop.close)
-            self._qmp = Qmp(self._loop, ours[1], self._on_event)
-            undo.callback(self._qmp.close)
-            self._thread = threading.Thread(target=self._loop.run, name="qmp", daemon=True)
-            self._thread.start()
-            undo.callback(self._thread.join)
-            undo.callback(self._loop.stop)
+            self._monitor = ours[1]
             self._undo = undo.pop_all()
 
     def _start(
@@ -146,6 +139,17 @@ class Machine:
         """Wait until it answers. TargetFailure where it does not, with what it said."""
         self.qtest.port_in(_HARMLESS_PORT, 1)
         self.qtest.allow(self.patience)
+        loop = EventLoop()
+        self._undo.callback(loop.close)
+        try:
+            self._qmp = Qmp(loop, self._monitor, self._on_event)
+        except HostError as error:
+            raise self.failure(HUNG_UP) from error
+        self._undo.callback(self._qmp.close)
+        thread = threading.Thread(target=loop.run, name="qmp", daemon=True)
+        thread.start()
+        self._undo.callback(thread.join)
+        self._undo.callback(loop.stop)
 
     @property
     def pid(self) -> int:
