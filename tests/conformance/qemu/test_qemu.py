@@ -188,6 +188,19 @@ def test_one_that_dies_while_it_waits(qemu: QemuTarget) -> None:
     qemu.start(play.WISH).close()
 
 
+def test_each_reset_is_waited_for(subject: QemuSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the monitor says to the command is only that it was heard."""
+    for _ in range(2):
+        play.begin(subject)
+        play.plug(subject)
+        subject.system_reset()
+        assert subject.config().plugged_size == 0
+    subject.machine.patience = 0.01
+    monkeypatch.setattr(subject.machine, "execute", lambda _: {})
+    with pytest.raises(TargetFailure, match=r"QEMU did not reset the machine within 0\.01 s"):
+        subject.system_reset()
+
+
 def test_time_is_the_kits(subject: QemuSubject) -> None:
     subject.advance(1e6)
     assert subject.take_notices() == 0
