@@ -192,10 +192,13 @@ RINGS_SENT_ROUND = count(quick=0, ci=2, soak=2)
 CLAUSES_OF_SERVE = count(quick=10, ci=500, soak=500)
 
 # Sequences of moves of host and guest that each of our devices stands before the conformance kit.
-MACHINE_SEQUENCES = count(quick=15, ci=150, soak=1_500)
+MACHINE_SEQUENCES = count(quick=10, ci=150, soak=1_500)
 
 # Kinds of QEMU's device that the conformance kit judges by all that its profile quick has.
 QEMUS_JUDGED = count(quick=0, ci=2, soak=4)
 
 # Wrong devices that the kit's state machine is to find, and to shrink what it does to them.
-MACHINE_FAULTS = count(quick=3, ci=8, soak=8)
+MACHINE_FAULTS = count(quick=2, ci=8, soak=8)
+
+# Runs of pytest whose workers judge a target together.
+PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)

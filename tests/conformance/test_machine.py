@@ -73,7 +73,7 @@ def test_a_wrong_device_is_found_and_shrunk(name: str, clause: str, lines: int) 
 def test_what_is_passed_over_is_not_found() -> None:
     rules = ["DEP-NACK-1", "DEP-NACK-2", "DEP-ORDER-1"]
     with FAULTS["error-beyond-the-target"].target() as target:
-        exploration = explore(target, sequences=15, seed_=1, wish=SMALL, pass_over=rules)
+        exploration = explore(target, sequences=8, seed_=1, wish=SMALL, pass_over=rules)
     assert not exploration.found
 
 

@@ -71,7 +71,7 @@ class Trial:
         """Judge `target`. UsageError for a clause that there is not, and where hypothesis is not installed."""
         if unknown := sorted(set(self.only) - device_clauses().keys()):
             raise UsageError("clause", unknown[0], "the id of a clause on devices", "see spec-notes/")
-        machine = None if self.only else _Machine(self)
+        machine = None if self.only else _Machine(self)  # at once: what it lacks should not be known at the end
         began = time.monotonic()
         run = Run()
         with suppress(KeyboardInterrupt) if self.profile is Profile.SOAK else nullcontext():
@@ -81,6 +81,10 @@ class Trial:
         shorten_evidence(target, run)
         expected = () if self.only else expected_clauses(target.kind, target.capabilities)
         return judgement_of(target, run, self.profile, self.seed, time.monotonic() - began, expected=expected)
+
+    def explore(self, target: Target, run: Run) -> None:
+        """The state machine alone: its evidence and failures go to `run`."""
+        _Machine(self).go(target, run)
 
 
 class _Machine:

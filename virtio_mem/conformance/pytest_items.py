@@ -1,0 +1,161 @@
+"""The tests that the plugin adds: one for each clause that a check of the kit names, and one for the state machine.
+
+Each test runs those of its clause's checks that no test before it has run. So a run of all tests runs each check once,
+a run of one test no more than it needs, and with pytest-xdist each worker has a target of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vhost_user.errors import FieldError
+from virtio_mem.conformance.kit import (
+    Evidence,
+    Judgement,
+    Profile,
+    Run,
+    Verdict,
+    chosen_checks,
+    judgement_of,
+    run_checks,
+    shorten_evidence,
+)
+from virtio_mem.conformance.report.diagram import as_text, diagram_of
+from virtio_mem.conformance.target import Target, TargetFailure
+from virtio_mem.conformance.targets.parse import parse_target
+from virtio_mem.conformance.trial import MACHINE, Trial
+
+KEYWORD = "virtio-mem"
+"""What `-k` finds all of these tests by."""
+
+
+class Violated(Exception):  # noqa: N818 - what it says of a clause
+    """A clause does not hold."""
+
+    def __init__(self, evidence: list[Evidence]) -> None:
+        super().__init__(evidence[0].clause)
+        self.evidence = evidence
+
+
+class Bench:
+    """The target of a run, and what has been found about it so far."""
+
+    def __init__(self, name: str, profile: Profile, seed: int) -> None:
+        self.trial = Trial(profile, seed)
+        self._name = name
+        self._target: Target | None = None
+        self._done: set[str] = set()
+        self._run = Run()
+
+    @property
+    def target(self) -> Target:
+        """Opened when it is first needed."""
+        if self._target is None:
+            self._target = parse_target(self._name)
+        return self._target
+
+    def judged(self, clause: str) -> Judgement:
+        """What all checks of `clause` have to say."""
+        checks = chosen_checks(self.trial.profile)
+        left = [check for check in checks if clause in check.clauses and check.name not in self._done]
+        self._done |= {check.name for check in left}
+        self._run.failures.clear()
+        run_checks(self.target, left, run=self._run)
+        return judgement_of(self.target, self._run, self.trial.profile, self.trial.seed, 0.0)
+
+    def explored(self) -> Run:
+        """What the state machine has to say."""
+        run = Run()
+        self.trial.explore(self.target, run)
+        shorten_evidence(self.target, run)
+        return run
+
+    def close(self) -> None:
+        """Let the target go."""
+        if self._target is not None:
+            self._target.close()
+
+
+def items_for(session: pytest.Session, name: str) -> Iterator[pytest.Item]:
+    """The tests of a target."""
+    option = session.config.getoption
+    bench = Bench(name, Profile(option("--virtio-mem-profile")), option("--virtio-mem-seed"))
+    session.config.add_cleanup(bench.close)
+    clauses = dict.fromkeys(clause for check in chosen_checks(bench.trial.profile) for clause in check.clauses)
+    for clause in sorted(clauses):
+        yield ClauseItem.of(session, clause, bench)
+    yield MachineItem.of(session, MACHINE, bench)
+
+
+class KitItem(pytest.Item):
+    """A test of this plugin."""
+
+    bench: Bench
+
+    @classmethod
+    def of(cls, session: pytest.Session, name: str, bench: Bench) -> KitItem:
+        """One with its bench."""
+        item: KitItem = cls.from_parent(session, name=name, nodeid=f"{KEYWORD} {bench._name}::{name}")
+        item.bench = bench
+        item.extra_keyword_matches.add(KEYWORD)
+        return item
+
+    def runtest(self) -> None:
+        """A target that is not there is an error of the test's, and no violation."""
+        try:
+            self.judge()
+        except (TargetFailure, FieldError) as error:
+            pytest.fail(f"not judged: {error}", pytrace=False)
+
+    def judge(self) -> None:
+        """Violated where the target does not hold, pytest's own exceptions where it can't be said."""
+        raise NotImplementedError
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """A violation is told in the kit's own words."""
+        if not isinstance(excinfo.value, Violated):
+            return super().repr_failure(excinfo, style)
+        return "\n".join(line for one in excinfo.value.evidence for line in _words(one))
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """What stands over a failure."""
+        return self.path, None, self.name
+
+
+class ClauseItem(KitItem):
+    """Whether one clause holds."""
+
+    def judge(self) -> None:
+        """Run what can show it."""
+        judgement = self.bench.judged(self.name)
+        one = judgement.verdicts[self.name]
+        if one.verdict is Verdict.VIOLATED:
+            raise Violated(one.violations[:1])
+        if judgement.failures:
+            pytest.fail("\n".join(judgement.failures), pytrace=False)
+        if one.verdict is not Verdict.HOLDS:
+            pytest.skip(f"{one.verdict.value}: {one.reason}")
+
+
+class MachineItem(KitItem):
+    """Whether the target stands any sequence of moves."""
+
+    def judge(self) -> None:
+        """Run the state machine."""
+        run = self.bench.explored()
+        if run.evidence:
+            raise Violated(run.evidence)
+        if run.failures:
+            pytest.fail("\n".join(run.failures), pytrace=False)
+
+
+def _words(evidence: Evidence) -> Iterator[str]:
+    yield f"{evidence.clause} is violated, as {evidence.source} found"
+    yield f"  was: {evidence.was}"
+    yield f"  should be: {evidence.should}"
+    yield from (f"    {line}" for line in evidence.lines)
+    diagram = diagram_of(evidence.lines)
+    yield from (f"      {line}" for line in (as_text(diagram) if diagram else ()))
