@@ -9,9 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.conformance.targets import play
 from tests.peers.processes import wait_until
@@ -21,7 +25,7 @@ from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, T
 from virtio_mem.conformance.targets import lines
 from virtio_mem.conformance.targets import subprocess as program
 from virtio_mem.conformance.targets.lines import LineProcess
-from virtio_mem.conformance.targets.subprocess import ProgramTarget
+from virtio_mem.conformance.targets.subprocess import ProgramSubject, ProgramTarget
 from virtio_mem.protocol import RequestType, ResponseType
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -83,15 +87,12 @@ def test_a_program_that_is_wrong_is_found_out(tmp_path: Path) -> None:
 
 def test_the_kits_lines_are_those_of_the_page(tmp_path: Path) -> None:
     """Each line of the table, but for its numbers, is what comes; and the table has all of them."""
-    log = tmp_path / "log"
     can = [name for name in Capability.__members__ if name != "CHAINS"]
     for abilities in (can, [*can, "CHAINS"]):
-        with ProgramTarget(python(tmp_path, _CLERK.format(log=str(log), can=abilities))) as target:
+        with clerk(tmp_path, *abilities) as target:
             _ask_all(target.start(Wish(1 << 30, 1 << 21, 0, None)), Capability.CHAINS in target.capabilities)
-    said = set(log.read_text().splitlines())
-    assert {_shape(line) for line in said} == {
-        _shape(line) for line in re.findall(r"`({\"do\".*?})` \|", PAGE.read_text())
-    }
+    said = {_shape(line) for line in (tmp_path / "log").read_text().splitlines()}
+    assert said == {_shape(line) for line in re.findall(r"`({\"do\".*?})` \|", PAGE.read_text())}
 
 
 def _shape(line: str) -> str:
@@ -101,32 +102,56 @@ def _shape(line: str) -> str:
 
 _CLERK = """
 import json, sys
-print(json.dumps({{"virtio-mem-conformance": 1, "version": "", "capabilities": {can}}}), flush=True)
-log = open({log!r}, "a")
+print(json.dumps({"virtio-mem-conformance": 1, "version": "", "capabilities": CAN}), flush=True)
+log = open(LOG, "a")
 for line in sys.stdin:
     log.write(line)
     log.flush()
-    print(json.dumps({{"offered_features": 0, "accepted": True, "config": "00" * 56, "response": "00" * 10,
-        "used": [{{"length": 0, "room": ""}}], "notices": 0, "held": 0, "data": "00" * 8}}), flush=True)
+    print(json.dumps({"offered_features": 0, "accepted": True, "config": "00" * 56, "response": "00" * 10,
+        "used": [{"length": 0, "room": ROOM}], "notices": 0, "held": 0, "data": "00" * 8}), flush=True)
 """
 
 
+def clerk(directory: Path, *can: str, room: int = 10) -> ProgramTarget:
+    """A program that puts down in `log` what it is asked, and gives every answer at once."""
+    head = f"CAN, LOG, ROOM = {can}, {str(directory / 'log')!r}, {'00' * room!r}"
+    return ProgramTarget(python(directory, head + _CLERK))
+
+
+PARTS = (
+    "accepted",
+    "config",
+    "data",
+    "error",
+    "held",
+    "length",
+    "notices",
+    "offered_features",
+    "refused",
+    "response",
+    "room",
+    "used",
+)
+ASKED: tuple[Callable[[Subject], object], ...] = (
+    lambda subject: subject.begin(5),
+    lambda subject: subject.config(),
+    lambda subject: subject.device_reset(),
+    lambda subject: subject.set_target(5),
+    lambda subject: subject.advance(5),
+    lambda subject: subject.system_reset(),
+    lambda subject: subject.take_notices(),
+    lambda subject: subject.held(5, 5),
+    lambda subject: subject.read(5, 8),
+    lambda subject: subject.write(5, bytes(8)),
+    lambda subject: subject.refuse(True),
+    lambda subject: subject.pause(True),
+    lambda subject: subject.submit([Chain(bytes(24))]),
+)
+
+
 def _ask_all(subject: Subject, with_chains: bool) -> None:
-    subject.begin(5)
-    subject.submit([Chain(bytes(24))])
-    if with_chains:
-        return
-    subject.config()
-    subject.device_reset()
-    subject.set_target(5)
-    subject.advance(5)
-    subject.system_reset()
-    subject.take_notices()
-    subject.held(5, 5)
-    subject.read(5, 8)
-    subject.write(5, bytes(8))
-    subject.refuse(True)
-    subject.pause(True)
+    for ask in ASKED[-1:] if with_chains else ASKED:
+        ask(subject)
 
 
 def test_all_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +163,15 @@ def test_all_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chains_go_as_they_are(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with ProgramTarget(python(tmp_path, _CLERK.format(log=str(log), can=["RESTART", "CHAINS"]))) as target:
+    with clerk(tmp_path, "RESTART", "CHAINS", room=2) as target:
         subject = target.start(Wish())
-        assert subject.submit([Chain(b"\1\2", (1, 7), (), True)]) == [(0, b"")]
+        assert subject.submit([Chain(b"\1\2", (1, 7), (2,), True)]) == [(0, bytes(2))]
         with pytest.raises(TargetFailure, match="gives 1 of 2 buffers back"):
             subject.submit([Chain(bytes(24))] * 2)
-    sent = json.loads(log.read_text().splitlines()[1])["chains"]
-    assert sent == [{"request": "0102", "readable": [1, 7], "room": [], "indirect": True}]
+        with pytest.raises(TargetFailure, match="has a room of 2 bytes, and that of the chain has 10"):
+            subject.submit([Chain(bytes(24))])
+    sent = json.loads((tmp_path / "log").read_text().splitlines()[1])["chains"]
+    assert sent == [{"request": "0102", "readable": [1, 7], "room": [2], "indirect": True}]
 
 
 def test_much_memory_goes_in_pieces(tmp_path: Path) -> None:
@@ -201,6 +227,28 @@ def test_a_device_that_was_there_before_is_cleared(tmp_path: Path) -> None:
 
 # What is wrong with a program.
 
+SAID = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("00" * 56),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(PARTS)), inner, max_size=8),
+    max_leaves=12,
+)
+LINES = st.binary(max_size=40) | SAID.map(lambda said: json.dumps(said).encode())
+
+
+@given(lines=st.lists(LINES, min_size=15, max_size=15), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
+def test_answers_of_any_kind(lines: list[bytes], can: Capability) -> None:
+    """Whatever is said, it is an answer, a refusal or a failure."""
+    process = Mock(ask=lambda *_: lines.pop(), failure=TargetFailure)
+    process.name = "program"
+    with suppress(TargetFailure, UsageError):
+        ProgramSubject(process, can, Wish(), 1.0)
+    lines.append(b'{"offered_features":5}')
+    subject = ProgramSubject(process, can, Wish(), 1.0)
+    for ask in ASKED:
+        with suppress(TargetFailure, Refused):
+            ask(subject)
+
+
 HELLO = 'print(\'{"virtio-mem-conformance":1,"version":"","capabilities":["RESTART","CONTENT"]}\', flush=True)\n'
 
 
@@ -211,7 +259,8 @@ HELLO = 'print(\'{"virtio-mem-conformance":1,"version":"","capabilities":["RESTA
         ("import sys; sys.exit('no such device')", "ended with status 1, after this: no such device"),
         ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
         ("import os, time; os.close(1); time.sleep(60)", "closed its standard output"),
-        ("print('hello')", "answers 'hello', which is no JSON"),
+        ("print('hello')", "answers hello, which is no JSON"),
+        (r"print('\033[2J\udc80')", r"answers \\x1b\[2J\\x80, which is no JSON"),
         ("print('[' * 100000)", "which is no JSON"),
         ("print('[1]')", "which is no JSON object"),
         ("print('{}')", "has no good 'virtio-mem-conformance', a whole number"),
@@ -287,10 +336,11 @@ def test_an_answer_that_is_none(tmp_path: Path, answer: str, does: Callable[[Sub
 def test_a_program_that_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"{HELLO}input(); print('{{\"offered_features\":0}}', flush=True); import time; time.sleep(60)"
     with ProgramTarget(python(tmp_path, text)) as target:
-        subject = target.start(Wish())
-        monkeypatch.setattr(program, "PATIENCE", 0.3)
-        with pytest.raises(TargetFailure, match=r"does not read within 0\.3 s"):
-            subject.write(0, bytes(100_000))
+        monkeypatch.setattr(program, "PATIENCE", 1.5)
+        for seconds in (r"1\.5", "1"):
+            subject = target.start(Wish())
+            with pytest.raises(TargetFailure, match=rf"does not read within {seconds} s"):
+                subject.write(0, bytes(100_000))
 
 
 def test_a_program_that_dies_between(tmp_path: Path) -> None:

@@ -33,12 +33,13 @@ _AT_ONCE = 1 << 16
 class LineProcess:
     """The process that `command` starts. UsageError where there is no such program, or it can't be run.
 
-    Every method raises TargetFailure, after which it is `broken` and only `close()` is left.
+    Every method raises TargetFailure, after which it is `broken` and only `close()` is left; `silent` says that it let
+    its time go by.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
         self.name = command[0]
-        self.broken = False
+        self.broken = self.silent = False
         try:
             self._process = subprocess.Popen(
                 command,
@@ -70,7 +71,7 @@ class LineProcess:
         """Send a line, and return the next one that comes, without its end; `timeout` in seconds is for both."""
         self._exchange(0)
         if self._unread:
-            raise self.failure(f"says what nobody asked for: {_shown(self._unread)}")
+            raise self.failure(f"says what nobody asked for: {printable(self._unread[:100])}")
         self._unsent += line + b"\n"
         return self.receive(timeout)
 
@@ -82,6 +83,7 @@ class LineProcess:
                 raise self.failure(f"has a line of more than {LONGEST_LINE} bytes")
             left = deadline - time.monotonic()
             if left <= 0:
+                self.silent = True
                 did = "does not read" if self._unsent else "says nothing"
                 raise self.failure(f"{did} within {timeout:g} s{self._muttered()}")
             self._exchange(left)
@@ -126,7 +128,7 @@ class LineProcess:
         with suppress(BlockingIOError):
             self._listen()
         words = self._last_words.strip()
-        return f", after this: {words.decode(errors='replace')}" if words else ""
+        return f", after this: {printable(words)}" if words else ""
 
     def _ended(self) -> bool:
         """Whether it ends within a moment. It is not reaped, so that its number stays its own."""
@@ -158,5 +160,9 @@ class LineProcess:
             pipe.close()
 
 
-def _shown(text: bytes) -> str:
-    return text[:100].decode(errors="backslashreplace")
+def printable(text: bytes) -> str:
+    """The text, but for what a terminal or a page would take for something else. Lines stay lines."""
+    decoded = text.decode(errors="backslashreplace")
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode() for each in decoded
+    )

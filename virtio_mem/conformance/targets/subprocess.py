@@ -26,7 +26,7 @@ from virtio_mem.conformance.target import (
     Wish,
     clear,
 )
-from virtio_mem.conformance.targets.lines import LineProcess
+from virtio_mem.conformance.targets.lines import LineProcess, printable
 from virtio_mem.protocol import RESPONSE_SIZE, ConfigSpace
 
 PROTOCOL = "virtio-mem-conformance"
@@ -37,6 +37,9 @@ VERSION = 1
 PATIENCE = 10.0
 """Seconds for each answer."""
 
+IMPATIENCE = 1.0
+"""The same for a program that let that time go by once: a hundred checks are not to wait so long each."""
+
 _PIECE = 128 * KIB
 """Bytes of memory that are read or written by one line."""
 
@@ -45,23 +48,34 @@ _KINDS = {bool: "true or false", int: "a whole number from 0 to 2**64 - 1", str:
 Value = TypeVar("Value", bool, int, str, list[Any])
 
 
-class _Answer:
-    """One line of the program, which is a JSON object; its parts by name and kind."""
+_LONGEST_WORDS = 500
+"""Characters of what a program says in words."""
 
-    def __init__(self, line: bytes, process: LineProcess) -> None:
+
+class _Answer:
+    """What a line of the program says: a JSON object, its parts by name and kind."""
+
+    def __init__(self, said: object, shown: str, process: LineProcess) -> None:
         self._process = process
-        self._shown = line[:200].decode(errors="backslashreplace")
-        try:
-            self._fields = json.loads(line)
-        except (ValueError, RecursionError):
-            raise self._wrong("is no JSON") from None
-        if not isinstance(self._fields, dict):
+        self._shown = shown
+        if not isinstance(said, dict):
             raise self._wrong("is no JSON object")
-        if error := self._fields.get("error"):
-            raise process.failure(f"says: {error}")
+        self._fields = said
+        if said.get("error"):
+            raise process.failure(f"says: {self.words('error')}")
+
+    @classmethod
+    def of(cls, line: bytes, process: LineProcess) -> _Answer:
+        """The answer that `line` is."""
+        shown = printable(line[:_LONGEST_WORDS])
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            raise process.failure(f"answers {shown}, which is no JSON") from None
+        return cls(said, shown, process)
 
     def _wrong(self, what: str) -> TargetFailure:
-        return self._process.failure(f"answers {self._shown!r}, which {what}")
+        return self._process.failure(f"answers {self._shown}, which {what}")
 
     def get(self, key: str, kind: type[Value]) -> Value:
         """A part that has to be there. Whole numbers are from 0 to 2**64 - 1."""
@@ -77,21 +91,33 @@ class _Answer:
         except ValueError:
             raise self._wrong(f"has no good {key!r}, hexadecimal digits") from None
 
+    def words(self, key: str) -> str:
+        """A part that is text for people, such that it can be printed."""
+        return printable(self.get(key, str)[:_LONGEST_WORDS].encode(errors="backslashreplace"))
+
     @property
     def refusal(self) -> str | None:
         """Why the program would not do it, if it would not."""
-        return None if self._fields.get("refused") is None else self.get("refused", str)
+        return None if self._fields.get("refused") is None else self.words("refused")
 
     def inner(self, key: str) -> list[_Answer]:
         """A part that is a list of objects."""
-        return [_Answer(json.dumps(each).encode(), self._process) for each in self.get(key, list)]
+        return [_Answer(each, self._shown, self._process) for each in self.get(key, list)]
+
+    def room(self, size: int) -> bytes:
+        """The part that is the `size` bytes of a chain's room."""
+        octets = self.octets("room")
+        if len(octets) != size:
+            raise self._wrong(f"has a room of {len(octets)} bytes, and that of the chain has {size}")
+        return octets
 
 
 class ProgramSubject(Subject):
     """The device that the program at `process` has from now on. UsageError where it says that none can be as wished."""
 
-    def __init__(self, process: LineProcess, capabilities: Capability, wish: Wish) -> None:
+    def __init__(self, process: LineProcess, capabilities: Capability, wish: Wish, patience: float) -> None:
         self._process = process
+        self._patience = patience
         self._capabilities = capabilities
         started = self._ask("start", **vars(wish))
         if (words := started.refusal) is not None:
@@ -100,7 +126,7 @@ class ProgramSubject(Subject):
 
     def _ask(self, do: str, **fields: object) -> _Answer:
         line = json.dumps({"do": do} | fields, separators=(",", ":")).encode()
-        return _Answer(self._process.ask(line, PATIENCE), self._process)
+        return _Answer.of(self._process.ask(line, self._patience), self._process)
 
     def begin(self, features: int) -> bool:
         """See `Subject`."""
@@ -123,7 +149,9 @@ class ProgramSubject(Subject):
         used = self._ask("submit", chains=fields).inner("used")
         if len(used) != len(chains):
             raise self._process.failure(f"gives {len(used)} of {len(chains)} buffers back")
-        return [Used(each.get("length", int), each.octets("room")) for each in used]
+        return [
+            Used(each.get("length", int), each.room(sum(chain.room))) for each, chain in zip(used, chains, strict=True)
+        ]
 
     def device_reset(self) -> None:
         """See `Subject`."""
@@ -198,15 +226,16 @@ class ProgramTarget(Target):
             raise UsageError("exec", command, "names a program", "exec:./shim")
         self.name = name or f"exec:{command}"
         self._process: LineProcess | None = None
+        self._was_silent = False
         self._launch()
 
     def _launch(self) -> None:
         process = LineProcess(self._command)
         try:
-            hello = _Answer(process.receive(PATIENCE), process)
+            hello = _Answer.of(process.receive(PATIENCE), process)
             if (spoken := hello.get(PROTOCOL, int)) != VERSION:
                 raise process.failure(f"speaks version {spoken} of the protocol, and the kit {VERSION}")
-            self.version = hello.get("version", str)
+            self.version = hello.words("version")
             self.capabilities = _capabilities(hello.get("capabilities", list), process)
         except BaseException:
             process.close()
@@ -219,7 +248,8 @@ class ProgramTarget(Target):
             self.close()
             self._launch()
         assert self._process is not None
-        subject = ProgramSubject(self._process, self.capabilities, wish)
+        patience = IMPATIENCE if self._was_silent else PATIENCE
+        subject = ProgramSubject(self._process, self.capabilities, wish, patience)
         if Capability.RESTART not in self.capabilities:
             clear(subject)
         return subject
@@ -228,6 +258,7 @@ class ProgramTarget(Target):
         """End the program: its input is closed, and it has a second to end by itself."""
         process, self._process = self._process, None
         if process is not None:
+            self._was_silent |= process.silent
             process.close()
 
 
