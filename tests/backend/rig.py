@@ -145,3 +145,9 @@ def pair(
         if share:
             frontend.regions.share([ram.region])
         yield Pair(server, endpoint, frontend, ram)
+
+
+def confirm_often(frontend: Frontend) -> None:
+    """A thousand round trips: what the back end would send by itself is there by then."""
+    for _ in range(1000):
+        frontend.requests.confirm()

@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 
 from tests.backend.devices import Echo, Forgetful, Keeper, NoConfig
-from tests.backend.rig import EVERYTHING, RING_PACKED, SIZE, SPLIT, Ram, pair, start_ring
+from tests.backend.rig import EVERYTHING, RING_PACKED, SIZE, SPLIT, Ram, confirm_often, pair, start_ring
 from vhost_user.backend import PROTOCOL_FEATURES
 from vhost_user.errors import Disconnected, PeerError, Refused, UsageError
 from vhost_user.event import Event
-from vhost_user.frontend import Frontend
 from vhost_user.message import (
     F_LOG_ALL,
     U64,
@@ -30,12 +29,6 @@ from vhost_user.message import (
     VringState,
 )
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
-
-
-def confirm_often(frontend: Frontend) -> None:
-    for _ in range(1000):
-        frontend.requests.confirm()
-
 
 ALL = PROTOCOL_FEATURES & ~ProtocolFeature.GPA_ADDRESSES
 FORMATS = pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])
@@ -314,42 +307,6 @@ def test_configuration_is_read_and_written() -> None:
         with pytest.raises(Refused):
             both.frontend.get_config(8, 9)
         assert both.frontend.connected
-
-
-def test_a_change_of_configuration_is_told() -> None:
-    with pair() as both:
-        start_ring(both.frontend, both.ram)
-        for expected in (1, 2):
-            both.endpoint.config_changed()
-            while both.frontend.channel is None or both.frontend.channel.config_changes < expected:
-                both.frontend.requests.confirm()
-                both.frontend.serve_channel()
-
-
-def test_a_change_of_configuration_is_not_told_while_all_rings_are_stopped() -> None:
-    with pair() as both:
-        channel = both.frontend.channel
-        assert channel is not None
-        ring = start_ring(both.frontend, both.ram, enabled=False)
-        for _ in range(2):
-            both.endpoint.config_changed()
-        for _ in range(10):
-            both.frontend.requests.confirm()
-            both.frontend.serve_channel()
-        assert channel.config_changes == 0
-        ring.vring.enable()
-        while channel.config_changes < 1:
-            both.frontend.requests.confirm()
-            both.frontend.serve_channel()
-        base = ring.vring.stop()
-        both.endpoint.config_changed()
-        both.frontend.requests.confirm()
-        both.frontend.serve_channel()
-        assert channel.config_changes == 1
-        ring.vring.start(ring.layout, base)
-        while channel.config_changes < 2:
-            both.frontend.requests.confirm()
-            both.frontend.serve_channel()
 
 
 def test_a_device_without_configuration_or_state_does_not_offer_them() -> None:

@@ -7,10 +7,12 @@ is taken when it comes. A front end that doesn't read its channel loses notices,
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable, Sequence, Set
 
@@ -23,6 +25,8 @@ from vhost_user.owned_fd import OwnedFd
 log = logging.getLogger(__name__)
 
 OnReply = Callable[[bool], None]
+
+_INT = struct.Struct("i")
 
 _UNANSWERED_AT_MOST = 64
 """Requests that wait for an answer at one time: a front end that gives none is not asked any more."""
@@ -66,6 +70,12 @@ class BackendChannel:
         if on_reply is not None:
             self._waiting.append((request, on_reply))
         return True
+
+    @property
+    def unread(self) -> bool:
+        """Whether the front end has not read all that was sent: SIOCOUTQ of unix(7)."""
+        (left,) = _INT.unpack(fcntl.ioctl(self._connection.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        return bool(left)
 
     def answer(self) -> None:
         """Take the answers that have come. PeerError for what answers nothing; Disconnected at the end."""

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from vhost_user import unix_socket
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 RECONNECT_INTERVAL = 1.0
 """Seconds between two tries to reach a front end that listens itself."""
 
+_READ_INTERVAL = 0.001
+"""Seconds between two looks whether a front end has read its notices."""
+
 
 class Endpoint:
     """Where one device is served: the way front ends come, and the one that is there."""
@@ -46,6 +50,8 @@ class Endpoint:
         self._path: str | None = None
         self._own: tuple[int, int] | None = None
         self._closed = False
+        self._quiet = 0
+        self._due = False
 
     @property
     def connected(self) -> bool:
@@ -57,8 +63,42 @@ class Endpoint:
         self._server.loop.call_soon(self._config_changed)
 
     def _config_changed(self) -> None:
-        if self.link is not None:
+        if self._quiet:
+            self._due = True
+        elif self.link is not None:
             self.link.session.config_changed()
+
+    @contextmanager
+    def quiet(self, patience: float) -> Iterator[None]:
+        """Send no notice meanwhile. The front end has read those before by then, unless it takes longer than `patience`
+        seconds.
+
+        For who is about to have the front end stop the device: QEMU 11.1 crashes when it finds a notice after that. Any
+        thread but the loop's may call it.
+        """
+        all_read = threading.Event()
+        self._server.loop.call_soon(partial(self._begin_quiet, all_read))
+        try:
+            all_read.wait(patience)
+            yield
+        finally:
+            self._server.loop.call_soon(self._end_quiet)
+
+    def _begin_quiet(self, all_read: threading.Event) -> None:
+        self._quiet += 1
+        self._look(all_read)
+
+    def _look(self, all_read: threading.Event) -> None:
+        if self._quiet and self.link is not None and self.link.session.unread_notices:
+            self._server.loop.call_later(_READ_INTERVAL, partial(self._look, all_read))
+        else:
+            all_read.set()
+
+    def _end_quiet(self) -> None:
+        self._quiet -= 1
+        if self._due and not self._quiet:
+            self._due = False
+            self._config_changed()
 
     def serve(self, sock: socket.socket) -> None:
         """Serve the front end at the other end of `sock`, which is taken over."""

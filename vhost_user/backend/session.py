@@ -262,6 +262,11 @@ class Session:
             log.info("back-end channel: %s", error)
             self._close_channel()
 
+    @property
+    def unread_notices(self) -> bool:
+        """Whether something that was sent on the back-end channel has not been read."""
+        return self.channel is not None and self.channel.unread
+
     def require_memory(self) -> None:
         """Raise PeerError where memory that the front end shares is gone, because its file was truncated."""
         negotiated = self.negotiated

@@ -17,8 +17,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,9 @@ QMP = "qmp"
 MACHINE = "machine"
 _LAST_RESET = "last-reset"
 
+_NOTICE_SECONDS = 1.0
+"""QEMU reads a notice at once; where it doesn't, it is not waited for longer."""
+
 
 class BootExtension(Extension):
     """QEMU's part in the control of the machine that `worker` serves."""
@@ -48,9 +51,7 @@ class BootExtension(Extension):
 
     def hooks(self) -> Hooks:
         """QEMU's processors stop and go on; QEMU resets the machine."""
-        return Hooks(
-            pause=lambda: self._execute("stop"), resume=lambda: self._execute("cont"), system_reset=self._system_reset
-        )
+        return Hooks(pause=self._stop, resume=lambda: self._execute("cont"), system_reset=self._system_reset)
 
     def control_options(self, zones: Sequence[ControlledZone]) -> dict[str, Any]:
         """The zones in the user's order, those without a device among them, with their options."""
@@ -68,14 +69,30 @@ class BootExtension(Extension):
         self._monitor = Qmp(serving.loop, sock, self._event)
         stack.callback(self._monitor.close)
 
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """QEMU is about to stop the devices, after which it must find no notice."""
+        assert self._serving is not None
+        with ExitStack() as stack:
+            for device in self._serving.devices:
+                if device.endpoint is not None:
+                    stack.enter_context(device.endpoint.quiet(_NOTICE_SECONDS))
+            yield
+
     def _execute(self, command: str) -> None:
         assert self._monitor is not None
         self._monitor.execute(command)
 
+    def _stop(self) -> None:
+        with self._quiet():
+            self._execute("stop")
+
     def _system_reset(self) -> bool:
         self._was_reset.clear()
-        self._execute("system_reset")
-        if not self._was_reset.wait(PATIENCE):
+        with self._quiet():
+            self._execute("system_reset")
+            was_reset = self._was_reset.wait(PATIENCE)
+        if not was_reset:
             raise HostError("qemu", "system_reset", f"no RESET event within {PATIENCE:g} s")
         return self._reset_done
 
