@@ -117,7 +117,7 @@ def qemu(
         options += ["-object", f"memory-backend-memfd,id=ram0,size={memory},share=on"]
     if initrd is not None:
         options += ["-kernel", str(kernel() / "vmlinuz"), "-initrd", str(initrd)]
-        options += ["-append", f"console=ttyS0 quiet panic=-1 {append}".strip()]
+        options += ["-append", f"console=ttyS0 quiet panic=-1 no_timer_check {append}".strip()]
     line = command(
         *("bin/qemu-system-x86_64", *FIRMWARE, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *options,
