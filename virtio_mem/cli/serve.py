@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
     parser.add_argument("--state-dir", metavar="DIR", help="keep each zone's state in a file in this directory")
     parser.add_argument("--restore", metavar="DIR", help="begin with the snapshot in this directory, paused")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="append what the guest asks and gets to FILE, a line for each request, however many they are; {zone} "
+        "in it stands for a zone's name. `virtio-mem conformance TARGET --replay FILE` compares with another device",
+    )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say who asked what; twice: each message")
 
 
@@ -54,15 +60,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     # Not before the arguments are known to be good: --help is for people who wait.
     from virtio_mem.serve.daemon import serve  # noqa: PLC0415
+    from virtio_mem.serve.files import check_traces  # noqa: PLC0415
     from virtio_mem.serve.plan import ServePlan  # noqa: PLC0415
     from virtio_mem.serve.zone_option import ServedZoneOption, check_together  # noqa: PLC0415
 
     zones = [ServedZoneOption.parse(text) for group in arguments.zone for text in group]
     check_together(zones)
+    if arguments.trace is not None:
+        check_traces(arguments.trace, [zone.id for zone in zones])
     plan = ServePlan(
         zones=tuple(zone.planned() for zone in zones),
         api=arguments.api_socket is not None,
         state_dir=arguments.state_dir,
+        trace=arguments.trace,
         options=" ".join(f"--zone {zone}" for zone in zones),
         verbose=arguments.verbose,
     )

@@ -25,14 +25,14 @@ from vhost_user.memory import Region
 from vhost_user.message import MemoryRegion
 from vhost_user.units import ByteCount, HostOffset
 from vhost_user.vring.device import PackedState, SplitState
-from virtio_mem.device import EffectType
+from virtio_mem.device import EffectType, VirtioMemDevice
 from virtio_mem.protocol import Request, RequestType, Response, ResponseType
 from virtio_mem.request_queue import read_request, write_response
 from virtio_mem.serve.intent import ChainKey, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
 from virtio_mem.serve.state import DeviceState
-from virtio_mem.service import DeviceService, Section
+from virtio_mem.service import DeviceService, RegionMemory, Section
 
 if TYPE_CHECKING:
     from vhost_user.backend.server import Endpoint
@@ -50,10 +50,15 @@ class MemDevice(Device):
     """Serves `zone`, whose state is in the file `state_fd`, as big as `state_size()` says; blank for a new device.
 
     The descriptor stays the caller's. `endpoint` is where it is served, set by whoever serves it: notices go there.
-    Raises what DeviceState does.
+    `make_service` puts the device in service. Raises what DeviceState does.
     """
 
-    def __init__(self, zone: ServedZone, state_fd: int) -> None:
+    def __init__(
+        self,
+        zone: ServedZone,
+        state_fd: int,
+        make_service: Callable[[VirtioMemDevice, RegionMemory], DeviceService] = DeviceService,
+    ) -> None:
         self.zone = zone
         self.name = f"zone {zone.id}"
         self.state = DeviceState(
@@ -65,7 +70,7 @@ class MemDevice(Device):
         self.device = self.state.device
         self.features = int(self.device.offered_features)
         self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
-        self.service = DeviceService(self.device, self.memory)
+        self.service = make_service(self.device, self.memory)
         self.service.listeners.append(_Presence(self.memory))
         self.service.unplugged_bytes, self.service.unreturned_bytes = self.state.counted
         self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
@@ -155,7 +160,7 @@ class MemDevice(Device):
         """Serve one request, from the look at it until its driver has the answer: see intent.py."""
         request = read_request(chain)
         with self.service.lock:
-            written = write_response(chain, self._answer(ChainKey(chain.id, _position(vring), request)))
+            written = write_response(chain, self._answer(ChainKey(chain.id, position(vring), request)))
             vring.push(chain, written)
             self.state.done()
 
@@ -231,8 +236,8 @@ class _Presence:
         pass
 
 
-def _position(vring: Vring) -> int:
-    """Where the next used element goes."""
+def position(vring: Vring) -> int:
+    """Where the next used element goes; in a packed ring with the wrap counter as bit 15."""
     assert vring.queue is not None
     state = vring.queue.state()
     if isinstance(state, PackedState):

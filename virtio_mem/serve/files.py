@@ -1,16 +1,21 @@
-"""Where the state of devices is kept: in memfds, or in files of a directory of the user's."""
+"""Where the state of devices is kept, in memfds or in files of a directory of the user's; and files of traces."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from vhost_user.errors import HostError, UsageError
 from vhost_user.owned_fd import OwnedFd
 
+TRACE_HEAD = b"# virtio-mem trace"
+"""What each file of a trace begins with."""
+
 _SUFFIX = ".state"
+_ZONE = "{zone}"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -27,8 +32,11 @@ def state_memfd(name: str, size: int) -> OwnedFd:
 
 def state_path(directory: str | Path, name: str) -> Path:
     """The file of the zone `name`: whatever a path can't have is written as %XX."""
-    quoted = "".join(letter if letter in _PLAIN else "".join(f"%{b:02x}" for b in letter.encode()) for letter in name)
-    return Path(directory) / (quoted + _SUFFIX)
+    return Path(directory) / (_quoted(name) + _SUFFIX)
+
+
+def _quoted(name: str) -> str:
+    return "".join(letter if letter in _PLAIN else "".join(f"%{b:02x}" for b in letter.encode()) for letter in name)
 
 
 def state_file(directory: str | Path, name: str, size: int) -> OwnedFd:
@@ -63,3 +71,30 @@ def lock(directory: str | Path) -> OwnedFd:
         remedy = "name a directory that is there, and can be written to"
         raise HostError.from_os_error("--state-dir", path, "open", error, remedy) from error
     return fd
+
+
+def trace_path(pattern: str, name: str) -> Path:
+    """The file of the zone `name` where the user wrote `pattern`: `{zone}` is the name, quoted as that of a state."""
+    return Path(pattern.replace(_ZONE, _quoted(name)))
+
+
+def check_traces(pattern: str, names: Sequence[str]) -> None:
+    """UsageError unless each of the zones `names` has a file of its own that can be written to; it is there then."""
+    if len(names) > 1 and _ZONE not in pattern:
+        raise UsageError("--trace", pattern, f"needs {_ZONE} in it, as there are several zones")
+    for name in names:
+        open_trace(trace_path(pattern, name)).close()
+
+
+def open_trace(path: Path) -> OwnedFd:
+    """A file to append to, made with mode 0600 where there is none. UsageError where it can't be one of a trace."""
+    try:
+        fd = OwnedFd(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        limit = f"can't be opened to be written to: {os.strerror(error.errno or 0)}"
+        raise UsageError("--trace", path, limit, "name a file that can be") from error
+    about = os.fstat(fd.fileno())
+    if stat.S_ISREG(about.st_mode) and os.pread(fd.fileno(), len(TRACE_HEAD), 0) in (b"", TRACE_HEAD):
+        return fd
+    fd.close()
+    raise UsageError("--trace", path, "is something else than a trace", "name a file that is not there yet")

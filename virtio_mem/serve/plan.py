@@ -45,7 +45,7 @@ class ServePlan:
     """All that a worker has to know. `options` is what the user wrote; `verbose` counts the -v's.
 
     `user_zones`: the zones were made by the user, so that the machine as a whole can't be resized, only each of them.
-    `api`, `qmp`: whether the supervisor keeps such a socket.
+    `api`, `qmp`: whether the supervisor keeps such a socket. `trace` is where traces go, see `files.trace_path`.
     """
 
     zones: tuple[ServedZone, ...]
@@ -53,6 +53,7 @@ class ServePlan:
     api: bool = False
     qmp: bool = False
     state_dir: str | None = None
+    trace: str | None = None
     options: str = ""
     verbose: int = 0
 
@@ -61,8 +62,11 @@ class ServePlan:
         return json.dumps(asdict(self)).encode()
 
     def serves_the_same(self, other: ServePlan) -> bool:
-        """Whether a front end can't tell one from the other: they differ in what is logged at most."""
-        return replace(self, options="", verbose=0) == replace(other, options="", verbose=0)
+        """Whether a front end can't tell one from the other: they differ in what is logged or traced at most."""
+        return self._to_front_ends() == other._to_front_ends()
+
+    def _to_front_ends(self) -> ServePlan:
+        return replace(self, options="", verbose=0, trace=None)
 
     @classmethod
     def decode(cls, data: bytes) -> ServePlan:

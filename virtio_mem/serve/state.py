@@ -76,6 +76,8 @@ class DeviceState:
         self._intents: IntentRecord | None = None
         self._chain: ChainKey | None = None
         self._generation = 0
+        self.interrupted: Intent | None = None
+        """The record that was found. The device is already what it says, where it says that it was granted."""
         self.counted = 0, 0
         """What `counters` said in the process before."""
         self.counters: Callable[[], tuple[int, int]] = lambda: self.counted
@@ -119,7 +121,7 @@ class DeviceState:
         self._intents = IntentRecord(self._record_words, geometry.nb_blocks)
         self._load_blocks(geometry, requested, usable)
         self.device.paused = paused
-        intent = self._intents.intent
+        self.interrupted = intent = self._intents.intent
         if intent is None:
             return
         end = (intent.run.first + intent.run.nb_blocks) * geometry.block_size

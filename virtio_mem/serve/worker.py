@@ -27,7 +27,7 @@ from vhost_user.errors import FieldError, UsageError
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import Worker
 from virtio_mem.serve.device import MemDevice
-from virtio_mem.serve.files import state_file, state_memfd
+from virtio_mem.serve.files import state_file, state_memfd, trace_path
 from virtio_mem.serve.logs import log_to_stderr
 from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.serve.state import state_size
@@ -45,7 +45,8 @@ API = "api"
 _CONTROL = "control"
 STATE = "state:"
 CONTENT = "content:"
-"""What is kept for each zone: its state, and what is to be restored to its memory."""
+TRACE = "trace:"
+"""What is kept for each zone: its state, what is to be restored to its memory, and which file its trace goes to."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,27 @@ def _device(plan: ServePlan, zone: ServedZone, worker: Worker) -> MemDevice:
     size, kept = state_size(zone.geometry), STATE + zone.id
     if plan.state_dir is not None:
         with state_file(plan.state_dir, zone.id, size) as fd:
-            return _with_content(MemDevice(zone, fd.fileno()), worker)
+            return _with_content(_made(plan, zone, fd.fileno(), worker), worker)
     if kept not in worker.fds:
         with state_memfd(zone.id, size) as fd:
             worker.put_fd(kept, fd)
-    return _with_content(MemDevice(zone, worker.fds[kept].fileno()), worker)
+    return _with_content(_made(plan, zone, worker.fds[kept].fileno(), worker), worker)
+
+
+def _made(plan: ServePlan, zone: ServedZone, state_fd: int, worker: Worker) -> MemDevice:
+    """The device, traced if the plan says so."""
+    kept = TRACE + zone.id
+    if plan.trace is None:
+        if kept in worker.bytes:
+            worker.drop(kept)
+        return MemDevice(zone, state_fd)
+    from virtio_mem.serve.trace import TracedDevice  # noqa: PLC0415 - for those who trace
+    from virtio_mem.serve.trace_file import TraceFile  # noqa: PLC0415
+
+    path = trace_path(plan.trace, zone.id)
+    return TracedDevice(
+        zone, state_fd, TraceFile(path, worker.bytes.get(kept, b""), lambda data: worker.put(kept, data))
+    )
 
 
 def _with_content(device: MemDevice, worker: Worker) -> MemDevice:
