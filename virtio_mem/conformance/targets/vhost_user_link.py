@@ -125,15 +125,16 @@ class Link:
 
     # What comes by itself.
 
-    @property
     def config_changes(self) -> int:
         """How many configuration change notices have come so far."""
+        with self.alive():
+            self.frontend.serve_channel()
         channel = self.frontend.channel
         return 0 if channel is None else channel.config_changes
 
     def listen(self, seconds: float, *, until_notice: bool = False) -> None:
         """Take what comes on the back end's channel for so long, or until a notice came."""
-        deadline, before = time.monotonic() + seconds, self.config_changes
+        deadline, before = time.monotonic() + seconds, self.config_changes()
         with self.alive():
             while (left := deadline - time.monotonic()) > 0:
                 channel = self.frontend.channel
@@ -141,7 +142,7 @@ class Link:
                     time.sleep(left)
                 else:
                     self.frontend.requests.wait_readable(channel.fileno(), left)
-                if until_notice and self.config_changes > before:
+                if until_notice and self.config_changes() > before:
                     return
 
     def wait_for_call(self, deadline: float) -> bool:

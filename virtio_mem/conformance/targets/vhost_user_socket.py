@@ -81,7 +81,7 @@ class VhostUserSubject(Subject):
         self._link = link
         self._host = host
         self._ring: RingDriver | None = None
-        self._counted = link.config_changes
+        self._counted = link.config_changes()
         self.offered_features = link.offered_features
 
     @property
@@ -99,7 +99,7 @@ class VhostUserSubject(Subject):
             ):
                 self.device_reset()
                 return False
-            self._counted = link.config_changes
+            self._counted = link.config_changes()
             self._ring = RingDriver(link.guest, link.ram, RAM_SIZE, features, RING_SIZE)
             link.vring.start(self._ring.layout)
             self._set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
@@ -185,10 +185,10 @@ class VhostUserSubject(Subject):
 
     def take_notices(self) -> int:
         """See `Subject`. Where none has come, one is waited for a moment."""
-        if self._link.config_changes == self._counted:
+        if self._link.config_changes() == self._counted:
             self._link.listen(_GRACE, until_notice=True)
-        notices, self._counted = self._link.config_changes - self._counted, self._link.config_changes
-        return notices
+        before, self._counted = self._counted, self._link.config_changes()
+        return max(0, self._counted - before)  # fewer than before on a connection that is new
 
     def held(self, offset: int, size: int) -> int:
         """Bytes of the region's file that are data, whoever wrote them."""
