@@ -18,6 +18,9 @@ from vhost_user.supervisor.wire import Wire
 BYTES, FDS, LISTENER, SESSION, WORKER, WORKED = b"bytes/", b"fd/", b"listener/", b"session/", b"worker", b"worked"
 """Keys, or what they begin with."""
 
+PART = b"part/"
+"""Of bytes of which a worker has not told all yet; the part's number in four digits, a slash, and the name follow."""
+
 INPUT, OUTPUT, JOURNAL = b"in", b"out", b"journal/"
 """Of a session, behind `session_key()`: the message that is being read or in hand, the reply, an entry."""
 

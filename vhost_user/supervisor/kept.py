@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vhost_user.errors import PeerError
 from vhost_user.owned_fd import OwnedFd, close_all
-from vhost_user.supervisor.book import BYTES, FDS, JOURNAL, Book
+from vhost_user.supervisor.book import BYTES, FDS, JOURNAL, PART, Book
 from vhost_user.supervisor.packets import FD_REF, KEY, Source, unpack
 
 MAX_NAMES = 256
@@ -66,8 +66,10 @@ class Kept:
             raise PeerError(name, "more", f"at most {MAX_BYTES} bytes")
         if last:
             data = b"".join(self._parts)
-            self._parts.clear()
+            self.forget_parts()
             self.put(name, data)
+        else:
+            self._book.put(PART + b"%04d/" % len(self._parts) + name.encode(), part)
 
     def put_fd(self, name: str, fd: OwnedFd | None) -> None:
         """Keep a descriptor, which is taken over, or none."""
@@ -88,6 +90,11 @@ class Kept:
         else:
             self._book.drop(key)
 
+    def restore_part(self, name: str, part: bytes) -> None:
+        """Have what the book has, in the order of its keys."""
+        self._name = name
+        self._parts.append(part)
+
     def restore_fd(self, name: str, fd: OwnedFd) -> None:
         """Have what the book has."""
         self.fds[name] = fd
@@ -95,6 +102,7 @@ class Kept:
     def forget_parts(self) -> None:
         """The worker that began to tell them is dead."""
         self._parts.clear()
+        self._book.drop_all(PART)
 
     def close(self) -> None:
         """Keep nothing."""

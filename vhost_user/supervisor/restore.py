@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.supervisor.book import BYTES, FDS, INPUT, JOURNAL, LISTENER, OUTPUT, WORKER, session_key
+from vhost_user.supervisor.book import BYTES, FDS, INPUT, JOURNAL, LISTENER, OUTPUT, PART, WORKER, session_key
 from vhost_user.supervisor.front_end import FrontEnd
 from vhost_user.supervisor.kept import Entry, Kept
 from vhost_user.supervisor.ledger import Ledger
@@ -31,6 +31,8 @@ def kept(ledger: Ledger, into: Kept) -> None:
     """What workers had kept."""
     for key in ledger.keys(BYTES):
         into.bytes[key.removeprefix(BYTES).decode()] = ledger.peek(key)
+    for key in sorted(ledger.keys(PART)):
+        into.restore_part(key[len(PART) + 5 :].decode(), ledger.peek(key))
     for key in ledger.keys(FDS):
         _, (fd,) = ledger.claim(key)
         into.restore_fd(key.removeprefix(FDS).decode(), fd)

@@ -114,6 +114,7 @@ class Supervisor:
             made._sessions.add(restore.front_end(ledger, number, made._front_end))
         made._numbers = itertools.count(max(ledger.sessions, default=0) + 1)
         restore.old_worker(ledger, made._left_packet)
+        made.kept.forget_parts()
         made._sessions.died(KILLED)
         made._workers = int(WORKED in ledger)
         ledger.settle()
