@@ -196,6 +196,15 @@ def test_the_diagram_follows_batches_and_resets() -> None:
     assert [step.plugged for step in diagram.steps] == [((0, 2), (4, 5)), ((0, 2), (4, 5)), ((0, 5),), ()]
 
 
+def test_the_diagram_shows_the_last_line_whatever_it_is() -> None:
+    diagram = diagram_of(["plug 0 1 -> BUSY", "notices -> 0", "pause off -> done", f"notices -> {'0' * 99}"])
+    assert diagram is not None
+    rows = as_text(diagram)
+    assert [row.split(" ")[0] for row in rows] == ["plug", "pause", "notices"]
+    assert rows[-1].startswith(f"notices -> {'0' * 46}...  ")
+
+
 def test_without_blocks_there_is_no_diagram() -> None:
     assert diagram_of(["begin -> agreed 0x1", "config -> failure: gone", "target 0 -> done"]) is None
+    assert diagram_of([]) is None
     assert "<svg" not in as_page(judgement(violation(lines=("begin -> agreed 0x1",))))

@@ -19,6 +19,12 @@ MOST_STEPS = 12
 _WIDEST = 12
 """Cells of the widest piece."""
 
+_BESIDE_THE_POINT = frozenset({"wish", "begin", "config", "notices", "advance"})
+"""Calls that are no steps, unless one is the last."""
+
+_LONGEST = 60
+"""Letters of a line beside a picture."""
+
 _WORDS = {"plug": 0, "unplug": 1, "state": 3, "fill": -1, "same": -1, "held": -1}
 _ASKED = re.compile(r"(?:ask|chain) (\d+) b(-?\d+)(?:\+\S+)? (\d+)")
 _PLUG, _UNPLUG, _UNPLUG_ALL = 0, 1, 2
@@ -54,7 +60,7 @@ def diagram_of(lines: Sequence[str]) -> Diagram | None:
     """The picture, or None where the lines name no blocks."""
     steps: list[Step] = []
     plugged: tuple[Span, ...] = ()
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         call, _, answer = line.partition(ARROW)
         named: Span | None = None
         for each, said in zip(call.removeprefix("batch ").split(BESIDE), answer.split(BESIDE), strict=False):
@@ -63,7 +69,7 @@ def diagram_of(lines: Sequence[str]) -> Diagram | None:
             plugged = _after(plugged, type_, blocks, said.startswith("ACK"))
         if call == "system_reset":
             plugged = ()
-        if named or call in ("unplug_all", "system_reset", "device_reset") or call.startswith(("ask 2", "target")):
+        if number == len(lines) or call.split(" ", 1)[0] not in _BESIDE_THE_POINT:
             steps.append(Step(line, named, plugged))
     steps = steps[-MOST_STEPS:]
     spans = [span for step in steps for span in (step.named, *step.plugged) if span]
@@ -124,8 +130,15 @@ def as_text(diagram: Diagram) -> list[str]:
 
     `~` stands for blocks left out, `!` for what is below the region.
     """
-    width = max(len(step.line) for step in diagram.steps)
-    return [f"{step.line:<{width}}  {_row(step, diagram.pieces)}" for step in diagram.steps]
+    lines = [short(step.line) for step in diagram.steps]
+    width = max(map(len, lines))
+    rows = (_row(step, diagram.pieces) for step in diagram.steps)
+    return [f"{line:<{width}}  {row}" for line, row in zip(lines, rows, strict=True)]
+
+
+def short(line: str) -> str:
+    """A line, cut where it would push the picture out of sight."""
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 def _row(step: Step, pieces: Sequence[Piece]) -> str:

@@ -11,7 +11,7 @@ from string import Template
 
 from virtio_mem.conformance.kit import ClauseVerdict, Evidence, Judgement, Verdict
 from virtio_mem.conformance.report.data import Group, command, counts, groups, headline, troubles, violated
-from virtio_mem.conformance.report.diagram import Diagram, Piece, Step, diagram_of, is_in
+from virtio_mem.conformance.report.diagram import Diagram, Piece, Step, diagram_of, is_in, short
 from virtio_mem.picture.spans import printable
 
 _CLASSES = {
@@ -123,7 +123,7 @@ def _row(one: ClauseVerdict) -> str:
 
 def _drawn(diagram: Diagram) -> str:
     rows = "".join(
-        f"<tr><td><code>{_text(_short(step.line))}</code></td><td>{_bar(step, diagram.pieces)}</td></tr>"
+        f"<tr><td><code>{_text(short(step.line))}</code></td><td>{_bar(step, diagram.pieces)}</td></tr>"
         for step in diagram.steps
     )
     below = any(piece.first < 0 for piece in diagram.pieces)
@@ -132,10 +132,6 @@ def _drawn(diagram: Diagram) -> str:
     legend += [("below", "below the region")] * below + [("left-out", "more blocks than are drawn")] * cut
     words = "".join(f'<i class="cell {kind}"></i> {text} ' for kind, text in legend)
     return f'<div class="diagram"><table>{rows}</table><p class="legend">{words}</p></div>'
-
-
-def _short(line: str, most: int = 72) -> str:
-    return line if len(line) <= most else f"{line[: most - 1]}\u2026"
 
 
 def _bar(step: Step, pieces: list[Piece]) -> str:

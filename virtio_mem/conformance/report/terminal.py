@@ -26,7 +26,7 @@ def lines_of(judgement: Judgement) -> list[Line]:
             [Span(f"    should be: {found.should}")],
         ]
         diagram = diagram_of(found.lines)
-        shown = found.lines if diagram is None else [*found.lines[:2], *as_text(diagram)]
+        shown = found.lines if diagram is None else [*found.lines[:1], *as_text(diagram)]
         lines += [[Span(f"      {line}", Role.QUIET)] for line in shown]
         lines.append([])
     lines += [[Span("not judged: ", Role.TARGET), Span(trouble)] for trouble in troubles(judgement)]
