@@ -142,6 +142,10 @@ SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
 # Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
 STEPS_KILLED_OF_20 = count(quick=4, ci=20, soak=20)
 
+# The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
+TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=20, soak=20)
+TRACED_KILLS = count(quick=5, ci=100, soak=1_000)
+
 # Sequences of pieces of HTTP and of random bytes that the API's socket gets, and requests that are made from its
 # OpenAPI document for each path.
 HOSTILE_HTTP = count(quick=100, ci=2_000, soak=20_000)
