@@ -36,8 +36,10 @@ def test_targets_of_our_own(text: str, name: str, kind: str) -> None:
         ("self:floppy", "one of anonymous, memfd, hugetlb, file, private-file"),
         ("ring:moebius", "one of split, packed"),
         ("vhost-user", "vhost-user alone does not say which; vhost-user:SOCKET"),
-        ("vhost-user:/a,b", "api=APISOCKET is the only option"),
-        ("vhost-user:/a,api=", "api=APISOCKET is the only option"),
+        ("vhost-user:/a,b", "the options of vhost-user are api=APISOCKET and"),
+        ("vhost-user:/a,api=", "the options of vhost-user are"),
+        ("vhost-user:/a,api=/b,api=/c", "the options of vhost-user are"),
+        ("vhost-user:/a,memory=floppy", "one of memfd, hugetlb"),
         ("exec:", "exec alone does not say which"),
         ("exec:'", "No closing quotation"),
         ("exec: ", "names a program"),
@@ -56,9 +58,10 @@ def test_a_socket_where_nobody_is() -> None:
 
 def test_both_sockets_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[object] = []
-    monkeypatch.setattr(VhostUserTarget, "__init__", lambda _, *arguments: taken.extend(arguments))
+    monkeypatch.setattr(VhostUserTarget, "__init__", lambda _, *given, memory: taken.append((*given, memory)))
     parse_target("vhost-user:/a:b,api=/c")
-    assert taken == ["/a:b", "/c"]
+    parse_target("vhost-user:/a,memory=hugetlb")
+    assert taken == [("/a:b", "/c", "memfd"), ("/a", None, "hugetlb")]
 
 
 @pytest.mark.parametrize(("text", "rest"), [("qemu", ""), ("qemu:/bin/q,a=b", ":/bin/q,a=b"), ("qemu,a=b", ",a=b")])

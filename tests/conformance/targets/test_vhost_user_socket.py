@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,13 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from tests import counts
+from tests import counts, host
 from tests.conformance.targets import play
 from tests.peers.processes import Peer, listens, running, wait_until
 from vhost_user.backend import Server
 from vhost_user.backend.session import PROTOCOL_FEATURES
 from vhost_user.backend.vring import Vring
+from vhost_user.errors import HostError
 from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, ProtocolFeature
+from vhost_user.shared_memory import SharedMemory
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
 from virtio_mem.conformance.clauses import expected_clauses
 from virtio_mem.conformance.kit import Verdict, judge
@@ -261,6 +263,46 @@ def test_a_device_that_does_not_answer(
         pytest.raises(TargetFailure, match=what),
     ):
         target.start(play.WISH)
+
+
+@pytest.mark.needs_hugetlb
+def test_a_region_of_huge_pages(tmp_path: Path, hugepages: Callable[[int, int], host.HugePagePool]) -> None:
+    pool = hugepages(2 * MIB, 16)
+    with in_thread(tmp_path / "s") as path:
+        target = VhostUserTarget(path, memory="hugetlb")
+        assert target.name == f"vhost-user:{path},memory=hugetlb"
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.plug(subject, 0, 4)
+        assert pool.free == 12
+        play.play(target)
+        hugepages(2 * MIB, 4)
+        with pytest.raises(HostError, match="huge"):
+            VhostUserTarget(path, memory="hugetlb")
+
+
+class _Unfounded(MemDevice):
+    """Plugs huge pages that nobody has."""
+
+    def memory_changed(self, memory: SharedMemory) -> None:
+        super().memory_changed(memory)
+        self.service.prefault = False
+
+
+@pytest.mark.needs_hugetlb
+def test_a_guest_that_would_be_killed_is_none_of_ours(
+    tmp_path: Path, hugepages: Callable[[int, int], host.HugePagePool]
+) -> None:
+    hugepages(2 * MIB, 16)
+    with in_thread(tmp_path / "s", _Unfounded) as path, VhostUserTarget(path, memory="hugetlb") as target:
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        play.plug(subject, 0, 4)
+        subject.write(0, b"there")
+        hugepages(2 * MIB, 0)
+        assert subject.read(0, 5) == b"there"
+        with pytest.raises(TargetFailure, match="huge"):
+            subject.write(2 * MIB, b"not there")
 
 
 class _Notes(MemDevice):

@@ -15,7 +15,7 @@ from virtio_mem.conformance.target import Target
 KINDS = {
     "self": "self[:BACKING]: our own device, on anonymous, memfd, hugetlb, file or private-file memory",
     "ring": "ring[:split|packed]: our own device behind a ring",
-    "vhost-user": "vhost-user:SOCKET[,api=APISOCKET]: the device behind a vhost-user socket",
+    "vhost-user": "vhost-user:SOCKET[,api=APISOCKET][,memory=memfd|hugetlb]: the device behind a vhost-user socket",
     "qemu": "qemu[:BINARY][,OPTION=VALUE...]: QEMU's own device",
     "exec": "exec:COMMAND: a device in any language, behind a program that speaks JSON lines",
 }
@@ -55,14 +55,14 @@ def _vhost_user(rest: str) -> Target:
     from virtio_mem.conformance.targets.vhost_user_socket import VhostUserTarget  # noqa: PLC0415
 
     socket, *options = rest.split(",")
-    api = None
+    given: dict[str, str] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key != "api" or not value:
-            limit = "api=APISOCKET is the only option of vhost-user, and a path has no comma"
+        if key not in ("api", "memory") or key in given or not value:
+            limit = "the options of vhost-user are api=APISOCKET and memory=memfd|hugetlb, and a path has no comma"
             raise UsageError("target", option, limit, KINDS["vhost-user"])
-        api = value
-    return VhostUserTarget(socket, api)
+        given[key] = value
+    return VhostUserTarget(socket, given.get("api"), memory=given.get("memory", "memfd"))
 
 
 def _exec(rest: str) -> Target:

@@ -1,29 +1,28 @@
 """A connection to a vhost-user virtio-mem device, and the guest that is put before it: ordinary memory and the region.
 
-The guest's memory lies in memfds of ours that nobody can shorten (F_SEAL_SHRINK), so a device that tries costs us no
-SIGBUS; what it does to the region's file shows in the file, by which the host's bytes are counted. Where the region
-lies is what the device's configuration space says, whatever that is.
+The guest's memory lies in memfds of ours that nobody can shorten, so a device that tries costs us no SIGBUS; what it
+does to the region's file shows in the file, by which the host's bytes are counted. Where the region lies is what the
+device's configuration space says, whatever that is. Of huge pages a guest's touch could be its end, where the pool has
+none: so what the guest is about to touch is populated first, and where that fails the guest would have been killed.
 """
 
 from __future__ import annotations
 
-import fcntl
-import mmap
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SHRINK
 
 from vhost_user.connection import connect
-from vhost_user.errors import Disconnected, FieldError, Refused
+from vhost_user.errors import Disconnected, FieldError, HostError, Refused
 from vhost_user.frontend import Frontend, SharedRegion
-from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping
+from vhost_user.mapping import PAGE_SIZE
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, U64, FrontendRequest, ProtocolFeature
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset, align_up
 from virtio_mem.conformance.target import TargetFailure
-from virtio_mem.hostmem.files import punch_hole
+from virtio_mem.hostmem import facts, files
+from virtio_mem.hostmem.backing import Hugetlb, Memfd
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Feature
 
 RAM_SIZE = ByteCount(2 * MIB)
@@ -42,28 +41,36 @@ _OWN_BITS = F_LOG_ALL | F_PROTOCOL_FEATURES
 """Feature bits that are the protocol's, and no driver's."""
 
 
-class _Memory:
-    """A memfd of `size` bytes at guest address `address`."""
+def _memory(name: str, size: int, huge_page_size: ByteCount | None, undo: ExitStack) -> HostMemory:
+    """A memfd of `size` bytes, mapped; it is left to `undo` to close it."""
+    fd = files.memfd(name, ByteCount(size), huge_page_size)
+    whole = HostOffset(0)
+    backing = Memfd(fd) if huge_page_size is None else Hugetlb(fd, whole, huge_page_size, reserved=False)
+    try:
+        memory = HostMemory(backing, ByteCount(size))
+    except BaseException:
+        backing.close()
+        raise
+    undo.callback(memory.close)
+    return memory
 
-    def __init__(self, name: str, address: int, size: int, undo: ExitStack) -> None:
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        undo.callback(os.close, self.fd)
-        os.ftruncate(self.fd, size)
-        fcntl.fcntl(self.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
-        self.mapping = Mapping(ByteCount(size), mmap.MAP_SHARED | MAP_NORESERVE, self.fd)
-        undo.callback(self.mapping.close)
-        self.region = SharedRegion(GuestAddress(address), ByteCount(size), self.fd)
+
+def _shared(memory: HostMemory, address: int) -> SharedRegion:
+    assert memory.shareable_fd is not None
+    return SharedRegion(GuestAddress(address), memory.size, memory.shareable_fd)
 
 
 class Link:
     """The connection to the device at the unix socket `path`, set up as far as any driver's life needs it.
 
+    With `huge` the region is of huge pages of the kernel's default size. HostError where the pool is too small for it.
     Every method raises TargetFailure where the device is gone, does not answer or breaks the protocol, and then it is
     `broken`: only `close()` is left.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, huge: bool = False) -> None:
         self.broken = False
+        self._huge = huge
         self.path = path
         with ExitStack() as undo, self.alive():
             wanted = int(sum(Feature))
@@ -71,18 +78,18 @@ class Link:
             if not self.frontend.has(ProtocolFeature.CONFIG):
                 raise TargetFailure(f"{path}: the device offers no configuration space (protocol feature CONFIG)")
             config = self.config()
-            start = config.addr // PAGE_SIZE * PAGE_SIZE
-            size = align_up(config.addr + config.region_size, PAGE_SIZE) - start
+            page_size = facts.default_hugepage_size() if huge else ByteCount(PAGE_SIZE)
+            start = config.addr // page_size * page_size
+            size = align_up(config.addr + config.region_size, page_size) - start
             if not 0 < size <= _MOST_REGION or start + size > 2**64:
                 raise TargetFailure(f"{path}: no memory can be put where the configuration space says: {config}")
-            self.skip = config.addr - start
-            self._region = _Memory("region", start, size, undo)
-            below = start >= RAM_SIZE
-            self.ram = GuestAddress(0 if below else align_up(start + size, GIB))
-            self._ram = _Memory("ram", self.ram, RAM_SIZE, undo)
-            self.guest = GuestMemory([Region(self.ram, RAM_SIZE, self._ram.mapping)])
+            self._skip = config.addr - start
+            self._region = _memory("region", size, page_size if huge else None, undo)
+            self.ram = GuestAddress(0 if start >= RAM_SIZE else align_up(start + size, GIB))
+            ram = _memory("ram", RAM_SIZE, None, undo)
+            self.guest = GuestMemory([Region(self.ram, RAM_SIZE, ram.mapping)])
             undo.callback(self.guest.replace, ())
-            self.frontend.regions.share([self._region.region, self._ram.region])
+            self.frontend.regions.share([_shared(self._region, start), _shared(ram, self.ram)])
             self.vring = self.frontend.vring(0)
             self._undo = undo.pop_all()
 
@@ -110,18 +117,30 @@ class Link:
 
     # The region.
 
-    @property
-    def region_fd(self) -> int:
-        """The region's file, in which it begins at `skip`."""
-        return self._region.fd
+    def _pages(self, offset: int, size: int) -> tuple[HostOffset, ByteCount]:
+        """The whole pages of the region's memory that a range of the region touches."""
+        page_size, start = self._region.page_size, self._skip + offset
+        first = start // page_size * page_size
+        return HostOffset(first), ByteCount(align_up(start + size, page_size) - first)
+
+    def held(self, offset: int, size: int) -> int:
+        """What the host holds for a range of the region, whoever touched it."""
+        return self._region.held(*self._pages(offset, size))
+
+    def shortage(self, size: int) -> HostError | None:
+        """Why the host could not give the first `size` bytes of the region, if it could not."""
+        return self._region.shortage(HostOffset(0), ByteCount(min(align_up(size, PAGE_SIZE), self._region.size)))
 
     def view(self, offset: int, size: int) -> memoryview:
-        """The region's memory."""
-        return self._region.mapping.view(HostOffset(self.skip + offset), ByteCount(size))
+        """The region's memory, as the guest has it."""
+        if self._huge:
+            with self.alive():
+                self._region.populate(*self._pages(offset, size))
+        return self._region.view(HostOffset(self._skip + offset), ByteCount(size))
 
     def forget_content(self) -> None:
         """Have the region hold nothing, whatever a device left there."""
-        punch_hole(self._region.fd, HostOffset(0), self._region.region.size)
+        self._region.discard(HostOffset(0), self._region.size)
 
     # What comes by itself.
 

@@ -1,4 +1,4 @@
-"""`vhost-user:SOCKET[,api=APISOCKET]`: any vhost-user virtio-mem device, whose front end, memory and driver the kit is.
+"""`vhost-user:SOCKET[,api=APISOCKET][,memory=hugetlb]`: any vhost-user virtio-mem device; the kit is its front end.
 
 The memory is ours, so it is seen what the host holds of it, whatever the device says. What is the host's to do goes by
 the API that `virtio-mem serve` has; without it the target stays where it is. It is one device for as long as it lives,
@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from vhost_user.errors import FieldError, UsageError
+from vhost_user.errors import FieldError, HostError, UsageError
 from vhost_user.message import ProtocolFeature
-from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.client import Client, NotNow
 from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, TargetFailure, Used, Wish, clear
 from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
 from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
-from virtio_mem.hostmem.files import data_size
 from virtio_mem.mmio_registers import Status
 from virtio_mem.protocol import ConfigSpace
+
+MEMORIES = ("memfd", "hugetlb")
+"""What the region's memory may be: of ordinary pages or of huge ones, shared with the device either way."""
 
 _GRACE = 0.5
 """Seconds that a notice has to come: it has a way of its own, and may be later than the answer to what caused it."""
@@ -192,7 +193,7 @@ class VhostUserSubject(Subject):
 
     def held(self, offset: int, size: int) -> int:
         """Bytes of the region's file that are data, whoever wrote them."""
-        return data_size(self._link.region_fd, HostOffset(self._link.skip + offset), ByteCount(size))
+        return self._link.held(offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
         """See `Subject`."""
@@ -212,37 +213,51 @@ class VhostUserSubject(Subject):
 
 
 class VhostUserTarget(Target):
-    """The device at `socket`, and its host's side at `api_socket`.
+    """The device at `socket`, and its host's side at `api_socket`, with the region in memory of one of MEMORIES.
 
-    The constructor connects, and raises TargetFailure where there is no device, or one that can't be judged.
+    The constructor connects, and raises TargetFailure where there is no device, or one that can't be judged, HostError
+    where there is not enough memory.
     """
 
     kind = "vhost-user"
 
-    def __init__(self, socket: str, api_socket: str | None = None, *, name: str = "") -> None:
-        self.name = name or f"vhost-user:{socket}" + (f",api={api_socket}" if api_socket else "")
+    def __init__(self, socket: str, api_socket: str | None = None, *, memory: str = "memfd", name: str = "") -> None:
+        if memory not in MEMORIES:
+            raise UsageError("memory", memory, f"one of {', '.join(MEMORIES)}")
+        api = f",api={api_socket}" if api_socket else ""
+        self.name = name or f"vhost-user:{socket}{api}" + (f",memory={memory}" if memory != "memfd" else "")
         self._socket = socket
-        self._api_socket = api_socket
+        self._huge = memory == "hugetlb"
         self._host: HostSide | None = None
-        self._link: Link | None = Link(socket)
+        self._link: Link | None = Link(socket, huge=self._huge)
         try:
             if api_socket is not None:
                 self._host = HostSide(api_socket, self._link.config().addr)
+            self.capabilities = self._capabilities(self._link)
         except BaseException:
             self._link.close()
             raise
         self.version = "unknown" if self._host is None else f"virtio-mem {self._host.version}"
-        self.capabilities = Capability.CHAINS | Capability.HELD | Capability.CONTENT
-        if self._link.frontend.channel is not None:
-            self.capabilities |= Capability.NOTICES
+
+    def _capabilities(self, link: Link) -> Capability:
+        """What can be done here. HostError where there is no memory to do it with."""
+        if shortage := link.shortage(Wish().region_size):
+            raise shortage
+        capabilities = Capability.CHAINS | Capability.CONTENT
+        with suppress(HostError):
+            link.held(0, 1)
+            capabilities |= Capability.HELD
+        if link.frontend.channel is not None:
+            capabilities |= Capability.NOTICES
         if self._host is not None:
-            self.capabilities |= Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.PAUSE
+            capabilities |= Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.PAUSE
+        return capabilities
 
     def start(self, wish: Wish) -> Subject:
         """The same device again, with nothing plugged; with an API, its target is what was wished, as far as it can."""
         if self._link is None or self._link.broken:
             self._disconnect()
-            self._link = Link(self._socket)
+            self._link = Link(self._socket, huge=self._huge)
         subject = VhostUserSubject(self._link, self._host)
         subject.clean(wish.requested_size)
         return subject
