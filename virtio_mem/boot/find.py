@@ -12,17 +12,31 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from vhost_user.errors import HostError, UsageError
 
 PROGRAM = "qemu-system-x86_64"
 
-OLDEST = (10, 2)
-
 TREE = Path(__file__).resolve().parents[2] / ".cache/peers/root"
 """What scripts/peers makes, in the project's directory."""
 
-HOW_TO_GET_ONE = "scripts/peers gets one in half a minute, without root; or name one by --qemu"
+
+class Wanted(NamedTuple):
+    """What is asked of a QEMU: the `oldest` version that will do, what makes it the first (`has`), and how the user
+    names another one."""
+
+    oldest: tuple[int, int]
+    has: str
+    named_by: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do without one."""
+        return f"scripts/peers gets one in half a minute, without root; or name one by {self.named_by}"
+
+
+FOR_A_GUEST = Wanted((10, 2), "that has vhost-user-test-device", "--qemu")
 
 _PATIENCE = 20.0
 """Seconds that a QEMU has to tell what it is."""
@@ -43,22 +57,22 @@ class Qemu:
     """The version as it says it itself: `11.1.3 (Debian 1:11.1.3+ds-1)`."""
 
 
-def find_qemu(named: str | None = None, tree: Path = TREE, oldest: tuple[int, int] = OLDEST) -> Qemu:
-    """The QEMU that is `named`, or else one that there is. HostError where there is none, or none from `oldest` on."""
+def find_qemu(named: str | None = None, tree: Path = TREE, wanted: Wanted = FOR_A_GUEST) -> Qemu:
+    """The QEMU that is `named`, or else one that there is. HostError where there is none, or none new enough."""
     if named is not None:
         path = shutil.which(named)
         if path is None:
-            raise UsageError("--qemu", named, "is not a program", f"name QEMU's, such as /usr/bin/{PROGRAM}")
-        return _checked(Path(path), tree, oldest)
+            raise UsageError(wanted.named_by, named, "is not a program", f"name QEMU's, such as /usr/bin/{PROGRAM}")
+        return _checked(Path(path), tree, wanted)
     why = f"is neither in PATH nor in {tree}"
     for path in filter(None, (shutil.which(PROGRAM), _of_tree(tree))):
         if not os.access(path, os.X_OK):
             continue
         try:
-            return _checked(Path(path), tree, oldest)
+            return _checked(Path(path), tree, wanted)
         except HostError as error:
             why = f"{error.value} {error.limit}"
-    raise HostError("qemu", PROGRAM, why, HOW_TO_GET_ONE)
+    raise HostError("qemu", PROGRAM, why, wanted.remedy)
 
 
 def _of_tree(tree: Path) -> str:
@@ -77,7 +91,7 @@ def _start(path: Path, tree: Path) -> Qemu:
     return Qemu(command, {"QEMU_MODULE_DIR": str(libraries / "qemu")})
 
 
-def _checked(path: Path, tree: Path, oldest: tuple[int, int]) -> Qemu:
+def _checked(path: Path, tree: Path, wanted: Wanted) -> Qemu:
     """The QEMU at `path`; HostError where it is too old, or doesn't say what it is."""
     qemu = _start(path, tree)
     try:
@@ -85,14 +99,12 @@ def _checked(path: Path, tree: Path, oldest: tuple[int, int]) -> Qemu:
             [*qemu.command, "--help"], capture_output=True, text=True, check=True, timeout=_PATIENCE, errors="replace"
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise HostError("qemu", path, f"does not say what it is: {error}", HOW_TO_GET_ONE) from error
+        raise HostError("qemu", path, f"does not say what it is: {error}", wanted.remedy) from error
     version = re.search(r"version ((\d+)\.(\d+).*)", said)
     if not version:
-        raise HostError("qemu", path, f"does not say what it is, but {said[:60]!r}", HOW_TO_GET_ONE)
+        raise HostError("qemu", path, f"does not say what it is, but {said[:60]!r}", wanted.remedy)
     numbers = (int(version[2]), int(version[3]))
-    if numbers < oldest:
-        wanted = ".".join(map(str, oldest))
-        what = "that has vhost-user-test-device" if oldest == OLDEST else "that will do"
-        limit = f"is QEMU {numbers[0]}.{numbers[1]}; {wanted} is the first {what}"
-        raise HostError("qemu", path, limit, HOW_TO_GET_ONE)
+    if numbers < wanted.oldest:
+        limit = f"is QEMU {numbers[0]}.{numbers[1]}; {'.'.join(map(str, wanted.oldest))} is the first {wanted.has}"
+        raise HostError("qemu", path, limit, wanted.remedy)
     return replace(qemu, version=numbers, exits_with_parent="exit-with-parent" in said, release=version[1].strip())

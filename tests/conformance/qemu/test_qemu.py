@@ -247,7 +247,7 @@ def test_options_that_there_are_not() -> None:
         QemuTarget.parse("memory=disk")
     with pytest.raises(UsageError, match="there is no such key"):
         QemuTarget.parse(":,blocksize=2M")
-    with pytest.raises(UsageError, match="is not a program"):
+    with pytest.raises(UsageError, match="qemu:BINARY=/no/such/qemu: is not a program"):
         QemuTarget.parse(":/no/such/qemu,memory=ram")
 
 

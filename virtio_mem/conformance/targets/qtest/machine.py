@@ -20,13 +20,12 @@ from typing import IO, Any
 
 from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import HostError
-from virtio_mem.boot.find import HOW_TO_GET_ONE, Qemu, find_qemu
+from virtio_mem.boot.find import Qemu, Wanted, find_qemu
 from virtio_mem.boot.qmp import QemuRefused, Qmp
 from virtio_mem.conformance.target import TargetFailure
 from virtio_mem.conformance.targets.qtest.client import HUNG_UP, QTest
 
-OLDEST = (7, 2)
-"""The oldest that was tried."""
+WANTED = Wanted((7, 2), "that was tried", "qemu:BINARY")
 
 PATIENCE = 10.0
 """Seconds that QEMU has to answer anything. It takes milliseconds, but for what it preallocates."""
@@ -57,10 +56,10 @@ class Program:
     @classmethod
     def find(cls, named: str | None) -> Program:
         """The one that is named, or else one that there is. UsageError, HostError as `find_qemu`."""
-        qemu = find_qemu(named, oldest=OLDEST)
+        qemu = find_qemu(named, wanted=WANTED)
         options = re.findall(r"^ *([\w-]+)=", _told(qemu, "-device", "virtio-mem-pci,help"), re.MULTILINE)
         if not options:
-            raise HostError("qemu", qemu.command[0], "has no virtio-mem-pci", HOW_TO_GET_ONE)
+            raise HostError("qemu", qemu.command[0], "has no virtio-mem-pci", WANTED.remedy)
         # It is in no list of accelerators; an option that it does not know is another refusal than not to be there.
         has_qtest = "invalid accelerator" not in _told(qemu, "-accel", "qtest,help")
         return cls(qemu, has_qtest, frozenset(options))
@@ -81,7 +80,7 @@ def _told(qemu: Qemu, *arguments: str) -> str:
             timeout=_PATIENCE_WITH_HELP,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise HostError("qemu", command[0], f"does not say what it has: {error}", HOW_TO_GET_ONE) from error
+        raise HostError("qemu", command[0], f"does not say what it has: {error}", WANTED.remedy) from error
 
 
 class Machine:
