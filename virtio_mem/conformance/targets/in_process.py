@@ -105,7 +105,7 @@ class _Refusing:
 
 
 class Made(NamedTuple):
-    """A device in service, what it is in service on, and how to let all of it go."""
+    """A device in service, and what it is in service on."""
 
     zone: Zone
     gate: _Refusing

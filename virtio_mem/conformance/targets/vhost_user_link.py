@@ -63,7 +63,7 @@ def _shared(memory: HostMemory, address: int) -> SharedRegion:
 class Link:
     """The connection to the device at the unix socket `path`, set up as far as any driver's life needs it.
 
-    With `huge` the region is of huge pages of the kernel's default size. HostError where the pool is too small for it.
+    With `huge` the region is of huge pages of the kernel's default size, of which the pool may have too few.
     Every method raises TargetFailure where the device is gone, does not answer or breaks the protocol, and then it is
     `broken`: only `close()` is left.
     """
@@ -129,7 +129,8 @@ class Link:
 
     def shortage(self, size: int) -> HostError | None:
         """Why the host could not give the first `size` bytes of the region, if it could not."""
-        return self._region.shortage(HostOffset(0), ByteCount(min(align_up(size, PAGE_SIZE), self._region.size)))
+        whole_pages = align_up(size, self._region.page_size)
+        return self._region.shortage(HostOffset(0), ByteCount(min(whole_pages, self._region.size)))
 
     def view(self, offset: int, size: int) -> memoryview:
         """The region's memory, as the guest has it."""
