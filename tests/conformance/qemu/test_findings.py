@@ -11,10 +11,13 @@ from typing import NamedTuple
 import pytest
 
 from tests import counts
+from tests.conformance.targets import play
+from vhost_user.units import MIB
 from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.replay import Script, parse_script, replay
-from virtio_mem.conformance.target import Target
+from virtio_mem.conformance.target import Target, TargetFailure
 from virtio_mem.conformance.targets.parse import parse_target
+from virtio_mem.protocol import RequestType, ResponseType
 
 pytestmark = pytest.mark.needs_peers
 
@@ -63,6 +66,24 @@ def test_a_session_goes_as_it_is_written(finding: Finding, figure: Callable[[str
         assert (run.failure, different) == ("", [])
     elif different:
         figure(f"{finding.target} {version}, not as in {NOTES.name}", "; ".join(different))
+
+
+@pytest.mark.needs_hugetlb
+@pytest.mark.needs_userfaultfd
+@pytest.mark.parametrize(("prealloc", "answer"), [("off", ResponseType.ACK), ("on", ResponseType.BUSY)])
+def test_huge_pages_that_are_not_there(
+    hugepages: Callable[[int, int], object], prealloc: str, answer: ResponseType
+) -> None:
+    hugepages(2 * MIB, 64)
+    with parse_target(f"qemu,memory=hugetlb,prealloc={prealloc}") as target:
+        hugepages(2 * MIB, 2)
+        subject = target.start(play.WISH)
+        play.begin(subject)
+        assert play.ask(subject, RequestType.PLUG, 0, 4) is answer
+        assert subject.held(0, 4 * play.BLOCK) == 0
+        # Plugged or not: the guest can touch it, and there is no third page.
+        with pytest.raises(TargetFailure, match="it ended with signal 7"):
+            subject.write(0, bytes(3 * play.BLOCK))
 
 
 def test_nothing_else_is_violated() -> None:
