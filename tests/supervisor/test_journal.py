@@ -42,7 +42,7 @@ from vhost_user.message.header import Header
 from vhost_user.message.payload import Payload
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import kept
-from vhost_user.supervisor.endpoint import fields_of
+from vhost_user.supervisor.handed import fields_of
 from vhost_user.supervisor.packets import KEY, MAX_PACKET, Kind, encode
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
 

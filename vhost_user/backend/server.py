@@ -18,15 +18,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vhost_user import unix_socket
 from vhost_user.backend.device import Device
-from vhost_user.backend.link import Link, SessionLink
 from vhost_user.backend.loop import EventLoop
-from vhost_user.backend.session import PROTOCOL_FEATURES
-from vhost_user.connection import Connection
 from vhost_user.errors import UsageError
-from vhost_user.message import ProtocolFeature
+
+if TYPE_CHECKING:
+    from vhost_user.backend.link import SessionLink
+    from vhost_user.message import ProtocolFeature
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,9 @@ class Endpoint:
 
     def serve(self, sock: socket.socket) -> None:
         """Serve the front end at the other end of `sock`, which is taken over."""
+        from vhost_user.backend.link import Link  # noqa: PLC0415 - what sessions need, once there is one
+        from vhost_user.connection import Connection  # noqa: PLC0415
+
         assert self.link is None
         self.sessions += 1
         connection = Connection(sock, f"{self.name} session {self.sessions}")
@@ -183,13 +187,23 @@ class Endpoint:
 class Server:
     """Serves devices until it is stopped. All of it is the loop's thread's, but for what says otherwise.
 
-    `protocol_features` are those offered to every front end, each still subject to what its device has.
+    `protocol_features` are those offered to every front end, each still subject to what its device has; all that there
+    are unless said otherwise.
     """
 
-    def __init__(self, *, protocol_features: ProtocolFeature = PROTOCOL_FEATURES) -> None:
-        self.protocol_features = protocol_features
+    def __init__(self, *, protocol_features: ProtocolFeature | None = None) -> None:
+        self._protocol_features = protocol_features
         self.loop = EventLoop()
         self.endpoints: list[Endpoint] = []
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """Those that are offered."""
+        if self._protocol_features is None:
+            from vhost_user.backend.session import PROTOCOL_FEATURES  # noqa: PLC0415 - once there is a session
+
+            self._protocol_features = PROTOCOL_FEATURES
+        return self._protocol_features
 
     def connected_names(self) -> set[object]:
         """What the sockets are bound to that front ends are connected by."""

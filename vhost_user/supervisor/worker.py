@@ -32,11 +32,11 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from importlib import import_module
 from typing import Self
 
 from vhost_user import _native
 from vhost_user.backend import Device, Endpoint, Server
-from vhost_user.backend.journal import Rank
 from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.owned_fd import OwnedFd, close_all
@@ -132,6 +132,7 @@ class Worker(Keeping):
             for number in (signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
         self.tell(Kind.READY)
+        import_module("vhost_user.supervisor.handed")  # what sessions need, which is much: the first one is yet to come
 
     def run(self, *others: EventLoop) -> None:
         """Serve until the supervisor says that it is enough, each server in a thread of its own. After `ready()`.
@@ -198,8 +199,8 @@ class Worker(Keeping):
             self._begin(kind, number, fields[1].decode(), fields[2:])
         elif kind is Kind.ENTRY and (endpoint := self._endpoint(*unpack(SESSION, fields[0]))):
             rank, index = unpack(KEY, fields[1])
-            key, data = (Rank(rank), index), fields[2]
-            endpoint.post(lambda link, fds: link.entry(key, data, fds), _taken(packet))
+            data = fields[2]
+            endpoint.post(lambda link, fds: link.entry(rank, index, data, fds), _taken(packet))
         elif kind is Kind.JOURNAL_END and (endpoint := self._endpoint(*unpack(SESSION, fields[0]))):
             endpoint.post(lambda link, _: link.resume(), [])
             self._wait_for(endpoint)

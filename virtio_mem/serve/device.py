@@ -22,7 +22,6 @@ from vhost_user.backend.device import Device
 from vhost_user.chain import Chain
 from vhost_user.errors import HostError
 from vhost_user.memory import Region
-from vhost_user.message import MemoryRegion
 from vhost_user.units import ByteCount, HostOffset
 from vhost_user.vring.device import PackedState, SplitState
 from virtio_mem.device import EffectType, VirtioMemDevice
@@ -37,6 +36,7 @@ from virtio_mem.service import DeviceService, RegionMemory, Section
 if TYPE_CHECKING:
     from vhost_user.backend.server import Endpoint
     from vhost_user.backend.vring import Vring
+    from vhost_user.message import MemoryRegion
     from vhost_user.shared_memory import SharedMemory
     from virtio_mem.serve.snapshot import Content
 
