@@ -18,6 +18,7 @@ from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
 from virtio_mem.conformance.targets.behind_ring import RingTarget
 from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.protocol import RequestType
 
 SMALL = Wish(region_size=64 << 16, block_size=1 << 16, requested_size=16 << 16)
 
@@ -130,6 +131,18 @@ def test_a_device_in_use_is_not_judged() -> None:
         with pytest.raises(Unsuitable, match="plugged already"):
             Referee(session)
         session.subject.close()
+
+
+def test_one_notice_after_busy_is_enough() -> None:
+    """At a notice that comes too early a driver tries again; the referee's doesn't, and is owed nothing more."""
+    with OurTarget("anonymous") as target:
+        referee = Referee(Session(target.start(SMALL), SMALL))
+        referee.hinder(refuses=True)
+        referee.ask(RequestType.PLUG, referee.session.addr(0), 1)
+        referee.hinder(paused=False)
+        referee.hinder(refuses=False)
+        assert [line for line in referee.session.lines if line.startswith("notices -> 1")] == ["notices -> 1"]
+        referee.session.subject.close()
 
 
 def test_questions_before_the_last_move_are_left_out() -> None:

@@ -38,6 +38,7 @@ from virtio_mem.conformance.kit import Evidence, Verdict
 from virtio_mem.conformance.trial import Trial
 
 def explore(trial, target, run):
+    assert (trial.seed, trial.database) in {(8, "here"), (9, "here")}
     lines = "wish region_size=64 block_size=1 requested_size=0 node_id=none", "begin -> agreed 0x0", "plug 0 4 -> ERROR"
     run.evidence.append(Evidence("DEP-NACK-2", "machine", Verdict.VIOLATED, "ERROR", "NACK", lines))
 
@@ -48,8 +49,10 @@ items.parse_target = lambda name: FAULTS[name].target()
 
 def test_a_violation_is_a_failure_in_the_kit_s_words(run: Run, pytester: pytest.Pytester) -> None:
     pytester.makeconftest(WRONG)
-    result = run("--virtio-mem-target=error-beyond-the-target", "-k", "DEP-NACK-1 or MEM-PLUG-4 or machine")
-    result.assert_outcomes(passed=1, failed=2)
+    machines = "--virtio-mem-seed=8", "--virtio-mem-machines=2", "--virtio-mem-database=here"
+    target = "--virtio-mem-target=error-beyond-the-target"
+    result = run(target, *machines, "-k", "DEP-NACK-1 or MEM-PLUG-4 or machine")
+    result.assert_outcomes(passed=1, failed=3)
     result.stdout.fnmatch_lines(
         ["*DEP-NACK-1 is violated, as * found", "*was: *ERROR*", "*should be: NACK", "*plug * -> ERROR*"]
     )

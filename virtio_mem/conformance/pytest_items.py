@@ -1,4 +1,4 @@
-"""The tests that the plugin adds: one for each clause that a check of the kit names, and one for the state machine.
+"""The tests that the plugin adds: one for each clause that a check of the kit names, and those of the state machine.
 
 Each test runs those of its clause's checks that no test before it has run. So a run of all tests runs each check once,
 a run of one test no more than it needs, and with pytest-xdist each worker has a target of its own.
@@ -7,6 +7,7 @@ a run of one test no more than it needs, and with pytest-xdist each worker has a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,8 +44,8 @@ class Violated(Exception):  # noqa: N818 - what it says of a clause
 class Bench:
     """The target of a run, and what has been found about it so far."""
 
-    def __init__(self, name: str, profile: Profile, seed: int) -> None:
-        self.trial = Trial(profile, seed)
+    def __init__(self, name: str, trial: Trial) -> None:
+        self.trial = trial
         self._name = name
         self._target: Target | None = None
         self._done: set[str] = set()
@@ -66,10 +67,10 @@ class Bench:
         run_checks(self.target, left, run=self._run)
         return judgement_of(self.target, self._run, self.trial.profile, self.trial.seed, 0.0)
 
-    def explored(self) -> Run:
-        """What the state machine has to say."""
+    def explored(self, number: int) -> Run:
+        """What the state machine has to say, the one of that number."""
         run = Run()
-        self.trial.explore(self.target, run)
+        replace(self.trial, seed=self.trial.seed + number).explore(self.target, run)
         shorten_evidence(self.target, run)
         return run
 
@@ -82,12 +83,14 @@ class Bench:
 def items_for(session: pytest.Session, name: str) -> Iterator[pytest.Item]:
     """The tests of a target."""
     option = session.config.getoption
-    bench = Bench(name, Profile(option("--virtio-mem-profile")), option("--virtio-mem-seed"))
+    profile, database = Profile(option("--virtio-mem-profile")), option("--virtio-mem-database")
+    bench = Bench(name, Trial(profile, option("--virtio-mem-seed"), database=database))
     session.config.add_cleanup(bench.close)
     clauses = dict.fromkeys(clause for check in chosen_checks(bench.trial.profile) for clause in check.clauses)
     for clause in sorted(clauses):
         yield ClauseItem.of(session, clause, bench)
-    yield MachineItem.of(session, MACHINE, bench)
+    for number in range(option("--virtio-mem-machines")):
+        yield MachineItem.of(session, f"{MACHINE}-{number}" if number else MACHINE, bench)
 
 
 class KitItem(pytest.Item):
@@ -144,8 +147,8 @@ class MachineItem(KitItem):
     """Whether the target stands any sequence of moves."""
 
     def judge(self) -> None:
-        """Run the state machine."""
-        run = self.bench.explored()
+        """Run the state machine, with the seed that its name says."""
+        run = self.bench.explored(int(self.name.partition("-")[2] or 0))
         if run.evidence:
             raise Violated(run.evidence)
         if run.failures:

@@ -22,6 +22,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--virtio-mem-profile", choices=("quick", "full"), default="quick", help="how much is done (default: quick)"
     )
     group.addoption("--virtio-mem-seed", type=int, default=0, metavar="N", help="for the state machine (default: 0)")
+    group.addoption(
+        "--virtio-mem-machines",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run the state machine N times, with a seed of its own each: for the workers of pytest-xdist (default: 1)",
+    )
+    group.addoption(
+        "--virtio-mem-database",
+        metavar="WHERE",
+        help="keep failing sequences: a directory, or redis://HOST",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

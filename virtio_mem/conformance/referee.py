@@ -229,7 +229,10 @@ class Referee:
         return ""
 
     def _notices_come(self, *, wait: bool = False) -> bool:
-        """Whether notices came; all that did are taken. True where the target can't tell."""
+        """Whether notices came; all that did are taken. True where the target can't tell.
+
+        At any notice a driver tries again: should it be told BUSY then, it is owed another one.
+        """
         if not self.session.can(Capability.NOTICES):
             return True
         came = self.session.notices()
@@ -238,6 +241,7 @@ class Referee:
                 break
             self.session.advance(1)
             came = self.session.notices()
+        self._owes_notice = self._owes_notice and not came
         return bool(came)
 
 
