@@ -15,7 +15,7 @@ descriptors in bundles (bundle.py). The order of writes, where "kept" means that
 
 and where the supervisor may be killed:
 
-    an accepted front end between 1 and 3: its connection is closed. Nothing was said on it yet, and this is the only
+    an accepted front end between 1 and 3: its connection is closed. It was told nothing yet, and this is the only
         thing that is ever lost
     between 1 and 3: what was looked at is looked at again. What is in the store and not referred to is removed
     after 3: what is in a socket and kept is taken out of it. Whether it is still there the kernel says, by the offset
