@@ -206,3 +206,6 @@ MACHINE_FAULTS = count(quick=2, ci=8, soak=8)
 
 # Runs of pytest whose workers judge a target together.
 PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)
+
+# Sequences of moves of host and guest that QEMU's device stands before the conformance kit, but for what is known.
+QEMU_SEQUENCES = count(quick=4, ci=100, soak=1_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 from tests import counts
 from tests.conformance.targets import play
 from vhost_user.units import MIB
+from virtio_mem.conformance.explore import explore
 from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.replay import Script, parse_script, replay
 from virtio_mem.conformance.target import Target, TargetFailure
@@ -94,3 +96,13 @@ def test_nothing_else_is_violated() -> None:
         if "11.1.3" in judgement.version:
             assert {one.clause.id for one in judgement.of(Verdict.VIOLATED)} == VIOLATED
         assert (judgement.missing, judgement.failures) == ((), ())
+
+
+def test_sequences_of_moves_find_nothing_else(rng: random.Random) -> None:
+    with target_of("qemu") as target:
+        exploration = explore(
+            target, sequences=counts.QEMU_SEQUENCES, steps=30, seed_=rng.randrange(2**32), pass_over=VIOLATED
+        )
+    assert exploration.sequences >= counts.QEMU_SEQUENCES
+    if "11.1.3" in target.version:
+        assert exploration.found == {}
