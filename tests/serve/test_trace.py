@@ -29,10 +29,12 @@ from virtio_mem.conformance.target import Target
 from virtio_mem.conformance.targets.behind_ring import RingTarget
 from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.protocol import Request, RequestType, ResponseType
-from virtio_mem.serve.files import check_traces
+from virtio_mem.serve.files import check_traces, state_memfd
 from virtio_mem.serve.plan import ServedZone, ServePlan
+from virtio_mem.serve.state import state_size
 from virtio_mem.serve.trace import TracedDevice
 from virtio_mem.serve.trace_file import TraceFile
+from virtio_mem.service import DeviceService
 
 PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
 ACK, NACK, BUSY, ERROR = ResponseType
@@ -248,6 +250,24 @@ def test_workers_are_killed_at_moments_that_nobody_chose(
             assert machine.took(type_, block, nb_blocks, machine.wait(frontend, 20)) is ACK
     assert [line.partition(" -> ")[0] for line in requests(path)] == list(map(words_of, asked))
     agrees(path, RingTarget())
+
+
+def test_what_the_host_did_last_is_made_up_for(path: Path, traced: MakeDevice) -> None:
+    """A process was killed after the device had changed, and before that was written down."""
+    with state_memfd("test", state_size(zone().geometry)) as state:
+        for paused, requested_size in ((True, 4 * BLOCK_SIZE), (False, 4 * BLOCK_SIZE), (False, 0)):
+            device = traced(zone(), state.fileno())
+            (DeviceService.pause if paused else DeviceService.resume)(device.service)
+            DeviceService.resize(device.service, requested_size)
+            device.close()
+        traced(zone(), state.fileno()).close()
+        traced(zone(), state.fileno()).close()
+    assert calls(path)[1:] == [
+        f"target {4 * BLOCK_SIZE} -> done",
+        "pause on -> done",
+        "pause off -> done",
+        "target 0 -> done",
+    ]
 
 
 def test_what_goes_back_empty_and_what_the_host_refuses(path: Path, traced: MakeDevice) -> None:

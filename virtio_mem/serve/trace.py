@@ -75,7 +75,7 @@ class Trace:
         if interrupted is not None and (granted or interrupted.type is not EffectType.PLUG):
             self._certain(interrupted, done=tail is None and granted)
         if tail is not None:
-            if tail.requested_size not in (None, device.requested_size):
+            if tail.requested_size != device.requested_size:
                 self.call(f"target {device.requested_size}")
             if tail.paused != device.paused:
                 self.pause(device.paused)

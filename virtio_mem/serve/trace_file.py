@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vhost_user.owned_fd import OwnedFd
-from virtio_mem.conformance.words import ARROW
+from virtio_mem.conformance.words import ARROW, parse_wish
 from virtio_mem.serve.files import open_trace
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class Tail(NamedTuple):
     """The last answer to a request, as a line; "" where there is none."""
     reset_since: bool
     """Whether a reset came after that."""
-    requested_size: int | None
-    """The host's last target in bytes; None where it has set none since the session's first line."""
+    requested_size: int
+    """The host's last target in bytes, or what the session began with."""
     paused: bool
     refuses: bool
     """Whether a call was begun before which the host refuses, and not brought to its end."""
@@ -144,7 +144,7 @@ def _tail_of(text: mmap.mmap, end: int) -> Tail | None:
         begun=int(begun, 0) if begun and begun_at > reset_at else None,
         asked=asked,
         reset_since=reset_at > asked_at,
-        requested_size=int(target.split()[1]) if target else None,
+        requested_size=int(target.split()[1]) if target else parse_wish(_line(text, start + 1)).requested_size,
         paused=last("pause ")[1].startswith("pause on"),
         refuses=last("refuse ")[1].startswith("refuse on"),
     )
