@@ -92,9 +92,9 @@ SUPERVISOR_KILLS = count(quick=20, ci=200, soak=2_000)
 SUPERVISOR_STEPS = count(quick=24, ci=400, soak=4_000)
 
 # The same of supervisors, which a service manager starts again; and of `virtio-mem serve`, for each format of ring.
-STORE_KILLS = count(quick=4, ci=60, soak=600)
-STORE_STEPS = count(quick=8, ci=200, soak=2_000)
-SERVE_STORE_KILLS = count(quick=4, ci=60, soak=600)
+STORE_KILLS = count(quick=4, ci=40, soak=400)
+STORE_STEPS = count(quick=8, ci=80, soak=800)
+SERVE_STORE_KILLS = count(quick=4, ci=40, soak=400)
 
 # Messages in random order to sessions that are rebuilt after each from what was kept.
 JOURNALLED_MESSAGES = count(quick=250, ci=5_000, soak=50_000)
