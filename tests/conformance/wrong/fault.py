@@ -26,6 +26,7 @@ from virtio_mem.conformance.targets.in_process import Made, Parts
 from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.request_queue import GuestRequestQueue
 from virtio_mem.service import DeviceService, RegionMemory
 
@@ -125,3 +126,10 @@ class WrongMemory:
 
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self.memory.shortage(offset, size)
+
+
+def behind(memory: WrongMemory) -> HostMemory:
+    """The memory behind the one that refuses when a check says so."""
+    inner = vars(memory.memory)["_memory"]
+    assert isinstance(inner, HostMemory)
+    return inner

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from tests.conformance.wrong.fault import WrongMemory, fault
+from tests.conformance.wrong.fault import WrongMemory, behind, fault
+from vhost_user import _native
 from vhost_user.errors import UsageError
 from vhost_user.units import KIB, MIB, ByteCount, HostOffset
 from virtio_mem.conformance.targets.ours import OurSubject
@@ -13,8 +14,22 @@ from virtio_mem.service import DeviceService, RegionMemory
 
 PAGE = 4 * KIB
 
+MADV_DONTNEED = 4
+"""madvise(2)."""
 
-@fault("DEP-HOST-1", source="Firecracker on memfd: MADV_DONTNEED gives nothing of a shared file back")
+
+@fault(
+    "DEP-HOST-1", source="Firecracker, whose own note on discard_range says so, and Cloud Hypervisor before c397c9c95"
+)
+class DontneedOnASharedFile(WrongMemory):
+    """What is unplugged goes from this process's page tables by MADV_DONTNEED, and stays in the file."""
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        memory = behind(self)
+        _native.madvise(memory.address + offset, size, MADV_DONTNEED)
+
+
+@fault("DEP-HOST-1")
 class NothingIsGivenBack(WrongMemory):
     """Nothing that is unplugged goes back to the host."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from tests.conformance.wrong.fault import WrongMemory, fault
+from tests.conformance.wrong.fault import WrongMemory, behind, fault
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
@@ -56,11 +54,6 @@ class RefusedUnplugAllShrinks(VirtioMemDevice):
         return response
 
 
-def _anyway(memory: WrongMemory) -> Any:
-    """The memory behind the one that refuses."""
-    return cast("Any", memory.memory)._memory
-
-
 @fault("DEP-HOST-4")
 class RefusedPlugKeepsPages(WrongMemory):
     """A PLUG that the host refuses half way leaves the first half of its pages allocated."""
@@ -69,7 +62,7 @@ class RefusedPlugKeepsPages(WrongMemory):
         try:
             self.memory.populate(offset, size)
         except HostError:
-            _anyway(self).populate(offset, size)
+            behind(self).populate(offset, size)
             raise
 
 
@@ -81,7 +74,7 @@ class RefusedUnplugEmpties(WrongMemory):
         try:
             self.memory.discard(offset, size)
         except HostError:
-            _anyway(self).discard(offset, size)
+            behind(self).discard(offset, size)
             raise
 
 

@@ -17,6 +17,7 @@ from virtio_mem.conformance.check import (
 from virtio_mem.conformance.checks.dependable import PATIENCE
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Wish
+from virtio_mem.conformance.words import config_words
 from virtio_mem.protocol import BlockState, ResponseType
 
 ACK, NACK, BUSY, ERROR = ResponseType
@@ -42,7 +43,7 @@ def targets_between_blocks(session: Session) -> None:
         whole = after.requested_size % session.block_size == 0
         expect("MEM-CONF-14", whole, f"requested_size {after.requested_size}", f"a multiple of {session.block_size}")
         if not taken:
-            expect("DEP-TARGET-4", after == before, after, f"{before}, as it was")
+            expect("DEP-TARGET-4", after == before, config_words(after), f"{config_words(before)}, as it was")
 
 
 @check("MEM-LAYOUT-3", "MEM-CONF-8", needs=Capability.SET_TARGET)
@@ -183,7 +184,7 @@ def usable_region_after_a_refusal(session: Session) -> None:
     if session.unplug_all().type is ACK:
         raise Unsuitable("the device needs nothing of its host for UNPLUG ALL")
     after = session.config()
-    expect("DEP-REFUSED-1", after == before, after, f"{before}, as it was")
+    expect("DEP-REFUSED-1", after == before, config_words(after), f"{config_words(before)}, as it was")
 
 
 @check("DEP-BUSY-4", "DEP-REFUSED-1", needs=Capability.HOST_REFUSES)
