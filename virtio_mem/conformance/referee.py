@@ -114,7 +114,7 @@ class Referee:
     def device_reset(self) -> None:
         """The driver's reset, and its begin anew: nothing changes."""
         self.session.device_reset()
-        self._begin()
+        self._begin("FEAT-5")
         self.look(_DEVICE_RESET)
         self._look_at_bytes("MEM-INIT-3")
 
@@ -131,7 +131,7 @@ class Referee:
     def system_reset(self) -> None:
         """The machine is reset: every block should be unplugged, unless the host can't."""
         self.session.system_reset()
-        self._begin()
+        self._begin("FEAT-6")
         plugged_size = self.session.config().plugged_size
         if plugged_size and not self.model.hindered:
             _judge(Finding("MEM-OP-11", f"{plugged_size} bytes plugged after a system reset", "none"))
@@ -199,10 +199,10 @@ class Referee:
 
     # Private.
 
-    def _begin(self) -> None:
+    def _begin(self, clause: str) -> None:
         self._owes_notice = False
         if not self.session.begin():
-            _judge(Finding("MEM-INIT-2", "features refused that were agreed to before", "the device as it was"))
+            _judge(Finding(clause, "features refused that were agreed to before", "the device as it was"))
         self._notices_come()
 
     def _granted(self, request: Request) -> None:
