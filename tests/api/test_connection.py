@@ -271,6 +271,7 @@ def test_those_who_wait_leave_room_for_the_others(rig: Rig) -> None:
             time.sleep(0.005)
         assert rig.get("/api/v1/events").status == 503
         assert rig.get("/api/v1/vm.info").status == 200
+        assert rig.operation(number)["target"] == BOOT + BLOCK, "who does not wait needs no such room"
         start = time.monotonic()
         rig.server.close()
         assert time.monotonic() - start < 1, "who waits is not waited for"

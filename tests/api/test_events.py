@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -296,6 +297,14 @@ def test_the_stream_tells_what_happens_as_it_happens(rig: Rig) -> None:
 def test_a_last_event_that_is_none(rig: Rig, last: str) -> None:
     answer = rig.ask("GET", "/api/v1/events", headers={"Last-Event-ID": last})
     assert (answer.status, answer.json["field"]) == (400, "Last-Event-ID")
+    assert rig.control.events.listeners == 0
+
+
+def test_a_reader_that_goes_before_the_first_byte_is_forgotten(rig: Rig) -> None:
+    with rig.raw() as sock:
+        sock.shutdown(socket.SHUT_RD)  # so that the server's first byte finds nobody
+        sock.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        rig.wait_until_idle()
     assert rig.control.events.listeners == 0
 
 

@@ -45,7 +45,8 @@ class Call(NamedTuple):
 @dataclass(frozen=True)
 class Route:
     """One path and method. In `path` a part in braces is any text. `query` are the parameters that it takes, and `body`
-    the fields of the JSON object; a `long` one may hold its connection for minutes."""
+    the fields of the JSON object; a `long` one may hold its connection for minutes: where it takes parameters, only
+    for a request that gives some."""
 
     method: str
     path: str
@@ -106,7 +107,10 @@ class Api:
 
     def is_long(self, request: ApiRequest) -> bool:
         """Whether a request may hold its connection for minutes."""
-        return any(route.long and route.match(request.path) is not None for route in self.routes)
+        return any(
+            route.long and (request.query or not route.query) and route.match(request.path) is not None
+            for route in self.routes
+        )
 
     def _answer(self, request: ApiRequest) -> Reply:
         try:

@@ -39,6 +39,7 @@ def event_stream(events: Events, after: int | None, gone: Callable[[], bool]) ->
 
     def stream() -> Generator[bytes]:
         with subscription:
+            yield b""
             yield b": connected\n\n"
             silent_since = time.monotonic()
             while not events.closed and not gone():
@@ -51,7 +52,9 @@ def event_stream(events: Events, after: int | None, gone: Callable[[], bool]) ->
                     continue
                 silent_since = time.monotonic()
 
-    return stream()
+    pieces = stream()
+    next(pieces)  # closed before it began, it would not close what it holds: a reader may be gone before the first byte
+    return pieces
 
 
 def _encode(event: Event) -> bytes:
