@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from virtio_mem.geometry import UsableRegion
 from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
 from virtio_mem.snapshot import restore, save
+from virtio_mem.snapshot.content import Range, write_content
 
 KINDS = [pytest.param(name, marks=pytest.mark.needs_hugetlb) if name == "hugetlb" else name for name in OPTIONS]
 
@@ -151,7 +154,6 @@ def test_where_there_is_no_room_nothing_is_left(tmp_path: Path) -> None:
         manager.pause()
         child = os.fork()
         if child == 0:
-            import resource  # noqa: PLC0415
             import signal  # noqa: PLC0415
 
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -163,6 +165,23 @@ def test_where_there_is_no_room_nothing_is_left(tmp_path: Path) -> None:
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert not (tmp_path / "snapshot").exists()
+
+
+def test_a_write_that_ends_early_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """A disk that is full in the middle of a chunk: half of it is written, and no error is told."""
+    with MemoryManager(config("memfd", tmp_path)) as manager, (tmp_path / "part").open("wb") as file:
+        boot, _ = parts(manager.zones["mem0"])
+        write(boot, 0, random.Random(3).randbytes(MIB))
+        child = os.fork()
+        if child == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (MIB // 2, MIB))
+            try:
+                write_content(boot, [Range(0, MIB)], file.fileno())
+            except OSError as error:
+                os._exit(error.errno or 1)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EFBIG
+    assert (tmp_path / "part").stat().st_size == MIB // 2
 
 
 @pytest.mark.needs_hugetlb

@@ -56,8 +56,16 @@ def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
             data = bytes(view)
         if data != _ZEROS[:size]:
             digest.add(offset, data)
-            os.pwrite(fd, data, offset)
+            _write_at(fd, data, offset)
     return str(digest)
+
+
+def _write_at(fd: int, data: bytes, offset: int) -> None:
+    """All of it: where a file system fills up, a write ends early, and only the next one fails."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
 
 
 def _worth_reading(memory: HostMemory, offset: int, size: int) -> bool:
