@@ -24,6 +24,9 @@ from virtio_mem.conformance.target import Target, Wish
 MOST_ROUNDS = 20
 """A device that violates more than so many clauses is looked at again when these are mended."""
 
+_ROUNDS_IN_VAIN = 2
+"""Rounds that find nothing, one after the other, after which what is left is not looked for."""
+
 
 class Found(NamedTuple):
     """A clause that the device violated, and the lines that show it."""
@@ -111,11 +114,16 @@ def explore(
     device can be started, Unsuitable where it can't be judged in this way.
     """
     exploration = Exploration(target, wish, time.monotonic() + seconds, progress, passed_over=frozenset(pass_over))
+    in_vain = 0
     for number in range(rounds):
         violated = _round(exploration, sequences, steps, seed_ + number, database)
-        if violated is None or exploration.is_over:
+        if violated is not None:
+            exploration.passed_over |= {violated}
+        in_vain = in_vain + 1 if violated is None else 0
+        # What was seen in passing only, while something else was shrunk, is worth another seed.
+        left = exploration.found.keys() - exploration.passed_over
+        if exploration.is_over or in_vain > (_ROUNDS_IN_VAIN if left else 0):
             break
-        exploration.passed_over |= {violated}
     return exploration
 
 
