@@ -93,6 +93,13 @@ def test_zones_are_resized_one_by_one(zones: Rig) -> None:
     assert zones.control.operations.all() == []
 
 
+@pytest.mark.parametrize("url", ["", "/tmp/x", "file://x", "file:///a\0b", "file:///\ud800", "http:///x", None, 1])
+def test_a_directory_that_cannot_be(rig: Rig, url: object) -> None:
+    rig.control.pause()
+    answer = rig.ask("PUT", "/api/v1/vm.snapshot", {"destination_url": url})
+    assert (answer.status, answer.json["field"]) == (400, "destination_url")
+
+
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*KNOWN, "x"]), inner, max_size=3),

@@ -293,6 +293,15 @@ def test_who_asked_what_is_logged(rig: Rig, caplog: pytest.LogCaptureFixture) ->
     )
 
 
+def test_what_is_logged_is_one_line_and_nothing_that_a_terminal_obeys(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert rig.ask("PUT", "/api/v1/vm.resize", b'{"a": 1,\r\n"\x1b[2J": "\xc3\xa4"}').status == 400
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "virtio_mem.api.routes"]
+    assert line.startswith(r'PUT /api/v1/vm.resize {"a": 1,\r\n"\x1b[2J": "\xc3\xa4"} by pid ')
+
+
 def test_a_mistake_of_ours_is_a_500_and_logged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     def fail(_: float) -> Any:
         raise ZeroDivisionError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ MAX_CELLS = 1 << 16
 """The finest picture that one request may ask for: 256 rows of 256 cells, half a megabyte of JSON at most."""
 
 _MAX_QUERY_FIELDS = 8
+_NO_PATH = re.compile("[\0\ud800-\udfff]")
+"""The zero byte, and what JSON can have and no encoding: half of a pair of surrogates."""
+
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
 
@@ -85,7 +89,7 @@ def directory(fields: dict[str, Any], name: str) -> Path:
     """The absolute path that `fields` has under `name` as a URL, file:///DIR."""
     value = text(fields, name)
     path = value.removeprefix("file://")
-    if path == value or not path.startswith("/") or "\0" in path:
+    if path == value or not path.startswith("/") or _NO_PATH.search(path):
         raise refuse(name, value, "must be file:// and an absolute path", f'such as "{name}": "file:///tmp/snapshot"')
     return Path(path)
 
@@ -138,8 +142,7 @@ def cell_count(fields: dict[str, str], name: str) -> int | None:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
         raise refuse(twice, found[twice], "is given twice", "give it once")
     return found
 

@@ -101,7 +101,7 @@ class Api:
         level = logging.DEBUG if request.method == "GET" else logging.INFO
         said = f", operation {reply.headers[OPERATION_HEADER]}" if OPERATION_HEADER in reply.headers else ""
         text = "%s %s %s by %s: %d%s"
-        shown = request.body[:200].decode("ascii", "backslashreplace")
+        shown = request.body[:200].decode("latin-1").encode("unicode_escape").decode()  # one line, and no escape codes
         log.log(level, text, request.method, request.path[:200], shown, request.peer, reply.status, said)
         return reply
 
