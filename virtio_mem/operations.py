@@ -149,9 +149,10 @@ class Operations:
     def load(cls, saved: dict[str, Any]) -> Operations:
         """What `dump()` made. ValueError, TypeError or KeyError for anything else."""
         operations, now = cls(), time.monotonic()
-        for entry in saved["operations"][-MAX_OPERATIONS:]:
+        for entry in saved["operations"]:
             operation = Operation.parse(entry, now)
             operations._operations[operation.id] = operation
+        operations._forget_old()
         operations._next = max([int(saved["next"]), *(key + 1 for key in operations._operations)])
         return operations
 

@@ -177,6 +177,14 @@ def test_what_is_saved_goes_on() -> None:
     assert zone.operations.start("z", total(2), total(0), BLOCK, T0)[0].id == 3, "no number is given twice"
 
 
+def test_more_zones_than_operations_are_remembered_keep_theirs() -> None:
+    operations = Operations()
+    for number in range(2 * MAX_OPERATIONS):
+        operations.start(f"zone {number}", total(1), total(0), BLOCK, time.monotonic())
+    after = Operations.load(json.loads(json.dumps(operations.dump())))
+    assert [operation["id"] for operation in after.all()] == [operation["id"] for operation in operations.all()]
+
+
 @given(st.data())
 def test_what_is_saved_is_parsed_and_trusted_in_nothing(data: st.DataObject) -> None:
     zone = Zone()
