@@ -18,6 +18,7 @@ from vhost_user.supervisor.packets import DONE, FD_REF, KEY, MESSAGE, SESSION, K
 DONE_HEAD = DONE.pack(1, 1, 0, False)
 A_KEY = KEY.pack(1, 0)
 A_REFERENCE = FD_REF.pack(Source.CURRENT, b"", 0)
+A_NEW = FD_REF.pack(Source.NEW, b"", 8)
 
 BROKEN = {
     "no packet": b"\0",
@@ -89,6 +90,11 @@ def test_what_is_kept_has_limits() -> None:
     with pytest.raises(PeerError, match="at most"):
         store.put_part("parts", b"1", last=False)
     store.forget_parts()
+    for _ in range(kept.MAX_PARTS):
+        store.put_part("parts", b"", last=False)
+    with pytest.raises(PeerError, match="32 parts"):
+        store.put_part("parts", b"", last=False)
+    store.forget_parts()
     for number in range(kept.MAX_NAMES):
         store.put_fd(f"{number}", OwnedFd.duplicate_of(0))
     store.put_fd("0", OwnedFd.duplicate_of(0))
@@ -113,6 +119,13 @@ def test_a_journal_has_limits_and_changes_as_a_whole() -> None:
     moved = FD_REF.pack(Source.KEPT, KEY.pack(1, 1), 0)
     journal.apply([KEY.pack(1, 1), b"", b"", KEY.pack(3, 0), b"data", moved], [], [])
     assert journal.fd_count == 1
+    many = b"".join(FD_REF.pack(Source.NEW, b"", number) for number in range(8))
+    journal.apply([KEY.pack(3, 0), b"data", many], [], [OwnedFd.duplicate_of(0) for _ in range(8)])
+    older = b"".join(FD_REF.pack(Source.KEPT, KEY.pack(3, 0), number) for number in range(8))
+    journal.apply([KEY.pack(3, 0), b"data", older + many], [], [OwnedFd.duplicate_of(0) for _ in range(8)])
+    with pytest.raises(PeerError, match="at most 16"):  # more than a packet brings to the next worker
+        journal.apply([KEY.pack(3, 0), b"data", older + many + A_NEW], [], [OwnedFd.duplicate_of(0) for _ in range(9)])
+    assert journal.fd_count == 16
     journal.close()
 
 

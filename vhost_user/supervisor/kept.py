@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vhost_user.errors import PeerError
 from vhost_user.owned_fd import OwnedFd, close_all
 from vhost_user.supervisor.book import BYTES, FDS, JOURNAL, PART, Book
-from vhost_user.supervisor.packets import FD_REF, KEY, Source, unpack
+from vhost_user.supervisor.packets import FD_REF, KEY, MAX_PACKET_FDS, MAX_PART, Source, unpack
 
 MAX_NAMES = 256
 """Of bytes and of descriptors, each."""
@@ -22,6 +22,9 @@ MAX_NAME = 255
 
 MAX_BYTES = 1 << 20
 """Kept under one name."""
+
+MAX_PARTS = MAX_BYTES // MAX_PART
+"""In which they come."""
 
 MAX_ALL_BYTES = 16 << 20
 """Kept in all."""
@@ -62,8 +65,8 @@ class Kept:
             raise PeerError("name", name, f"the rest of {self._name}")
         self._name = name
         self._parts.append(part)
-        if sum(map(len, self._parts)) > MAX_BYTES:
-            raise PeerError(name, "more", f"at most {MAX_BYTES} bytes")
+        if sum(map(len, self._parts)) > MAX_BYTES or len(self._parts) > MAX_PARTS:
+            raise PeerError(name, "more", f"at most {MAX_BYTES} bytes, in {MAX_PARTS} parts")
         if last:
             data = b"".join(self._parts)
             self.forget_parts()
@@ -199,6 +202,8 @@ def _entry(data: bytes, references: bytes, left: _Pool) -> Entry | None:
     """The entry; its descriptors are taken from those that are `left`."""
     if len(references) % FD_REF.size:
         raise PeerError("references", len(references), f"{FD_REF.size} bytes each")
+    if len(references) > MAX_PACKET_FDS * FD_REF.size:  # a packet brings them to the next worker
+        raise PeerError("references", len(references) // FD_REF.size, f"at most {MAX_PACKET_FDS} descriptors")
     if references and not data:
         raise PeerError("references", len(references), "none where an entry is to be forgotten")
     fds = []
