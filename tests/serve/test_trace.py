@@ -31,13 +31,13 @@ from virtio_mem.conformance.replay import Replay, parse_script, replay
 from virtio_mem.conformance.target import Target
 from virtio_mem.conformance.targets.behind_ring import RingTarget
 from virtio_mem.conformance.targets.ours import OurTarget
-from virtio_mem.device import Effect, EffectType
-from virtio_mem.protocol import Request, RequestType, ResponseType
+from virtio_mem.device import Effect, EffectType, VirtioMemDevice
+from virtio_mem.protocol import Request, RequestType, Response, ResponseType
 from virtio_mem.serve.files import check_traces, state_memfd
 from virtio_mem.serve.intent import ChainKey
 from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.serve.state import state_size
-from virtio_mem.serve.trace import TracedDevice
+from virtio_mem.serve.trace import Trace, TracedDevice
 from virtio_mem.serve.trace_file import TraceFile
 from virtio_mem.service import DeviceService
 
@@ -284,6 +284,30 @@ def test_a_request_that_never_comes_again(
         for _ in range(3):
             traced(zone(), fd.fileno()).close()
     assert calls(path)[1:] == line
+
+
+def test_the_same_answer_at_the_same_place_of_the_ring(path: Path) -> None:
+    """Once more from the next process it is the same one. After that, or after a reset, it is another."""
+    chain, answer, kept = ChainKey(0, 0, request_for(STATE)), Response(ACK), [b""]
+    device = VirtioMemDevice(zone().geometry)
+
+    def another() -> Trace:
+        made = Trace(TraceFile(path, kept[-1], kept.append), device.geometry)
+        made.start(device, None, "mem0")
+        return made
+
+    for moves in ("ba", "aa", "rba", "r", "ba"):
+        trace = another()
+        for move in moves:
+            if move == "b":
+                trace.begin(1, anew=False)
+            elif move == "r":
+                trace.device_reset()
+            else:
+                trace.answered(chain, answer, by_host=False)
+        trace.close()
+    words = {"begin": "b", "device_reset": "r", "state": "a"}
+    assert "".join(words[line.split()[0]] for line in calls(path)[1:]) == "ba" + "a" + "rba" + "r" + "ba"
 
 
 def test_what_the_host_did_last_is_made_up_for(path: Path, traced: MakeDevice) -> None:
