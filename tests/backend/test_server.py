@@ -330,6 +330,21 @@ def test_a_kick_that_would_never_end_is_refused(path: str, kick: str) -> None:
         os.close(fd)
 
 
+def test_a_session_that_can_not_begin_keeps_nobody_out(path: str) -> None:
+    class Faulty(Echo):
+        def connected(self) -> None:
+            super().connected()
+            if len(self.log) == 1:
+                raise ZeroDivisionError
+
+    with Server() as server:
+        server.listen(path, Faulty())
+        with server.in_thread():
+            with pytest.raises(Disconnected):
+                Frontend.connect(path, features=SPLIT)
+            Frontend.connect(path, features=SPLIT).close()
+
+
 def test_closing_goes_on_whatever_a_device_raises(tmp_path: Path) -> None:
     class Faulty(Echo):
         def disconnected(self) -> None:

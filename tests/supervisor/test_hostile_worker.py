@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.supervisor.rig import WORKER, WORKERS, Board, Counter, service
+from tests.supervisor.rig import WORKER, WORKERS, Board, Counter, fork, service
+from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import PeerError
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import Worker, kept, packets
 from vhost_user.supervisor.packets import DONE, FD_REF, KEY, MESSAGE, SESSION, Kind, Source, decode, encode
+from vhost_user.supervisor.process import WorkerProcess
 
 DONE_HEAD = DONE.pack(1, 1, 0, False)
 A_KEY = KEY.pack(1, 0)
@@ -144,6 +149,24 @@ def test_bytes_that_are_no_packet_are_refused(data: bytes) -> None:
     else:
         assert encode(packet.kind, packet.fields) == data
         fd.close()
+
+
+def test_nothing_is_left_of_a_worker_that_can_not_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def start(_: socket.socket) -> int:
+        started.append(fork(signal.pause))
+        return started[0]
+
+    started: list[int] = []
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    loop = EventLoop()
+    with pytest.raises(OSError, match="Too many"):
+        WorkerProcess(loop, start, on_packet=lambda _: None, on_exit=lambda _: None)
+    loop.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(started[0], os.WNOHANG)
 
 
 def test_a_worker_is_started_by_a_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:

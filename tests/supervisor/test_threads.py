@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import threading
 import time
@@ -20,11 +21,12 @@ from vhost_user.backend import Device, Server
 from vhost_user.backend.answer import Deferred
 from vhost_user.backend.structures import StructureHandlers
 from vhost_user.chain import Chain
-from vhost_user.errors import FieldError
+from vhost_user.errors import Disconnected, FieldError
 from vhost_user.frontend import PROTOCOL_FEATURES, Frontend
 from vhost_user.message import U64, DeviceState, DeviceStateReply, FrontendRequest, ProtocolFeature
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.supervisor import worker
+from vhost_user.supervisor import supervisor, worker
+from vhost_user.supervisor.book import Book
 from vhost_user.supervisor.endpoint import HandedEndpoint
 from vhost_user.supervisor.packets import Kind
 
@@ -143,6 +145,26 @@ def test_an_upgrade_waits_for_each_device(tmp_path: Path) -> None:
         assert (supervised.board[WORKERS], supervised.board[WAITING], supervised.board[GONE]) == (2, 1, 0)
 
 
+def test_an_end_in_the_middle_of_an_upgrade_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another supervisor goes on, a worker is told the same for both, and once: one of its threads has left."""
+    monkeypatch.setattr(Book, "lasting", True)
+    monkeypatch.setattr(supervisor, "RETIRE_SECONDS", 1000.0)
+    with (
+        service(tmp_path, Slow, devices=2, threads=True, ends=False) as supervised,
+        two_of(supervised) as (first, _, _),
+    ):
+        hold(supervised, first)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            os.kill(supervised.pid, number)
+            time.sleep(0.05)
+        supervised.board[CLOSED] = 0
+        deadline, ended = time.monotonic() + 10, 0
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+            ended, status = os.waitpid(supervised.pid, os.WNOHANG)
+        assert (ended, status) == (supervised.pid, 0)
+
+
 def test_front_ends_that_go_meanwhile_are_gone(tmp_path: Path) -> None:
     with service(tmp_path, Slow, devices=2, threads=True) as supervised:
         with ring_of(supervised, 1) as (_, second):
@@ -170,6 +192,49 @@ def test_a_thread_that_fails_ends_the_worker_and_no_session(tmp_path: Path) -> N
         first.echo(b"wait")
         second.echo(b"after")
         assert (supervised.board[WORKERS], supervised.board[GONE]) == (2, 0)
+
+
+class Refusing(Slow):
+    """Fails when its first front end comes."""
+
+    def connected(self) -> None:
+        self.board[WAITING] += 1
+        if self.board[WAITING] == 1:
+            raise ZeroDivisionError
+
+
+def test_a_session_that_can_not_begin_ends(tmp_path: Path) -> None:
+    with service(tmp_path, Refusing, threads=True) as supervised:
+        with pytest.raises(Disconnected):
+            supervised.connect()
+        with supervised.connect() as frontend:
+            assert frontend.get_config(0, 4) == b"conf"
+
+
+class Full(Slow):
+    """Has its process open nothing more from the moment on at which it is asked for this byte."""
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        if offset == 8:
+            with OwnedFd.duplicate_of(0) as free:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free.fileno(), free.fileno()))
+        return super().read_config(offset, size)
+
+
+def test_a_worker_without_room_for_descriptors_ends_only_the_session_that_they_are_for(tmp_path: Path) -> None:
+    ram = Ram()
+    with (
+        service(tmp_path, Full, devices=2, threads=True) as supervised,
+        supervised.connect(0) as first,
+        supervised.connect(1) as second,
+    ):
+        assert first.get_config(8, 1) == b"a"
+        with pytest.raises(Disconnected):
+            first.regions.share([ram.region])
+        assert second.get_config(0, 4) == b"conf"
+        supervised.wait_for(GONE, 1)
+        assert (supervised.board[WORKERS], supervised.board[GONE]) == (1, 1)
+    ram.close()
 
 
 class Stateful(Slow):

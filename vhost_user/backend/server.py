@@ -110,9 +110,14 @@ class Endpoint:
         self.sessions += 1
         connection = Connection(sock, f"{self.name} session {self.sessions}")
         server = self._server
-        self.link = Link(
-            self.device, server.loop, connection, server.protocol_features, server.connected_names, self._gone
-        )
+        try:
+            self.link = Link(
+                self.device, server.loop, connection, server.protocol_features, server.connected_names, self._gone
+            )
+        except BaseException:
+            connection.close()
+            self._next()
+            raise
 
     def _gone(self) -> None:
         self.link = None

@@ -7,6 +7,7 @@ in which they came; what nobody comes to run any more, since the server has stop
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING
 from vhost_user.backend.device import Device
 from vhost_user.backend.server import Endpoint, Server
 from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.supervisor.packets import SESSION, Kind
 
 if TYPE_CHECKING:
     from vhost_user.supervisor.handed import Control, HandedLink
+
+log = logging.getLogger(__name__)
 
 Errand = Callable[["HandedLink", list[OwnedFd]], object]
 """What is to be done with a session. The descriptors are its own from then on."""
@@ -72,7 +76,12 @@ class HandedEndpoint(Endpoint):
         from vhost_user.supervisor.handed import HandedLink  # noqa: PLC0415 - `Worker.ready` has imported it
 
         self.sessions += 1
-        self.handed = HandedLink(self.device, self._server, self._control, number, names, self._gone)
+        try:
+            self.handed = HandedLink(self.device, self._server, self._control, number, names, self._gone)
+        except Exception:
+            log.exception("%s: front end %d can't be served, by a mistake of ours", self.name, number)
+            self._control.tell(Kind.ENDED, SESSION.pack(number))
+            return
         self.link = self.handed
         if rebuild:
             self.handed.rebuild()

@@ -112,6 +112,12 @@ class Packet(NamedTuple):
     fds: list[OwnedFd]
 
 
+class FdsLost(PeerError):  # noqa: N818
+    """Descriptors of a packet did not come, as this process may open no more. `packet` is what did, without any."""
+
+    packet: Packet
+
+
 _LENGTH = struct.Struct("=I")
 
 
@@ -162,7 +168,12 @@ def receive(sock: socket.socket, *, wait: bool = False) -> Packet | None:
     fds = received_fds(ancillary)
     if told & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
         close_all(fds)
-        raise PeerError("packet", f"{len(data)} bytes, {len(fds)} descriptors", "as large as there is room for")
+        size, limit = f"{len(data)} bytes, {len(fds)} descriptors", "as large as there is room for"
+        if told & socket.MSG_TRUNC:
+            raise PeerError("packet", size, limit)
+        error = FdsLost("packet", size, limit)
+        error.packet = decode(data, [])
+        raise error
     if not data:
         close_all(fds)
         raise EOFError("the other side is gone")

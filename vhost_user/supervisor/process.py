@@ -74,7 +74,12 @@ class WorkerProcess:
         try:
             with theirs:
                 self.pid = start(theirs)
-            self._pidfd = OwnedFd(os.pidfd_open(self.pid))
+            try:
+                self._pidfd = OwnedFd(os.pidfd_open(self.pid))
+            except OSError:
+                self.signal(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise
         except BaseException:
             self._control.close()
             raise

@@ -284,7 +284,8 @@ class Supervisor:
         if self._worker is None:
             self.loop.stop()
         elif self._book.lasting:
-            self._retire(self._worker)
+            if not self._retiring:
+                self._retire(self._worker)
         else:
             self._worker.signal(signal.SIGTERM)
             self._worker.end_within(END_SECONDS)

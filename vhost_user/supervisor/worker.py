@@ -42,7 +42,7 @@ from vhost_user.errors import PeerError, UsageError
 from vhost_user.owned_fd import OwnedFd, close_all
 from vhost_user.supervisor.endpoint import HandedEndpoint
 from vhost_user.supervisor.keeping import Data, Keeping
-from vhost_user.supervisor.packets import ENVIRONMENT, KEY, MESSAGE, SESSION, Kind, Packet, receive, unpack
+from vhost_user.supervisor.packets import ENVIRONMENT, KEY, MESSAGE, SESSION, FdsLost, Kind, Packet, receive, unpack
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,14 @@ class Worker(Keeping):
     def _readable(self) -> None:
         try:
             for _ in range(_PACKETS_AT_ONCE):
-                if self.retired or self._turn is not None or (packet := receive(self._control)) is None:
+                if self.retired or self._turn is not None:
+                    return
+                try:
+                    packet = receive(self._control)
+                except FdsLost as error:
+                    self._end_session(error)
+                    continue
+                if packet is None:
                     return
                 try:
                     self._take(packet)
@@ -210,6 +217,16 @@ class Worker(Keeping):
                 data = fields[1]
                 endpoint.post(lambda link, fds: link.message(message, bool(suspect), data, fds), _taken(packet))
         elif kind is Kind.CLOSE and (endpoint := self._endpoint(*unpack(SESSION, fields[0]))):
+            endpoint.post(lambda link, _: link.close(), [])
+
+    def _end_session(self, error: FdsLost) -> None:
+        """There is no room for the descriptors of one front end: it has to go, and the others need not."""
+        kind, fields, _ = error.packet
+        if kind not in {Kind.MESSAGE, Kind.ENTRY}:
+            raise error
+        (number,) = SESSION.unpack_from(fields[0])
+        log.error("front end %d is closed: %s", number, error)
+        if endpoint := self._endpoint(number):
             endpoint.post(lambda link, _: link.close(), [])
 
     def _endpoint(self, number: int) -> HandedEndpoint | None:
