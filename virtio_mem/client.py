@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, TimedOut, UsageError
+from vhost_user.units import U64_MAX
 from virtio_mem.picture.blocks import Sizes, ZoneBlocks, ZoneCounts
 
 PREFIX = "/api/v1/"
@@ -153,6 +154,8 @@ class Client:
         try:
             per_cell, nb_runs = _whole(answer["per_cell"]), _whole(answer["nb_runs"])
             counts = [_whole(count) for count in answer["cells"]]
+            if per_cell != 1 << (max(1, -(-_whole(answer["nb_blocks"]) // most)) - 1).bit_length():
+                raise ValueError(f"counts of {per_cell} blocks each are not the finest of {most} or fewer")
             return ZoneCounts(per_cell=per_cell, counts=counts, nb_runs=nb_runs, **_sizes(answer, addr))
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise _unexpected(question, f"{type(error).__name__}: {error}") from None
@@ -270,8 +273,8 @@ def _refusal(question: str, response: http.client.HTTPResponse) -> Exception:
 
 
 def _whole(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no whole number")
+    if type(value) is not int or not 0 <= value <= U64_MAX:
+        raise ValueError(f"{value!r} is no whole number below 2**64")
     return value
 
 
@@ -292,7 +295,7 @@ def _check_zone(zone: dict[str, Any]) -> None:
     for name in ZONE_NUMBERS:
         if zone[name] is not None or (has_device and name not in MAY_BE_UNKNOWN):
             _whole(zone[name])
-    for count in zone["answers"].values() if has_device else ():
+    for count in zone["answers"].values() if has_device or zone["answers"] else ():
         _whole(count)
     if not isinstance(zone["id"], str):
         raise TypeError("a zone's id is no text")
@@ -306,8 +309,8 @@ def _check_operation(operation: dict[str, Any]) -> None:
     for name in ("zone", "state", "verdict"):
         if not isinstance(operation[name], str):
             raise TypeError(f"an operation's {name} is no text")
-    if not isinstance(operation["seconds"], (int, float)):
-        raise TypeError("an operation's seconds are no number")
+    if not isinstance(operation["seconds"], (int, float)) or not 0 <= operation["seconds"] <= U64_MAX:
+        raise ValueError("an operation's seconds are no time")
 
 
 def _unexpected(question: str, answer: object) -> PeerError:

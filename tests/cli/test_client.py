@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,17 +146,19 @@ def changed(value: Any, data: st.DataObject) -> Any:
     return data.draw(JSON)
 
 
+OPERATION = {"id": 1, "zone": "a", "target": 1, "plugged": 0, "rate": 0}
+OPERATION |= {"state": "running", "verdict": "", "seconds": 0.5}
+ZONE: dict[str, Any] = dict.fromkeys(client_module.ZONE_NUMBERS, 4096)
+ZONE |= {"id": "a", "answers": {"PLUG ACK": 1}, "operation": OPERATION, "connected": True, "paused": False}
+BLOCKS = {"block_size": 1, "nb_blocks": 9, "usable_blocks": 9, "requested_blocks": 1, "plugged": [[0, 1], [3, 2]]}
+COUNTED = BLOCKS | {"nb_runs": 2, "per_cell": 4, "cells": [3, 0, 0]}
+ANSWERS = {"info": {"zones": [ZONE]}, "operation": OPERATION, "blocks": BLOCKS, "counts": COUNTED}
+
+
 @pytest.mark.parametrize("call", CALLS)
 @given(data=st.data())
 def test_answers_of_any_kind(call: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    zone: dict[str, Any] = dict.fromkeys(client_module.ZONE_NUMBERS, 4096)
-    operation = {"id": 1, "zone": "a", "target": 1, "plugged": 0, "rate": 0}
-    operation |= {"state": "running", "verdict": "", "seconds": 0.5}
-    zone |= {"id": "a", "answers": {"PLUG ACK": 1}, "operation": operation, "connected": True, "paused": False}
-    blocks = {"block_size": 1, "nb_blocks": 9, "usable_blocks": 9, "requested_blocks": 1, "plugged": [[0, 1], [3, 2]]}
-    counted = blocks | {"nb_runs": 2, "per_cell": 4, "cells": [3, 0, 0]}
-    answers = {"info": {"zones": [zone]}, "operation": operation, "blocks": blocks, "counts": counted}
-    good = answers.get(call, {"kind": "plugged"})
+    good = ANSWERS.get(call, {"kind": "plugged"})
     with broken_server(tmp_path_factory.mktemp("broken") / "s") as broken:
         if data.draw(st.booleans()):
             broken.answer = data.draw(st.binary(max_size=64) | st.just(b"HTTP/1.1 200 OK\r\n\r\n"))
@@ -166,6 +168,31 @@ def test_answers_of_any_kind(call: str, data: st.DataObject, tmp_path_factory: p
             broken.says(status, b"data: " + body + b"\n\n" if call == "events" else body)
         with suppress(UsageError, PeerError, HostError):
             CALLS[call](Client(broken.path, timeout=2))
+
+
+@pytest.mark.parametrize(
+    ("call", "part", "value"),
+    [
+        ("info", ZONE, {"plugged_size": 10**400}),
+        ("info", ZONE, {"answers": {"PLUG BUSY": 1 << 64}}),
+        ("info", ZONE, {"block_size": None, "answers": [1]}),
+        ("info", ZONE, {"operation": OPERATION | {"rate": 10**400}}),
+        ("operation", OPERATION, {"seconds": float("inf")}),
+        ("operation", OPERATION, {"seconds": float("nan")}),
+        ("blocks", BLOCKS, {"nb_blocks": 10**400}),
+        ("counts", COUNTED, {"per_cell": 8, "cells": [3, 0]}),
+        ("counts", COUNTED, {"per_cell": 3, "cells": [3, 0, 0]}),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_could_not_be_shown_is_no_answer(
+    broken: Broken, call: str, part: dict[str, Any], value: dict[str, Any]
+) -> None:
+    for changes in ({}, value):
+        answer = part | changes
+        broken.says("200 OK", {"zones": [answer]} if call == "info" else answer)
+        with pytest.raises(PeerError, match="is no answer that the API has") if changes else nullcontext():
+            CALLS[call](Client(broken.path))
 
 
 @pytest.mark.parametrize(

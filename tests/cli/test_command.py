@@ -97,6 +97,7 @@ def test_a_server_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Ca
         (["resize", "--api-socket", "a", "1G", "--wait", "nan"], 2, "--wait=nan: a number of seconds"),
         (["map", "--api-socket", "a", "--width", "20"], 2, "--width=20: a number of columns from 21 to 1000"),
         (["map", "--api-socket", "a", "--width", "²"], 2, "--width=²: a number of columns"),
+        (["map", "--api-socket", "a", "--width", "00000010000000"], 2, "--width=00000010000000: a number of columns"),
         (["map", "--api-socket", "a", "--output", "map.gif"], 2, "ends in .svg or .png; name it map.svg"),
         (["watch", "--api-socket", "a", "--interval", "0"], 2, "--interval=0: a number of seconds from 0.05 to 3600"),
     ],

@@ -17,6 +17,9 @@ from tests.cli.terminal import Terminal
 from vhost_user.units import MIB
 from virtio_mem import operation
 from virtio_mem.api.server import listen
+from virtio_mem.cli.dashboard import event_line
+from virtio_mem.cli.event_log import EventLog
+from virtio_mem.picture.spans import plain
 from virtio_mem.protocol import RequestType
 
 FAST = ("--interval", "0.05")
@@ -191,6 +194,22 @@ def test_a_server_that_goes(api: str, watch: Callable[..., subprocess.Popen[str]
         assert line_with(text, "the server has gone")
         assert objects_until(objects, lambda each: each["server"] == "gone")[0]["zones"]
         assert (text.wait(5), objects.wait(5)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "number", [float("inf"), float("nan"), 10**400, 1e300, -1, None, "x"], ids=lambda each: f"{each!r:.9}"
+)
+def test_an_event_whose_numbers_are_none(number: object) -> None:
+    log = EventLog()
+    for kind in ("plugged", "freed", "lost", "requested"):
+        log.add(dict.fromkeys(("time", "size", "count", "held", "target"), number) | {"kind": kind, "zone": "a"})
+    lines = [plain(event_line(entry)) for entry in log.last(9)]
+    assert [line[10:] for line in lines] == [
+        "aplugged 0 B",
+        "a0 B back with the host",
+        "a0 events lost: they came too fast",
+        "a0 B requested",
+    ]
 
 
 def test_a_zone_with_a_name_that_a_terminal_would_obey(api: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vhost_user.units import U64_MAX
 from virtio_mem.picture.sizes import human_size
 from virtio_mem.picture.spans import Role
 
@@ -19,6 +20,9 @@ ENTRIES_KEPT = 64
 _LOOK_BACK = 3
 _TOGETHER = 2.0
 """Seconds: what comes later than that after an entry's last event is an entry of its own."""
+
+_LATEST = 1 << 40
+"""Unix seconds beyond which a time is none: some 35,000 years."""
 
 _MERGED = ("plugged", "unplugged", "freed", "refused", "lost")
 
@@ -58,7 +62,7 @@ class EventLog:
     def add(self, event: dict[str, Any]) -> None:
         """Take in an event as the API has it. What it lacks is made up; it is for reading only."""
         kind, zone = str(event.get("kind")), str(event.get("zone") or "")
-        time, size = _number(event, "time"), _number(event, "count" if kind == "lost" else "size")
+        time, size = _number(event, "time", _LATEST), _number(event, "count" if kind == "lost" else "size")
         with self._lock:
             entry = self._alike(kind, zone, event, time)
             if entry is None:
@@ -92,9 +96,9 @@ class EventLog:
             return taken
 
 
-def _number(event: dict[str, Any], name: str) -> float:
+def _number(event: dict[str, Any], name: str, most: int = U64_MAX) -> float:
     value = event.get(name)
-    return value if isinstance(value, (int, float)) else 0
+    return value if isinstance(value, (int, float)) and 0 <= value <= most else 0
 
 
 def _why(event: dict[str, Any]) -> tuple[object, ...]:

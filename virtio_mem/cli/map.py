@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _width(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not _LEAST_WIDTH <= int(text[:9]) <= _MOST_WIDTH:
+    if not (text.isascii() and text.isdigit() and len(text) < 9) or not _LEAST_WIDTH <= int(text) <= _MOST_WIDTH:
         limit = f"a number of columns from {_LEAST_WIDTH} to {_MOST_WIDTH}"
         raise UsageError("--width", text, limit, "leave it out for the terminal's width")
     return int(text)
