@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,8 @@ from virtio_mem import operation
 from virtio_mem.api.server import listen
 from virtio_mem.cli.dashboard import event_line
 from virtio_mem.cli.event_log import EventLog
+from virtio_mem.cli.feed import LOOK_AGAIN, Feed
+from virtio_mem.client import Client
 from virtio_mem.picture.spans import plain
 from virtio_mem.protocol import RequestType
 
@@ -194,6 +197,21 @@ def test_a_server_that_goes(api: str, watch: Callable[..., subprocess.Popen[str]
         assert line_with(text, "the server has gone")
         assert objects_until(objects, lambda each: each["server"] == "gone")[0]["zones"]
         assert (text.wait(5), objects.wait(5)) == (0, 0)
+
+
+def test_a_server_that_is_away_when_it_is_looked_for_after_a_long_while(
+    api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtio_mem.cli.feed.GRACE", 0.2)
+    feed = Feed(Client(api))
+    with Machine(TWO_ZONES, Path(api)) as machine:
+        feed.start()
+        time.sleep(0.3)
+    feed.poll()
+    assert (feed.gone, feed.reconnecting, feed.until_next(3600)) == (False, True, LOOK_AGAIN)
+    with Machine(TWO_ZONES, Path(api), before=machine):
+        feed.poll()
+    assert (feed.gone, feed.reconnecting, feed.until_next(3600)) == (False, False, 3600)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ POLL_PATIENCE = 1.0
 RETRY = 0.2
 """Seconds: for an answer, and between two tries to connect."""
 
+LOOK_AGAIN = 0.5
+"""Seconds between two looks for a server that did not answer, at most."""
+
 
 class Sample(NamedTuple):
     """One zone at one moment: what `vm.info` says of it, and answers a second since the sample before, by request and
@@ -44,7 +47,7 @@ class Feed:
     news: threading.Event = field(default_factory=threading.Event)
     _answers: dict[str, dict[str, int]] = field(default_factory=dict)
     _asked: float = 0.0
-    _heard: float = field(default_factory=time.monotonic)
+    _missing_since: float | None = None
 
     @property
     def reconnecting(self) -> bool:
@@ -61,10 +64,16 @@ class Feed:
             self._take()
         except NoServer as error:
             self.trouble = _why(error)
-            self.gone = time.monotonic() - self._heard > GRACE
+            now = time.monotonic()
+            self._missing_since = now if self._missing_since is None else self._missing_since
+            self.gone = now - self._missing_since > GRACE
         except (HostError, PeerError) as error:
             self.trouble = _why(error)
-            self._heard = time.monotonic()  # somebody listens
+            self._missing_since = None  # somebody listens
+
+    def until_next(self, interval: float) -> float:
+        """Seconds to wait before the next look, where looks are so far apart: less while there is no answer."""
+        return min(interval, LOOK_AGAIN) if self.reconnecting else interval
 
     def _take(self) -> None:
         info = self.client.info()
@@ -74,7 +83,7 @@ class Feed:
             name, answers = zone["id"], zone["answers"] or {}
             samples[name] = Sample(zone, self._rates(name, answers, now - self._asked))
             self._answers[name] = answers
-        self.samples, self._asked, self._heard, self.trouble = samples, now, now, ""
+        self.samples, self._asked, self._missing_since, self.trouble = samples, now, None, ""
 
     def _rates(self, name: str, answers: dict[str, int], seconds: float) -> dict[str, float]:
         """Counts start again at 0 in a server that takes another one's place."""

@@ -70,7 +70,7 @@ def _repeat(feed: Feed, interval: float, write: Callable[[], None]) -> None:
         sys.stdout.flush()
         if feed.gone:
             return
-        due = max(due + interval, time.monotonic())
+        due = max(due + feed.until_next(interval), time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
         feed.poll()
 
@@ -117,5 +117,5 @@ def _show(feed: Feed, interval: float, screen: Screen) -> None:
                 time.sleep(_LEAST_INTERVAL)  # events come in crowds
             if time.monotonic() >= due:
                 feed.poll()
-                due = time.monotonic() + interval
+                due = time.monotonic() + feed.until_next(interval)
             live.update(picture(), refresh=True)
