@@ -191,6 +191,21 @@ def test_system_reset_unplugs_everything(zones: Rig) -> None:
     assert zones.notices[-2:] == ["a", "b"]
 
 
+def test_a_paused_machine_is_not_reset(make_machine: MakeMachine) -> None:
+    resets: list[bool] = []
+
+    def reset() -> bool:
+        resets.append(True)
+        return True
+
+    rig = make_machine(hooks=Hooks(system_reset=reset))
+    rig.control.pause()
+    answer = rig.ask("PUT", "/api/v1/system-reset")
+    assert (answer.status, answer.json["remedy"], resets) == (503, "resume it first", [])
+    rig.control.resume()
+    assert (rig.ask("PUT", "/api/v1/system-reset").status, resets) == (204, [True])
+
+
 def test_a_resize_is_an_operation(rig: Rig) -> None:
     rig.follow()
     number = rig.resize(BOOT + 512 * MIB)

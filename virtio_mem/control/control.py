@@ -183,8 +183,13 @@ class Control:
         self._hooks.resume()
 
     def system_reset(self) -> bool:
-        """Reset the machine, or where nothing here can, take it for reset already; see `machine_was_reset`."""
-        return self.machine_was_reset() if self._hooks.system_reset is None else self._hooks.system_reset()
+        """Reset the machine, or where nothing here can, take it for reset already; see `machine_was_reset`.
+
+        False, and not reset, while a device is paused.
+        """
+        if self._hooks.system_reset is None:
+            return self.machine_was_reset()
+        return not self.paused and self._hooks.system_reset()
 
     def machine_was_reset(self) -> bool:
         """The machine was reset: every block is unplugged. False where the host refused to, or a device is paused."""
