@@ -91,6 +91,29 @@ def test_two_zones_are_served_and_the_service_manager_is_told(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["notify"], "the sockets are removed"
 
 
+def test_the_service_manager_is_told_though_nobody_reads_the_line(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        with subprocess.Popen(
+            [*COMMAND, "--zone", zone_text(tmp_path)],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        ) as process:
+            os.close(writer)
+            try:
+                assert manager.recv(64) == b"READY=1"
+            finally:
+                process.terminate()
+            _, said = process.communicate(timeout=20)
+    assert "standard output: Broken pipe" in said
+    assert "worker" not in said
+
+
 def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     arguments = ("--zone", zone_text(tmp_path), "--state-dir", str(tmp_path / "state"))

@@ -9,7 +9,7 @@ import pytest
 from vhost_user.errors import UsageError
 from vhost_user.units import GIB, MIB
 from virtio_mem.serve.plan import ServePlan
-from virtio_mem.serve.zone_option import ServedZoneOption, check_together
+from virtio_mem.serve.zone_option import MAX_ZONES, ServedZoneOption, check_together
 
 GOOD = "id=mem0,socket=/tmp/a.sock,addr=4G,hotplug_size=2G"
 
@@ -56,6 +56,7 @@ def test_what_is_left_out_has_a_default() -> None:
         (GOOD + ",block_size=512K", "block_size", "1M or more"),
         (GOOD + ",guest_numa_id=65536", "guest_numa_id", "0 to 65535"),
         (GOOD + ",prefault=perhaps", "prefault", "on or off"),
+        (GOOD.replace("mem0", "x" * 201), "id", "200 bytes"),
         (GOOD.replace("/tmp/a.sock", "/" + "a" * 107), "socket", "107 bytes"),
     ],
 )
@@ -94,6 +95,13 @@ def test_zones_share_nothing(changes: dict[str, str], field: str, limit: str) ->
 def test_at_least_one_zone_is_served() -> None:
     with pytest.raises(UsageError, match="at least one"):
         check_together([])
+
+
+def test_a_service_has_so_many_zones_at_most() -> None:
+    zones = [other(id=f"mem{n}", socket=f"/tmp/{n}.sock", addr=f"{4 + 2 * n}G") for n in range(MAX_ZONES + 1)]
+    check_together(zones[1:])
+    with pytest.raises(UsageError, match="121 zones: at most 120"):
+        check_together(zones)
 
 
 def test_a_plan_is_what_it_was_after_it_was_kept() -> None:

@@ -156,9 +156,13 @@ def _listen_for_api(path: str | Path) -> socket.socket:
 
 
 def ready() -> None:
-    """Tell whoever started us."""
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    """Tell whoever started us. Nobody has to read it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
+    except OSError as error:
+        log.warning("standard output: %s", error.strerror)
     notify_service_manager("READY=1")
 
 

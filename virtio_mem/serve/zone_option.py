@@ -17,6 +17,12 @@ from virtio_mem.serve.plan import ServedZone
 DEFAULT_BLOCK_SIZE = ByteCount(2 * MIB)
 """What x86-64 has as a huge page. The memory is the front end's, so no host setting is looked at."""
 
+MAX_ZONES = 120
+"""Of one service. For each a supervisor keeps up to two things by name, of 256."""
+
+MAX_ID = 200
+"""Bytes of an id, which is a part of the names of what is kept."""
+
 MAX_SOCKET_PATH = 107
 """Bytes of a path that a unix socket can be bound to, unix(7)."""
 
@@ -50,6 +56,8 @@ class ServedZoneOption(Option):
             raise self.error("hotplugged_size", limit, "lower hotplugged_size, or raise hotplug_size")
         if self.addr + self.hotplug_size > U64_MAX:
             raise self.error("addr", "with hotplug_size it must stay below 2**64", "place the zone lower")
+        if len(self.id.encode()) > MAX_ID:
+            raise self.error("id", f"has {MAX_ID} bytes at most", "choose a shorter one")
         if len(str(self.socket).encode()) > MAX_SOCKET_PATH:
             raise self.error("socket", f"a socket's path has {MAX_SOCKET_PATH} bytes at most", "name a shorter one")
 
@@ -68,9 +76,11 @@ class ServedZoneOption(Option):
 
 
 def check_together(zones: Sequence[ServedZoneOption]) -> None:
-    """Raise UsageError unless there is a zone, and no two share an id, a socket or an address."""
+    """Raise UsageError unless there is a zone, and not too many, and no two share an id, a socket or an address."""
     if not zones:
         raise UsageError("--zone", None, "at least one is served", "add --zone id=mem0,socket=PATH,addr=4G,...")
+    if len(zones) > MAX_ZONES:
+        raise UsageError("--zone", f"{len(zones)} zones", f"at most {MAX_ZONES}", "start another service for the rest")
     for key in ("id", "socket"):
         seen: dict[object, ServedZoneOption] = {}
         for zone in zones:
