@@ -103,6 +103,8 @@ def test_one_bit_that_is_not_as_it_was(snapshot: Path, name: str, rng: random.Ra
         (lambda top: top.update(block_size=3), "block_size"),
         (lambda top: top.update(options="--memory size=lots"), "size"),
         (lambda top: top.update(options="--memory 'size"), "size"),
+        (lambda top: top.update(options="--memory " + "a" * 300_000), "options=300009 letters: must be at most"),
+        (lambda top: top.update(version="x" * 300_000), "version=x{60}: must be 1"),
         (lambda top: top.update(options="--memory size=64M"), "zone mem0 hotplug=there: must be what the options make"),
     ],
 )

@@ -17,8 +17,10 @@ looked at. A zone on a regular file that is shared has its content there: the fi
 not copied; to go back to the snapshot, keep it as it was.
 
 snapshot.json is written last, so that a directory without it is no snapshot. Whoever restores trusts nothing in it: a
-snapshot that was truncated, or made by somebody hostile, is refused, and nothing is left open. Names of files are never
-taken from it, links are not followed, and no size is believed before the options were found to ask for just that.
+snapshot that was truncated, or made by somebody hostile, is refused, and nothing is left open. The names of its own
+files are never taken from it, links are not followed, and no size is believed before the options were found to ask for
+just that. The options count as the user's own, with the files that zones have their memory in (`file=`): whoever
+restores a stranger's snapshot lets its guest have those.
 """
 
 from virtio_mem.snapshot.restore import restore

@@ -16,6 +16,9 @@ FILE_NAME = "snapshot.json"
 MOST_BYTES = 4 << 20
 """Of snapshot.json. A machine of a thousand zones has a tenth of that."""
 
+MOST_OPTIONS = 256 << 10
+"""Letters of the options: the time that it takes to split a line for a shell grows by the square of a word's length."""
+
 
 @dataclass(frozen=True)
 class PartState:
@@ -75,12 +78,16 @@ class Manifest:
         if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
             raise refused("format", type(found).__name__, f"must be an object whose format is {FORMAT!r}")
         if (version := found.pop("version", None)) != VERSION:
-            raise refused("version", version, f"must be {VERSION}", "restore it with the version that made it")
+            remedy = "restore it with the version that made it"
+            raise refused("version", str(version)[:60], f"must be {VERSION}", remedy)
         zones = found.get("zones")
         if not isinstance(zones, list):
             raise refused("zones", type(zones).__name__, "must be a list")
         found["zones"] = tuple(_zone(zone, f"zones[{at}]") for at, zone in enumerate(zones))
-        return _build(cls, found, "snapshot")
+        manifest = _build(cls, found, "snapshot")
+        if len(manifest.options) > MOST_OPTIONS:
+            raise refused("snapshot.options", f"{len(manifest.options)} letters", f"must be at most {MOST_OPTIONS}")
+        return manifest
 
 
 def part_path(directory: Path, zone_id: str, part: str) -> Path:
