@@ -44,7 +44,8 @@ class Digest:
 
 
 def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
-    """Write what ranges of `memory` hold to the file, which is as long as it and empty; their digest.
+    """Write what ranges of `memory` hold to the file, which is as long as it and empty; their digest. HostError where
+    somebody truncates the memory's own file meanwhile.
 
     Nothing is allocated by looking: what the host doesn't hold is not read where reading would allocate it.
     """
@@ -52,12 +53,31 @@ def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
     for offset, size in _chunks(ranges):
         if not _worth_reading(memory, offset, size):
             continue
-        with memory.view(HostOffset(offset), ByteCount(size)) as view:
-            data = bytes(view)
+        data = _read(memory, offset, size)
         if data != _ZEROS[:size]:
             digest.add(offset, data)
             _write_at(fd, data, offset)
+    if memory.backing.shared:
+        _require_length(memory, os.fstat(memory.backing.fd).st_size)
     return str(digest)
+
+
+def _read(memory: HostMemory, offset: int, size: int) -> bytes:
+    """What memory holds. Where a file is the memory it is read from there: others may truncate it at any time, and then
+    to look at the mapping is a SIGBUS."""
+    if not memory.backing.shared:
+        with memory.view(HostOffset(offset), ByteCount(size)) as view:
+            return bytes(view)
+    start = memory.backing.offset + offset
+    data = os.pread(memory.backing.fd, size, start)
+    if len(data) < size:
+        _require_length(memory, start + len(data))
+    return data
+
+
+def _require_length(memory: HostMemory, length: int) -> None:
+    if length < (wanted := memory.backing.offset + memory.size):
+        raise HostError("file", f"{length} bytes", f"was truncated; it had {wanted} or more", "save it anew")
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:
