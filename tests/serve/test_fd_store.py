@@ -3,6 +3,7 @@ front end notices."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tests.serve.supervised import _fork_worker
 from tests.serve.test_daemon import COMMAND, ROOT, zone_text
 from tests.serve.test_kills import random_request
 from tests.supervisor.manager import FAILED, MAIN, STARTS, STORED, Managed, managed
+from vhost_user.errors import HostError
 from vhost_user.frontend import Frontend
 from virtio_mem.client import Client
 from virtio_mem.protocol import RequestType, ResponseType
@@ -162,6 +165,42 @@ def test_other_options_begin_anew_unless_a_front_end_is_connected(tmp_path: Path
             another.start(frontend)
             config = another.config(frontend)
             assert (config.addr, config.plugged_size) == (8 << 30, 0)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+def test_what_another_version_was_told(tmp_path: Path, connected: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """The first supervisor is of a later version, whose plans have a field that this one doesn't know."""
+    sockets = {"mem0": tmp_path / "mem0.sock"}
+    encode, decode = ServePlan.encode, ServePlan.decode
+
+    def encode_later(plan: ServePlan) -> bytes:
+        return json.dumps({**json.loads(encode(plan)), "later": 1}).encode()
+
+    def decode_later(data: bytes) -> ServePlan:
+        return decode(json.dumps({key: value for key, value in json.loads(data).items() if key != "later"}).encode())
+
+    def service() -> None:
+        if os.environ["LISTEN_FDS"] == "0":
+            ServePlan.encode = encode_later  # type: ignore[method-assign, assignment]
+            ServePlan.decode = decode_later  # type: ignore[method-assign]
+        try:
+            plan = ServePlan(zones=(zone(),))
+            assert serve(plan, sockets, worker=_fork_worker, announce=lambda: notify_service_manager("READY=1")) == 0
+        except HostError as error:
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    with guest() as machine, managed(tmp_path, service, status=int(connected)) as manager, ExitStack() as stack:
+        started(manager, 1)
+        if connected:
+            stack.enter_context(Frontend.connect(str(sockets["mem0"]), features=machine.features, timeout=30))
+        manager.kill_main()
+        if connected:
+            wait_until(lambda: manager.board[FAILED] == 1, "it is refused")
+        else:
+            started(manager, 2)
+    assert ("a VMM is connected that was served by it" in capfd.readouterr().err) is connected
 
 
 def test_a_store_that_is_too_small_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,8 @@ def serve(
 def _open_ledger(plan: ServePlan, kept: Mapping[str, bytes]) -> Ledger | None:
     """What the service manager keeps for this service, if it does: of a `serve` of the same before this one, or blank.
 
-    UsageError where a front end is connected that was served something else. HostError where the manager is not there.
+    UsageError where a front end is connected that was served something else, HostError where that can't be read, and
+    where the manager is not there.
     """
     if not os.environ.get("FDSTORE"):
         return None
@@ -111,10 +112,13 @@ def _open_ledger(plan: ServePlan, kept: Mapping[str, bytes]) -> Ledger | None:
         ledger = Ledger(store)
         if ledger.blank:
             return ledger
-        before = ServePlan.decode(ledger.peek(BYTES + _PLAN.encode()))
-        if plan.serves_the_same(before) and ledger.peek(BYTES + _SOCKETS.encode()) == kept[_SOCKETS]:
+        before, sockets = _plan_before(ledger), ledger.peek(BYTES + _SOCKETS.encode())
+        if before is not None and plan.serves_the_same(before) and sockets == kept[_SOCKETS]:
             return ledger
-        if ledger.sessions:
+        if before is None and ledger.sessions:
+            remedy = "start that one, or stop the unit first, which the VMM will notice"
+            raise HostError("plan", "another version's", "a VMM is connected that was served by it", remedy)
+        if before is not None and ledger.sessions:
             remedy = "start it with those, or stop the unit first, which the VMM will notice"
             raise UsageError("options", plan.options, f"a VMM is connected that was served {before.options}", remedy)
         log.warning("begins anew: the service before this one had other options")
@@ -122,6 +126,16 @@ def _open_ledger(plan: ServePlan, kept: Mapping[str, bytes]) -> Ledger | None:
     except OSError as error:
         raise HostError.from_os_error("NOTIFY_SOCKET", os.environ["NOTIFY_SOCKET"], "FDSTORE", error) from error
     return ledger
+
+
+def _plan_before(ledger: Ledger) -> ServePlan | None:
+    """What the `serve` before this one was told; None where that is for another version to read."""
+    from vhost_user.supervisor.book import BYTES  # noqa: PLC0415 - as above
+
+    try:
+        return ServePlan.decode(ledger.peek(BYTES + _PLAN.encode()))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _listen(where: Mapping[str, str]) -> dict[str, socket.socket]:
