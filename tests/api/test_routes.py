@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -189,6 +190,26 @@ def test_system_reset_unplugs_everything(zones: Rig) -> None:
     assert zones.ask("PUT", "/api/v1/system-reset").status == 204
     assert zones.service("b").device.plugged_size == 0
     assert zones.notices[-2:] == ["a", "b"]
+
+
+def test_a_resume_waits_for_the_pause_before_it(make_machine: MakeMachine) -> None:
+    stopping, stopped, done = threading.Event(), threading.Event(), []
+
+    def stop() -> None:
+        stopping.set()
+        stopped.wait(10)
+        done.append("stop")
+
+    rig = make_machine(hooks=Hooks(pause=stop, resume=lambda: done.append("continue")))
+    pause, resume = threading.Thread(target=rig.control.pause), threading.Thread(target=rig.control.resume)
+    pause.start()
+    assert stopping.wait(10)
+    resume.start()
+    resume.join(0.1)
+    stopped.set()
+    pause.join()
+    resume.join()
+    assert (done, rig.control.paused) == (["stop", "continue"], False)
 
 
 def test_a_paused_machine_is_not_reset(make_machine: MakeMachine) -> None:

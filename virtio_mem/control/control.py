@@ -1,7 +1,8 @@
 """The control of a machine's memory: thread-safe, and the one place where a resize becomes an operation.
 
 The order of locks: a device's first, then that of the operations, then that of the events. None of them is held while a
-zone's `notify`, a hook of the machine or `save` is called.
+zone's `notify`, a hook of the machine or `save` is called. What is done to the machine as a whole (pause, resume,
+reset, snapshot) is done one after the other, hooks and all.
 
     control = Control.from_manager(manager, notify=transport_notified)
     operation = control.resize(2 << 30)
@@ -84,6 +85,7 @@ class Control:
         self._hooks = hooks or Hooks()
         self._save = save
         self._saving = threading.Lock()
+        self._in_turn = threading.Lock()
         self._connected = self._last_look = {zone.id: zone.connected() for zone in self.zones.values()}
         self._watches = [ZoneWatch(self, zone, service) for zone, service in self._devices()]
 
@@ -167,29 +169,32 @@ class Control:
 
     def pause(self) -> None:
         """Have every device answer BUSY to what would change a block, and do what else pausing means here."""
-        self._hooks.pause()
-        for _, service in self._devices():
-            service.pause()
-        self.events.publish("paused")
-        self.save(always=True)
+        with self._in_turn:
+            self._hooks.pause()
+            for _, service in self._devices():
+                service.pause()
+            self.events.publish("paused")
+            self.save(always=True)
 
     def resume(self) -> None:
         """Have everything go on."""
-        for zone, service in self._devices():
-            service.resume()
-            zone.notify()
-        self.events.publish("resumed")
-        self.save(always=True)
-        self._hooks.resume()
+        with self._in_turn:
+            for zone, service in self._devices():
+                service.resume()
+                zone.notify()
+            self.events.publish("resumed")
+            self.save(always=True)
+            self._hooks.resume()
 
     def system_reset(self) -> bool:
         """Reset the machine, or where nothing here can, take it for reset already; see `machine_was_reset`.
 
         False, and not reset, while a device is paused.
         """
-        if self._hooks.system_reset is None:
-            return self.machine_was_reset()
-        return not self.paused and self._hooks.system_reset()
+        with self._in_turn:
+            if self._hooks.system_reset is None:
+                return self.machine_was_reset()
+            return not self.paused and self._hooks.system_reset()
 
     def machine_was_reset(self) -> bool:
         """The machine was reset: every block is unplugged. False where the host refused to, or a device is paused."""
@@ -205,7 +210,8 @@ class Control:
         """Save the memory and the devices to `directory`, which must not exist. UsageError unless they are paused."""
         if self._hooks.snapshot is None:
             raise UsageError("vm.snapshot", directory, "can't be taken of this machine", "save it by its VMM")
-        self._hooks.snapshot(directory)
+        with self._in_turn:
+            self._hooks.snapshot(directory)
         self.events.publish("saved", directory=str(directory))
 
     @property
