@@ -225,6 +225,17 @@ def test_waiting_ends_when_the_one_who_waits_gives_up() -> None:
     timer.join()
 
 
+def test_who_waits_for_one_zone_does_not_wait_for_another(zones: Rig) -> None:
+    number = zones.resize(BOOT + BLOCK, "a")
+    found: list[dict[str, Any] | None] = []
+    waiting = threading.Thread(target=lambda: found.append(zones.control.wait(number, 0.01)))
+    with zones.service("b").lock:  # as while it gives back gigabytes
+        waiting.start()
+        waiting.join(10)
+        assert [each and each["state"] for each in found] == ["running"]
+    waiting.join()
+
+
 @pytest.mark.parametrize(
     "saved",
     [

@@ -162,8 +162,10 @@ class Control:
         self, operation_id: int, seconds: float, given_up: Callable[[], bool] | None = None
     ) -> dict[str, Any] | None:
         """The operation as plain data once it does not run any more, or after `seconds`, or once `given_up()`, which is
-        asked about once a second. None for one that is not known."""
-        return self.operations.wait(operation_id, seconds, self._settle, given_up or (lambda: False))
+        asked about once a second. None for one that is not known. It may have to wait for the device of its own zone,
+        and for no other."""
+        zone_id = (self.operations.get(operation_id) or {}).get("zone", "")
+        return self.operations.wait(operation_id, seconds, lambda: self._settle(zone_id), given_up or (lambda: False))
 
     # The machine.
 
@@ -321,8 +323,10 @@ class Control:
         if changed:
             self.save(always=True)
 
-    def _settle(self) -> None:
+    def _settle(self, only: str | None = None) -> None:
         for zone, service in self._devices():
+            if only not in (None, zone.id):
+                continue
             connected = zone.connected()
             with service.lock:
                 view = ZoneView(zone.size, zone.target, connected, service.device.paused)
