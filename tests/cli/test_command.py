@@ -99,6 +99,7 @@ def test_a_server_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Ca
         (["map", "--api-socket", "a", "--width", "²"], 2, "--width=²: a number of columns"),
         (["map", "--api-socket", "a", "--width", "00000010000000"], 2, "--width=00000010000000: a number of columns"),
         (["map", "--api-socket", "a", "--output", "map.gif"], 2, "ends in .svg or .png; name it map.svg"),
+        (["serve", "--zone", "id=a\udcff,socket=s,addr=4G,hotplug_size=2M"], 2, r"=a\udcff: must be text: surrogates"),
         (["watch", "--api-socket", "a", "--interval", "0"], 2, "--interval=0: a number of seconds from 0.05 to 3600"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -96,6 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except FieldError as error:
         return _say(name, error, USAGE if isinstance(error, UsageError) else FAILED)
+    except UnicodeEncodeError as error:  # paths may have any bytes; all else that is given is text
+        limit = f"must be text: {error.reason} at letter {error.start}"
+        return _say(name, UsageError("argument", error.object[:60], limit, "write it in UTF-8"), USAGE)
     except KeyboardInterrupt:
         return _KILLED_BY + signal.SIGINT
     except BrokenPipeError:
