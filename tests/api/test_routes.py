@@ -192,6 +192,21 @@ def test_system_reset_unplugs_everything(zones: Rig) -> None:
     assert zones.notices[-2:] == ["a", "b"]
 
 
+def test_a_resume_that_fails_is_told_and_resumes_nothing(make_machine: MakeMachine) -> None:
+    def fail() -> None:
+        raise HostError("qemu", "cont", "QEMU refused")
+
+    rig = make_machine(hooks=Hooks(resume=fail))
+    assert rig.ask("PUT", "/api/v1/vm.resume").status == 500
+    assert not rig.control.paused, "it was not before"
+    rig.control.pause()
+    with rig.control.events.subscribe() as events:
+        assert rig.ask("PUT", "/api/v1/vm.resume").status == 500
+        assert events.get(0) is None
+    assert rig.get("/api/v1/vm.info").json["state"] == "Paused"
+    assert rig.request(RequestType.PLUG) is BUSY
+
+
 def test_a_resume_waits_for_the_pause_before_it(make_machine: MakeMachine) -> None:
     stopping, stopped, done = threading.Event(), threading.Event(), []
 

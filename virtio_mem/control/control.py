@@ -44,8 +44,8 @@ _EVENTS = {State.REACHED: "reached", State.SUPERSEDED: "superseded", State.STALL
 class Hooks:
     """What a machine does besides: `pause` is called before the devices are paused, `resume` after they were resumed.
 
-    HostError where that fails; a pause that fails leaves the devices as they were. `system_reset` resets the machine
-    itself, on which `Control.machine_was_reset` is called, and returns what that returned; None where nothing can.
+    HostError where that fails; either leaves the devices as they were then. `system_reset` resets the machine itself,
+    on which `Control.machine_was_reset` is called, and returns what that returned; None where nothing can.
     `snapshot` saves the paused machine's memory and devices to a directory; None where nothing can.
     """
 
@@ -181,12 +181,18 @@ class Control:
     def resume(self) -> None:
         """Have everything go on."""
         with self._in_turn:
+            were_paused = [service for _, service in self._devices() if service.device.paused]
             for zone, service in self._devices():
                 service.resume()
                 zone.notify()
+            try:
+                self._hooks.resume()
+            except BaseException:
+                for service in were_paused:
+                    service.pause()
+                raise
             self.events.publish("resumed")
             self.save(always=True)
-            self._hooks.resume()
 
     def system_reset(self) -> bool:
         """Reset the machine, or where nothing here can, take it for reset already; see `machine_was_reset`.
