@@ -317,6 +317,19 @@ def test_descriptors_belong_to_the_message_that_they_came_with(split: bool) -> N
     theirs.close()
 
 
+def test_a_byte_out_of_band_is_one_like_any_other() -> None:
+    """It makes the socket one that can be read: a supervisor that does not see it would look again for ever."""
+    ours, theirs = socket.socketpair()
+    wire = StoredWire(PeekedSocket.of(ours), Outbox.create())
+    theirs.send(message(8, b"a"))
+    assert wire.receive(20, 100, first=True)[0] == message(8, b"a")
+    assert wire.took(1, 0)
+    theirs.send(b"!", socket.MSG_OOB)
+    assert wire.receive(12, 100, first=True)[0] == b"!"
+    wire.close()
+    theirs.close()
+
+
 def test_the_outbox_says_what_was_sent() -> None:
     ours, theirs = socket.socketpair()
     outbox = Outbox.create()

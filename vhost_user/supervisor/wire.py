@@ -22,6 +22,8 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         sock.setblocking(False)
+        # Else a byte that is sent out of band can be waited for, and is never there where one only looks.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
     def receive(self, size: int, room: int, *, first: bool) -> Received:
         """The next bytes of a message, `size` at most, ancillary data, and flags, as recvmsg(2). BlockingIOError,
