@@ -220,8 +220,8 @@ def test_who_waits_is_woken_by_an_event_and_by_the_end() -> None:
         timer = threading.Timer(0.05, end)
         timer.start()
         start = time.monotonic()
-        assert subscription.get(10) is None
-        assert time.monotonic() - start < 1
+        assert subscription.get(60) is None
+        assert time.monotonic() - start < 30
     events.close()
     assert list(events.subscribe()) == []
 

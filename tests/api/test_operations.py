@@ -218,7 +218,7 @@ def test_waiting_ends_when_the_one_who_waits_gives_up() -> None:
     timer.start()
     start = time.monotonic()
     found = operations.wait(operation.id, 60, lambda: None, given_up.is_set)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 30
     assert found is not None
     assert found["state"] == "running"
     assert operations.wait(99, 60, lambda: None, lambda: False) is None

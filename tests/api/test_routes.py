@@ -270,13 +270,13 @@ def test_waiting_for_an_operation(rig: Rig) -> None:
     number = rig.resize(BOOT + 2 * BLOCK)
     start = time.monotonic()
     assert rig.get(f"/api/v1/operations/{number}?wait=0.2").json["state"] == "running"
-    assert 0.2 <= time.monotonic() - start < 1
+    assert 0.2 <= time.monotonic() - start < 10
     connection = rig.connect()
     connection.request("GET", f"/api/v1/operations/{number}?wait=60")
     rig.follow()
     assert json.loads(connection.getresponse().read())["state"] == "reached"
     connection.close()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("number", ["0", "99", "x", "1" * 40, "-1", "1.0", "\u0661"])
