@@ -83,6 +83,9 @@ def test_what_is_kept_has_limits() -> None:
         store.put(f"{number}", bytes(kept.MAX_BYTES))
     with pytest.raises(PeerError, match="of all names"):
         store.put("more", b"1")
+    with pytest.raises(PeerError, match="at most"):
+        store.put("0", bytes(kept.MAX_BYTES + 1))
+    assert len(store.bytes["0"]) == kept.MAX_BYTES, "as before"
     store.put("0", b"")
     for number in range(kept.MAX_NAMES - len(store.bytes)):
         store.put(f"small {number}", b"1")

@@ -48,14 +48,16 @@ class Kept:
 
     def put(self, name: str, data: bytes) -> None:
         """Keep bytes, or none."""
+        others = {key: value for key, value in self.bytes.items() if key != name}
+        if data:
+            check_name(name, others)
+            total = len(data) + sum(map(len, others.values()))
+            if len(data) > MAX_BYTES or total > MAX_ALL_BYTES:
+                raise PeerError(name, len(data), f"at most {MAX_BYTES} bytes, and {MAX_ALL_BYTES} of all names")
         self.bytes.pop(name, None)
         self._book.drop(BYTES + name.encode())
         if not data:
             return
-        check_name(name, self.bytes)
-        total = len(data) + sum(map(len, self.bytes.values()))
-        if len(data) > MAX_BYTES or total > MAX_ALL_BYTES:
-            raise PeerError(name, len(data), f"at most {MAX_BYTES} bytes, and {MAX_ALL_BYTES} of all names")
         self.bytes[name] = data
         self._book.put(BYTES + name.encode(), data)
 
