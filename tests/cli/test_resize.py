@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from tests.cli.rig import ONE_ZONE, Machine, command, run, until
 from tests.cli.terminal import Terminal
 from vhost_user.units import MIB
 from virtio_mem import operation
+from virtio_mem.api.server import listen
+from virtio_mem.cli import main
 
 ZONE = ("resize-zone", "--api-socket")
 
@@ -139,3 +144,30 @@ def test_a_server_that_is_replaced_meanwhile(api: str) -> None:
         with Machine(ONE_ZONE, Path(api), before=first) as second, second.guest("mem0"):
             assert "reached 128M in" in waiting.stdout.read()
     assert waiting.returncode == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--wait",)])
+def test_a_server_that_is_replaced_once_it_has_taken_the_size(
+    options: tuple[str, ...], api: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"id": 7, "zone": "mem0", "target": 1 << 30, "plugged": 1 << 30, "rate": 0, "seconds": 1}
+    body = json.dumps(facts | {"state": "reached", "verdict": "reached 1G in 1.0 s"})
+    shown = f"200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    answers = ["204 No Content\r\nOperation-Id: 7\r\n\r\n", None, shown]
+    with listen(api) as listener:
+
+        def serve() -> None:
+            for answer in answers:
+                with listener.accept()[0] as client:
+                    if answer is not None:
+                        client.recv(1 << 16)
+                        client.sendall(f"HTTP/1.1 {answer}".encode())
+                        client.shutdown(socket.SHUT_WR)
+                        while client.recv(1 << 16):  # all that was asked: what is unread breaks the connection
+                            pass
+
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        assert main(["resize", "--api-socket", api, "1G", *options]) == 0
+        server.join(10)
+    assert capsys.readouterr().out == "operation 7: mem0 to 1 GiB: reached 1G in 1.0 s\n"

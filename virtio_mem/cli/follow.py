@@ -62,7 +62,7 @@ def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     """Ask, say what came of it, and with `wait` follow; returns the exit status."""
     seconds = None if wait is None else _seconds(wait)
     number = resize()
-    operation = client.operation(number)
+    operation = _begin(client, number)
     _say(operation)
     if wait is None:
         return 0
@@ -71,6 +71,18 @@ def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     if _state(operation) != began or began not in FINAL:
         _say(operation)
     return STATUS.get(_state(operation), STATUS["stalled"])
+
+
+def _begin(client: Client, number: int) -> dict[str, Any]:
+    """Operation `number`, which a server has taken that may be being replaced just now."""
+    began = time.monotonic()
+    while True:
+        try:
+            return client.operation(number)
+        except (HostError, PeerError):
+            if time.monotonic() - began > OUTAGE:
+                raise
+            time.sleep(RETRY)
 
 
 def _say(operation: dict[str, Any]) -> None:
