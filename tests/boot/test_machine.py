@@ -105,6 +105,28 @@ def test_a_signal_ends_qemu_first(qemu: Path, number: signal.Signals) -> None:
     assert leftovers(qemu) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_before_anything_runs(qemu: Path, number: signal.Signals) -> None:
+    """What was made until then goes, too: a directory is the first thing, and the kernel is looked for after it."""
+    write(qemu, "echo begun")
+    script = f"""
+import os, sys
+from virtio_mem.boot import machine
+from virtio_mem.cli import main
+machine._payload = lambda options, directory: os.kill(os.getpid(), {number.value})
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command(qemu)[3:]],
+        env=os.environ | {"TMPDIR": str(qemu.parent)},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+    assert leftovers(qemu) == []
+
+
 def worker_of(pid: int) -> bool:
     """Whether the program's loop has begun, which starts the worker."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -66,20 +66,21 @@ def run(arguments: argparse.Namespace) -> int:
     from virtio_mem.boot.machine import DEFAULT_CMDLINE, BootOptions, boot  # noqa: PLC0415
     from virtio_mem.config import VmMemoryConfig  # noqa: PLC0415
     from virtio_mem.config.vm import DEFAULT_MEMORY  # noqa: PLC0415
+    from virtio_mem.serve.ending import in_order  # noqa: PLC0415
 
     memory = arguments.memory or (DEFAULT_MEMORY + ",shared=on")
-    return boot(
-        BootOptions(
-            config=VmMemoryConfig.from_options(memory, arguments.memory_zone, arguments.numa),
-            cpus=CpusConfig.parse(arguments.cpus),
-            kernel=arguments.kernel,
-            initrd=arguments.initrd,
-            cmdline=DEFAULT_CMDLINE if arguments.cmdline is None else arguments.cmdline,
-            accel=arguments.accel,
-            qemu=arguments.qemu,
-            api_socket=arguments.api_socket,
-            hide_by=arguments.hide_by,
-            verbose=arguments.verbose,
-            extra=arguments.extra,
-        )
+    options = BootOptions(
+        config=VmMemoryConfig.from_options(memory, arguments.memory_zone, arguments.numa),
+        cpus=CpusConfig.parse(arguments.cpus),
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        cmdline=DEFAULT_CMDLINE if arguments.cmdline is None else arguments.cmdline,
+        accel=arguments.accel,
+        qemu=arguments.qemu,
+        api_socket=arguments.api_socket,
+        hide_by=arguments.hide_by,
+        verbose=arguments.verbose,
+        extra=arguments.extra,
     )
+    with in_order():
+        return boot(options)

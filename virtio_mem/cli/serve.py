@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     # Not before the arguments are known to be good: --help is for people who wait.
     from virtio_mem.serve.daemon import serve  # noqa: PLC0415
+    from virtio_mem.serve.ending import in_order  # noqa: PLC0415
     from virtio_mem.serve.files import check_traces  # noqa: PLC0415
     from virtio_mem.serve.plan import ServePlan  # noqa: PLC0415
     from virtio_mem.serve.zone_option import ServedZoneOption, check_together  # noqa: PLC0415
@@ -77,4 +78,5 @@ def run(arguments: argparse.Namespace) -> int:
         verbose=arguments.verbose,
     )
     sockets = {zone.id: zone.socket for zone in zones}
-    return serve(plan, sockets, api_socket=arguments.api_socket, snapshot=arguments.restore)
+    with in_order():
+        return serve(plan, sockets, api_socket=arguments.api_socket, snapshot=arguments.restore)
