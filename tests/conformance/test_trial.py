@@ -51,8 +51,10 @@ def test_our_device_is_judged_by_the_machine_as_well() -> None:
     assert [step.done for step in steps if step.step == MACHINE][:3] == [1, 2, 3]
 
 
-def test_what_the_machine_finds_is_evidence() -> None:
+def test_what_the_machine_finds_is_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     with FAULTS["error-beyond-the-target"].target() as target:
+        start = target.start
+        monkeypatch.setattr(target, "start", lambda _: start(SMALL))
         judgement = Trial(seed=1).hold(target)
     assert judgement.status == 1
     (found,) = judgement.verdicts["DEP-NACK-2"].violations
