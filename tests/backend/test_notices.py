@@ -51,19 +51,19 @@ def test_quiet_begins_when_all_notices_are_read_or_after_a_while() -> None:
         wait_for_notice(both.frontend)
         with both.endpoint.quiet(0.05):
             assert channel.config_changes == 0
-        seen: list[int] = []
+        began = threading.Event()
 
         def stop_the_device() -> None:
             with both.endpoint.quiet(30):
-                seen.append(channel.config_changes)
+                began.set()
 
         stopping = threading.Thread(target=stop_the_device)
         stopping.start()
-        stopping.join(0.1)
-        assert seen == []
+        assert not began.wait(0.1)
         both.frontend.serve_channel()
-        stopping.join(30)
-        assert seen == [1]
+        assert began.wait(20)
+        stopping.join()
+        assert channel.config_changes == 1
 
 
 def test_a_change_of_configuration_is_not_told_while_all_rings_are_stopped() -> None:
