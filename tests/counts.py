@@ -65,7 +65,7 @@ NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
 GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)
 
 # Payloads of random bytes, and of valid ones with a few bytes changed, for random messages of vhost-user.
-PAYLOAD_BODIES = count(quick=1_000, ci=5_000, soak=50_000)
+PAYLOAD_BODIES = count(quick=500, ci=5_000, soak=50_000)
 
 # Requests through a ring in memory whose file another process truncates all the time, for each ring format and on pages
 # of each size.
@@ -88,8 +88,8 @@ INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
 
 # Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
 # each of which one is killed, of all that there are.
-SUPERVISOR_KILLS = count(quick=20, ci=200, soak=2_000)
-SUPERVISOR_STEPS = count(quick=24, ci=400, soak=4_000)
+SUPERVISOR_KILLS = count(quick=10, ci=200, soak=2_000)
+SUPERVISOR_STEPS = count(quick=16, ci=400, soak=4_000)
 
 # The same of supervisors, which a service manager starts again; and of `virtio-mem serve`, for each format of ring.
 STORE_KILLS = count(quick=4, ci=40, soak=400)
@@ -140,7 +140,7 @@ ATTACKS_ON_PEERS = count(quick=25, ci=1_000, soak=1_000)
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
 
 # Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
-STEPS_KILLED_OF_20 = count(quick=4, ci=20, soak=20)
+STEPS_KILLED_OF_20 = count(quick=2, ci=20, soak=20)
 
 # The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
 TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=20, soak=20)
@@ -152,7 +152,7 @@ HOSTILE_HTTP = count(quick=100, ci=2_000, soak=20_000)
 OPENAPI_REQUESTS = count(quick=10, ci=100, soak=1_000)
 
 # Workers of `virtio-mem serve` that are killed under a guest that plugs and unplugs, for each format of ring.
-SERVE_KILLS = count(quick=20, ci=200, soak=2_000)
+SERVE_KILLS = count(quick=10, ci=200, soak=2_000)
 
 # The same under three guests of as many zones, each in a thread of the worker's.
 ZONES_KILLS = count(quick=10, ci=100, soak=1_000)
@@ -182,7 +182,7 @@ RESIZES_UNDER_IO = count(quick=2, ci=10, soak=100)
 FILMS = count(quick=0, ci=1, soak=3)
 
 # Devices that are wrong in one way, of all that there are, that the conformance kit has to find.
-FAULTS_JUDGED = count(quick=50, ci=500, soak=500)
+FAULTS_JUDGED = count(quick=30, ci=500, soak=500)
 
 # Of the four kinds of small pages, those on which the conformance kit judges our device; and of six other kinds of
 # target, those that our device stands for.

@@ -14,6 +14,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def _problem(entry: Mapping[str, Any]) -> str | None:
 # The marks.
 
 
-def collect_marks(folder: Path = TESTS) -> dict[str, list[str]]:
+@cache
+def collect_marks(folder: Path = TESTS) -> Mapping[str, list[str]]:
     """For each clause id that is marked: its tests, as pytest names them. NotesError for a mark that is void."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for path in sorted(folder.rglob("test_*.py")):
