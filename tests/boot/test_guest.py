@@ -34,13 +34,13 @@ def wait_for_size(vm: Machine, zone: str, size: int) -> None:
 
 
 def iomem(vm: Machine) -> dict[int, int]:
-    """What is plugged by /proc/iomem: start and size. Linux joins neighbours a moment after they came; here they are."""
+    """What is plugged by /proc/iomem: start and size. Linux joins neighbours after a moment; here they are at once."""
     lines = vm.guest("grep virtio_mem /proc/iomem || true").splitlines()
     ranges = [line.split(" : ")[0].split("-") for line in lines if "System RAM (virtio_mem)" in line]
     found: dict[int, int] = {}
-    for start, end in sorted((int(start, 16), int(last, 16) + 1) for start, last in ranges):
-        before = next((first for first, size in found.items() if first + size == start), start)
-        found[before] = end - before
+    for start, size in sorted((int(first, 16), int(last, 16) + 1 - int(first, 16)) for first, last in ranges):
+        before = next((known for known, its_size in found.items() if known + its_size == start), start)
+        found[before] = start + size - before
     return found
 
 
