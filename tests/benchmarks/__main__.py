@@ -11,7 +11,7 @@ import sys
 
 from tests.benchmarks.measure import Row, table
 
-BENCHMARKS = ("start", "zones")
+BENCHMARKS = ("start", "zones", "requests", "memory")
 
 
 def main() -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Row:
         return asdict(self)
 
 
-def in_turn(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
+def in_turn(pairs: int, ours: Callable[[], Found], theirs: Callable[[], Found]) -> list[tuple[Found, Found]]:
     """`pairs` of both; who goes first alternates, so that neither always finds the machine warm."""
     found = []
     for number in range(pairs):
@@ -46,11 +48,21 @@ def in_turn(pairs: int, ours: Callable[[], float], theirs: Callable[[], float]) 
 
 def ratio_row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, float]], most: float) -> Row:
     """The goal is a ratio of at most `most`."""
+    row = _row(what, against, unit, pairs, f"at most {most:g} x")
+    return replace(row, met=row.ratio is not None and row.ratio <= most)
+
+
+def speed_row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, float]], least: float) -> Row:
+    """The goal is a ratio of at least `least`, of values that are the better the higher they are."""
+    row = _row(what, against, unit, pairs, f"at least {least:g} x")
+    return replace(row, met=row.ratio is not None and row.ratio >= least)
+
+
+def _row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, float]], goal: str) -> Row:
     ratios = sorted(mine / other for mine, other in pairs)
-    median = statistics.median(ratios)
     low, high = _quartiles(ratios)
     ours, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
-    return Row(what, against, unit, ours, theirs, median, low, high, len(pairs), f"at most {most:g} x", median <= most)
+    return Row(what, against, unit, ours, theirs, statistics.median(ratios), low, high, len(pairs), goal, met=False)
 
 
 def limit_row(what: str, unit: str, values: Iterable[float], most: float) -> Row:
@@ -70,6 +82,11 @@ def limit_row(what: str, unit: str, values: Iterable[float], most: float) -> Row
         f"at most {most:g}",
         median <= most,
     )
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """The value that this part of them doesn't exceed."""
+    return sorted(values)[int(part * (len(values) - 1))]
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.benchmarks.measure import Row, ratio_row
+from tests.benchmarks.measure import Row, quantile, ratio_row
 from tests.serve.rig import BLOCK_SIZE, Guest, zone
 from tests.serve.supervised import supervised
 from vhost_user.frontend import Frontend
@@ -37,11 +37,6 @@ def rows(*, quick: bool) -> Iterator[Row]:
         values = [(1e6 * quantile(busy, part), 1e6 * quantile(calm, part)) for busy, calm in found]
         what = f"three zones' requests while a fourth discards 1 GiB, {name}"
         yield ratio_row(what, "none discards", "us", values, 1.5)
-
-
-def quantile(values: list[float], part: float) -> float:
-    """The value that this part of them doesn't exceed."""
-    return sorted(values)[int(part * (len(values) - 1))]
 
 
 def measure(pairs: int, seconds: float) -> list[tuple[list[float], list[float]]]:

@@ -1,0 +1,68 @@
+"""The limits, measured in C: `floor.c`, compiled where a benchmark runs."""
+
+from __future__ import annotations
+
+import array
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from vhost_user.vring import SplitLayout
+
+SOURCE = Path(__file__).with_name("floor.c")
+
+
+class Ring(NamedTuple):
+    """A split ring in the file `ram`, at whose chain 0 there is a request; its indices are at `start`."""
+
+    ram: int
+    layout: SplitLayout
+    start: int
+
+
+class Floor:
+    """The program, compiled into `directory`. subprocess.CalledProcessError where something fails."""
+
+    def __init__(self, directory: Path) -> None:
+        self._program = str(directory / "floor")
+        command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", self._program, str(SOURCE)]
+        subprocess.run(command, check=True)
+
+    @contextmanager
+    def echo(self) -> Iterator[tuple[int, int]]:
+        """A process that answers signals: the eventfd to signal, and the one that it signals back."""
+        kick, call = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
+        try:
+            with subprocess.Popen([self._program, "echo", str(kick), str(call)], pass_fds=[kick, call]) as process:
+                try:
+                    yield kick, call
+                finally:
+                    process.kill()
+        finally:
+            os.close(kick)
+            os.close(call)
+
+    def trips(self, kick: int, call: int, times: int, ring: Ring | None = None) -> list[float]:
+        """Seconds from each signal to its answer, in a process of its own; with `ring`, of a request in it."""
+        words, fds = [kick, call, times], [kick, call]
+        if ring is not None:
+            layout = ring.layout
+            words += [ring.ram, layout.avail, layout.used, layout.size, ring.start]
+            fds.append(ring.ram)
+        found = array.array("q", self._run("trips", words, fds))
+        return [nanoseconds / 1e9 for nanoseconds in found]
+
+    def punch(self, fd: int, block_size: int, times: int) -> float:
+        """Seconds to punch `times` holes, from the file's beginning on."""
+        return int(self._run("punch", [fd, block_size, times], [fd])) / 1e9
+
+    def populate(self, fd: int, block_size: int, times: int) -> float:
+        """Seconds to populate as many ranges, one call each."""
+        return int(self._run("populate", [fd, block_size, times], [fd])) / 1e9
+
+    def _run(self, what: str, words: Sequence[int], fds: Sequence[int]) -> bytes:
+        command = [self._program, what, *map(str, words)]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, pass_fds=fds).stdout

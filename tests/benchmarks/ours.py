@@ -1,0 +1,156 @@
+"""Our device as users have it, `virtio-mem serve` in processes of its own, and a VMM before it.
+
+What is timed is from the kick to the call. Before it the requests are in the ring, after it the answers are read, so
+that what the VMM's side costs is not counted as the device's.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.backend.rig import SPLIT, Ram
+from vhost_user import _native
+from vhost_user.frontend import Frontend, FrontendVring, SharedRegion
+from vhost_user.mapping import MAP_NORESERVE, Mapping
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from vhost_user.vring import SplitLayout
+from virtio_mem.conformance.target import Chain, Used
+from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
+from virtio_mem.protocol import Feature, Request, RequestType, Response, ResponseType
+
+ADDR = GuestAddress(4 * GIB)
+REGION_SIZE = ByteCount(GIB)
+BLOCK_SIZE = ByteCount(2 * MIB)
+RAM_SIZE = 2 * MIB
+
+WAIT_SECONDS = 60.0
+
+
+@contextmanager
+def served(socket: Path, *, prefault: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """`virtio-mem serve`, ready, with one zone that the guest is asked to plug all of."""
+    size = f"hotplug_size={REGION_SIZE},hotplugged_size={REGION_SIZE},block_size={BLOCK_SIZE}"
+    zone = f"id=mem0,socket={socket},addr={ADDR},{size},prefault={'on' if prefault else 'off'}"
+    command = [sys.executable, "-m", "virtio_mem", "serve", "--zone", zone]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line == b"ready\n", line
+            yield process
+        finally:
+            process.terminate()
+
+
+class Vmm:
+    """Has the guest's memory, and has it served at `socket`: ordinary memory, and the region in the file `fd`.
+
+    The file stays the caller's.
+    """
+
+    def __init__(self, socket: Path, fd: int) -> None:
+        self.fd = fd
+        with ExitStack() as undo:
+            self.ram = Ram(RAM_SIZE, user=None)
+            undo.callback(self.ram.close)
+            os.ftruncate(fd, REGION_SIZE)
+            self._region = Mapping(REGION_SIZE, mmap.MAP_SHARED | MAP_NORESERVE, fd, alignment=BLOCK_SIZE)
+            undo.callback(self._region.close)
+            features = SPLIT | int(Feature.UNPLUGGED_INACCESSIBLE)
+            self.frontend = undo.enter_context(Frontend.connect(str(socket), features=features))
+            self.frontend.regions.share([self.ram.region, SharedRegion(ADDR, REGION_SIZE, fd)])
+            self._undo = undo.pop_all()
+
+    def start(self, layout: SplitLayout) -> FrontendVring:
+        """Have the ring at `layout`, whose driver is the caller's, served from index 0 on."""
+        vring = self.frontend.vring(0)
+        vring.start(layout, 0)
+        return vring
+
+    def populate(self, nb_blocks: int) -> None:
+        """The guest uses the first blocks."""
+        _native.madvise(self._region.address, nb_blocks * BLOCK_SIZE, MADV_POPULATE_WRITE)
+
+    def close(self) -> None:
+        self._undo.close()
+
+
+class OurDevice:
+    """The device, driven by a guest of `vmm`."""
+
+    addr = ADDR
+
+    def __init__(self, vmm: Vmm) -> None:
+        self.vmm = vmm
+        self._ring = RingDriver(vmm.ram.memory, GuestAddress(0), RAM_SIZE, SPLIT, RING_SIZE)
+        layout = self._ring.layout
+        assert isinstance(layout, SplitLayout)
+        self._vring = vmm.start(layout)
+        self._calls = select.poll()
+        self._calls.register(self._vring.call.fileno(), select.POLLIN)
+
+    def kick(self, requests: Sequence[Request]) -> float:
+        """Have the requests served by one kick; seconds until the call. All are granted."""
+        wanted = self._ring.offer(chains(requests))
+        assert wanted, "the device wants no kick"
+        self._vring.call.take()
+        kick, calls = self._vring.kick, self._calls
+        start = time.perf_counter()
+        kick.signal()
+        ready = calls.poll(1000 * WAIT_SECONDS)
+        seconds = time.perf_counter() - start
+        assert ready, "no call came"
+        require_granted(self._ring, requests)
+        return seconds
+
+
+def chains(requests: Sequence[Request]) -> list[Chain]:
+    """Each in one descriptor of the ring, as Linux has it."""
+    return [Chain(request.encode(), indirect=True) for request in requests]
+
+
+def require_granted(ring: RingDriver, requests: Sequence[Request]) -> None:
+    """All have come back, and were answered ACK."""
+    assert ring.collect(), ring.missing
+    for request, used in zip(requests, ring.results(), strict=True):
+        _require_ack(request, used)
+
+
+def _require_ack(request: Request, used: Used) -> None:
+    response = Response.decode(used.room)
+    assert response.type is ResponseType.ACK, f"{request}: {response}"
+
+
+def block_requests(type_: RequestType, nb_blocks: int, addr: GuestAddress = ADDR) -> list[Request]:
+    """A request for each of the region's first blocks."""
+    return [Request(type_, GuestAddress(addr + block * BLOCK_SIZE), 1) for block in range(nb_blocks)]
+
+
+@contextmanager
+def our_vmm(*, prefault: bool = False, memfd_flags: int = 0) -> Iterator[Vmm]:
+    """A VMM before a service of its own. `memfd_flags` are those of the region's file."""
+    with ExitStack() as stack:
+        socket = Path(stack.enter_context(TemporaryDirectory())) / "mem0.sock"
+        fd = os.memfd_create("region", os.MFD_CLOEXEC | memfd_flags)
+        stack.callback(os.close, fd)
+        stack.enter_context(served(socket, prefault=prefault))
+        vmm = Vmm(socket, fd)
+        stack.callback(vmm.close)
+        yield vmm
+
+
+@contextmanager
+def our_device(*, prefault: bool = False, memfd_flags: int = 0) -> Iterator[OurDevice]:
+    """A device of its own, in memory of its own; see `our_vmm`."""
+    with our_vmm(prefault=prefault, memfd_flags=memfd_flags) as vmm:
+        yield OurDevice(vmm)

@@ -1,0 +1,133 @@
+"""What a request costs, ours over vhost-user and QEMU's by qtest in turn; and how long one waits for its answer.
+
+A kick with 60 requests and one with a single request differ by 59 requests: waking up, and whatever either way of
+driving a device costs by the kick, is in both. The blocks are 2 MiB of a shared memfd and hold nothing.
+
+How long one request takes from kick to call is set against two processes in C that do nothing but wake each other by
+eventfds. Who kicks and waits is the same C program for both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, Protocol
+
+from tests.benchmarks.floor import Floor, Ring
+from tests.benchmarks.measure import Row, in_turn, quantile, ratio_row
+from tests.benchmarks.ours import ADDR, Vmm, block_requests, our_device, our_vmm
+from tests.benchmarks.qemu import qemu_device
+from vhost_user.errors import HostError
+from vhost_user.units import GuestAddress
+from vhost_user.vring import SplitLayout
+from vhost_user.vring.driver import DESCRIPTOR, NEXT, WRITE
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, BlockState, Request, RequestType, Response, ResponseType
+
+MANY = 60
+"""Requests of a kick."""
+
+_REQUEST, _RESPONSE = GuestAddress(0x4000), GuestAddress(0x4040)
+
+
+class Timed(Protocol):
+    """A device whose requests can be timed."""
+
+    addr: GuestAddress
+
+    def kick(self, requests: list[Request]) -> float:
+        """Have the requests served by one kick, all of them granted; seconds from the kick on."""
+
+
+class Costs(NamedTuple):
+    """Seconds of one request among many. PLUG and UNPLUG are of blocks that hold nothing."""
+
+    plug: float
+    state: float
+    unplug: float
+
+
+class Waits(NamedTuple):
+    """Seconds from a kick to its call."""
+
+    p50: float
+    p99: float
+
+
+def rows(*, quick: bool) -> Iterator[Row]:
+    """The table's lines."""
+    yield from _against_qemu(pairs=6 if quick else 20, kicks=20 if quick else 40)
+    yield from _against_echo(pairs=8 if quick else 20, times=2_000 if quick else 5_000)
+
+
+def costs(device: Timed, kicks: int) -> Costs:
+    """What the device takes, by as many kicks of each kind."""
+    took: dict[tuple[RequestType, int], list[float]] = {}
+    for _ in range(kicks):
+        for nb_requests in (1, MANY):
+            for type_ in (RequestType.PLUG, RequestType.STATE, RequestType.UNPLUG):
+                seconds = device.kick(block_requests(type_, nb_requests, device.addr))
+                took.setdefault((type_, nb_requests), []).append(seconds)
+    median = {key: statistics.median(seconds) for key, seconds in took.items()}
+    return Costs(
+        *(
+            (median[type_, MANY] - median[type_, 1]) / (MANY - 1)
+            for type_ in (RequestType.PLUG, RequestType.STATE, RequestType.UNPLUG)
+        )
+    )
+
+
+def _against_qemu(pairs: int, kicks: int) -> Iterator[Row]:
+    with ExitStack() as stack:
+        ours = stack.enter_context(our_device())
+        try:
+            theirs = stack.enter_context(qemu_device())
+        except HostError as error:
+            sys.stderr.write(f"requests against QEMU: left out: {error}\n")
+            return
+        for device in (ours, theirs):
+            costs(device, 2)  # what is done for the first time only
+        found = in_turn(pairs, lambda: costs(ours, kicks), lambda: costs(theirs, kicks))
+    for name, against, most in (("state", "plug", 0.1), ("plug", "plug", 0.25), ("unplug", "unplug", 0.6)):
+        values = [(1e6 * getattr(a, name), 1e6 * getattr(b, against)) for a, b in found]
+        what = f"{name.upper()}{' of an empty block' if name == 'unplug' else ''}, one of {MANY} in a kick"
+        yield ratio_row(what, f"{theirs.name}, {against.upper()}", "us", values, most)
+
+
+def _against_echo(pairs: int, times: int) -> Iterator[Row]:
+    with ExitStack() as stack:
+        floor = Floor(Path(stack.enter_context(TemporaryDirectory())))
+        ring = StateRing(stack.enter_context(our_vmm()), floor)
+        kick, call = stack.enter_context(floor.echo())
+        found = in_turn(pairs, lambda: ring.waits(times), lambda: _waits(floor.trips(kick, call, times)))
+    for name, most in (("p50", 1.15), ("p99", 1.5)):
+        values = [(1e6 * getattr(a, name), 1e6 * getattr(b, name)) for a, b in found]
+        yield ratio_row(f"one request, kick to interrupt, {name}", "an eventfd echo in C", "us", values, most)
+
+
+class StateRing:
+    """A ring of `vmm` with one STATE request in it, which is asked again and again."""
+
+    def __init__(self, vmm: Vmm, floor: Floor) -> None:
+        memory, layout = vmm.ram.memory, SplitLayout.place(64, GuestAddress(0))
+        memory.write(_REQUEST, Request(RequestType.STATE, ADDR, 1).encode())
+        descriptors = (_REQUEST, REQUEST_SIZE, NEXT, 1), (_RESPONSE, RESPONSE_SIZE, WRITE, 0)
+        memory.write(layout.desc, b"".join(DESCRIPTOR.pack(*each) for each in descriptors))
+        self._vmm, self._floor, self._layout, self._vring = vmm, floor, layout, vmm.start(layout)
+        self._asked = 0
+
+    def waits(self, times: int) -> Waits:
+        """How long as many requests take, one after the other."""
+        ring = Ring(self._vmm.ram.fd, self._layout, self._asked % 2**16)
+        seconds = self._floor.trips(self._vring.kick.fileno(), self._vring.call.fileno(), times, ring)
+        self._asked += times
+        response = Response.decode(self._vmm.ram.memory.read(_RESPONSE, RESPONSE_SIZE))
+        assert response == Response(ResponseType.ACK, BlockState.UNPLUGGED), response
+        return _waits(seconds)
+
+
+def _waits(seconds: list[float]) -> Waits:
+    return Waits(quantile(seconds, 0.5), quantile(seconds, 0.99))

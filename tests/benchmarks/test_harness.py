@@ -1,0 +1,125 @@
+"""What the benchmarks rest on: pairs in turn, rows that say met or missed, and limits that do what they say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.benchmarks.floor import Floor
+from tests.benchmarks.measure import in_turn, quantile, ratio_row, speed_row, table
+from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
+from tests.benchmarks.qemu import qemu_device
+from tests.benchmarks.requests import StateRing, costs
+from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from virtio_mem.hostmem.files import data_size
+from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Request, RequestType
+
+
+@pytest.fixture(scope="module")
+def floor(tmp_path_factory: pytest.TempPathFactory) -> Floor:
+    return Floor(tmp_path_factory.mktemp("floor"))
+
+
+@pytest.fixture
+def device() -> Iterator[OurDevice]:
+    with our_device() as made:
+        yield made
+
+
+def plugged_size(device: OurDevice) -> int:
+    return ConfigSpace.decode(device.vmm.frontend.get_config(0, CONFIG_SIZE)).plugged_size
+
+
+def test_who_goes_first_alternates() -> None:
+    order: list[str] = []
+
+    def ours() -> int:
+        order.append("ours")
+        return 1
+
+    def theirs() -> int:
+        order.append("theirs")
+        return 2
+
+    assert in_turn(3, ours, theirs) == [(1, 2)] * 3
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+def test_a_ratio_is_the_median_of_the_pairs_and_not_of_the_medians() -> None:
+    row = ratio_row("it", "them", "us", [(1, 1), (6, 2), (10, 10)], most=1)
+    assert (row.ratio, row.ours, row.theirs, row.met) == (1, 6, 2, True)
+
+
+@pytest.mark.parametrize(("value", "within", "enough"), [(9, True, False), (10, True, True), (11, False, True)])
+def test_a_goal_is_met_or_missed(value: float, within: bool, enough: bool) -> None:
+    rows = [
+        ratio_row("time", "them", "us", [(value, 10)], most=1),
+        speed_row("speed", "them", "GiB/s", [(value, 10)], least=1),
+    ]
+    assert [row.met for row in rows] == [within, enough]
+    time, speed = table(rows).splitlines()[1:]
+    assert time.endswith("at most 1 x   " + ("met" if within else "MISSED"))
+    assert speed.endswith("at least 1 x  " + ("met" if enough else "MISSED"))
+
+
+def test_a_quantile_is_a_value_that_was_measured() -> None:
+    values = [float(value) for value in range(100, -1, -1)]
+    assert [quantile(values, part) for part in (0.0, 0.5, 0.99, 1.0)] == [0, 50, 99, 100]
+
+
+def test_the_echo_answers_every_signal(floor: Floor) -> None:
+    with floor.echo() as (kick, call):
+        assert len(floor.trips(kick, call, 50)) == 50
+        os.eventfd_write(kick, 1)
+        assert os.eventfd_read(call) == 1  # no answer is left over
+
+
+def test_what_is_populated_and_what_is_punched(floor: Floor) -> None:
+    fd = os.memfd_create("populated", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, 4 * BLOCK_SIZE)
+        whole = ByteCount(4 * BLOCK_SIZE)
+        assert floor.populate(fd, BLOCK_SIZE, 3) > 0
+        assert data_size(fd, HostOffset(0), whole) == 3 * BLOCK_SIZE
+        assert floor.punch(fd, BLOCK_SIZE, 2) > 0
+        assert data_size(fd, HostOffset(0), whole) == BLOCK_SIZE
+    finally:
+        os.close(fd)
+
+
+def test_requests_are_timed_that_the_device_grants(device: OurDevice) -> None:
+    assert device.kick(block_requests(RequestType.PLUG, 60)) > 0
+    assert plugged_size(device) == 60 * BLOCK_SIZE
+    device.vmm.populate(60)
+    assert data_size(device.vmm.fd, HostOffset(0), ByteCount(60 * BLOCK_SIZE)) == 60 * BLOCK_SIZE
+    assert device.kick(block_requests(RequestType.UNPLUG, 60)) > 0
+    assert (plugged_size(device), os.fstat(device.vmm.fd).st_blocks) == (0, 0)
+    assert all(isinstance(seconds, float) for seconds in costs(device, 1))
+
+
+def test_requests_are_not_timed_that_the_device_refuses(device: OurDevice) -> None:
+    device.kick(block_requests(RequestType.PLUG, 1))
+    with pytest.raises(AssertionError, match="ERROR"):
+        device.kick(block_requests(RequestType.PLUG, 2))
+    with pytest.raises(AssertionError, match="ERROR"):
+        device.kick([Request(RequestType.UNPLUG, GuestAddress(ADDR + 1), 1)])
+
+
+def test_one_request_is_asked_again_and_again(floor: Floor) -> None:
+    """More often than the ring has entries, and by one process after the other."""
+    with our_vmm() as vmm:
+        ring = StateRing(vmm, floor)
+        for _ in range(2):
+            waits = ring.waits(100)
+            assert 0 < waits.p50 <= waits.p99
+
+
+@pytest.mark.needs_peers
+def test_qemu_is_asked_the_same() -> None:
+    with qemu_device() as device:
+        assert device.kick(block_requests(RequestType.PLUG, 60, device.addr)) > 0
+        assert device.config().plugged_size == 60 * BLOCK_SIZE
+        assert device.kick(block_requests(RequestType.UNPLUG, 60, device.addr)) > 0
+        assert device.config().plugged_size == 0
