@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,10 +37,26 @@ class Pages:
     """Whether they are huge by luck, and that is to be looked at."""
 
 
+@contextmanager
+def _setting(made: AbstractContextManager[None]) -> Iterator[None]:
+    """`made`, unless another run changes the host's settings at this time: then LookupError, instead of a long wait."""
+    if not host.settings_lock.acquire(wait=False):
+        raise LookupError("another run changes the host's settings")
+    try:
+        with made:
+            yield
+    finally:
+        host.settings_lock.release()
+
+
 KINDS = (
     Pages("4 KiB pages", nullcontext),
-    Pages("THP", lambda: host.changed(host.SHMEM_THP, "always"), huge=True),
-    Pages("hugetlb", lambda: host.HugePagePool(2 * MIB).with_free(BLOCKS), os.MFD_HUGETLB | os.MFD_HUGE_2MB),
+    Pages("THP", lambda: _setting(host.changed(host.SHMEM_THP, "always")), huge=True),
+    Pages(
+        "hugetlb",
+        lambda: _setting(host.HugePagePool(2 * MIB).with_free(BLOCKS)),
+        os.MFD_HUGETLB | os.MFD_HUGE_2MB,
+    ),
 )
 
 

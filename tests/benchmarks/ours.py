@@ -101,17 +101,24 @@ class OurDevice:
 
     def kick(self, requests: Sequence[Request]) -> float:
         """Have the requests served by one kick; seconds until the call. All are granted."""
-        wanted = self._ring.offer(chains(requests))
+        ring, kick = self._ring, self._vring.kick
+        wanted = ring.offer(chains(requests))
         assert wanted, "the device wants no kick"
-        self._vring.call.take()
-        kick, calls = self._vring.kick, self._calls
         start = time.perf_counter()
         kick.signal()
-        ready = calls.poll(1000 * WAIT_SECONDS)
+        self._wait()
         seconds = time.perf_counter() - start
-        assert ready, "no call came"
-        require_granted(self._ring, requests)
+        while not ring.collect():  # a device may call without a reason, and look at its ring without a kick
+            if not ring.queue.enable_interrupts():
+                self._wait()
+                seconds = time.perf_counter() - start
+        require_granted(ring, requests)
         return seconds
+
+    def _wait(self) -> None:
+        ready = self._calls.poll(1000 * WAIT_SECONDS)
+        assert ready, "no call came"
+        self._vring.call.take()
 
 
 def chains(requests: Sequence[Request]) -> list[Chain]:
@@ -120,8 +127,7 @@ def chains(requests: Sequence[Request]) -> list[Chain]:
 
 
 def require_granted(ring: RingDriver, requests: Sequence[Request]) -> None:
-    """All have come back, and were answered ACK."""
-    assert ring.collect(), ring.missing
+    """All that came back was answered ACK."""
     for request, used in zip(requests, ring.results(), strict=True):
         _require_ack(request, used)
 

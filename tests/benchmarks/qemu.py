@@ -40,6 +40,7 @@ class QemuDevice(PciDriver):
         start = time.perf_counter()
         qtest.store(notify, 0, 2)
         seconds = time.perf_counter() - start
+        assert ring.collect(), ring.missing
         require_granted(ring, requests)
         return seconds
 
