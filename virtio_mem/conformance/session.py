@@ -37,6 +37,9 @@ T = TypeVar("T")
 _PIECE = MIB
 """Of a block larger than two of these, the first and the last are written and compared."""
 
+MOST_FILLED = 2 * _PIECE
+"""Bytes of a block that `fill` writes, at most."""
+
 
 class Session:
     """One device, from its start on. `lines` is all that was said so far; `features` are those that were taken.
@@ -209,7 +212,7 @@ class Session:
         try:
             answer = act()
         except TargetFailure as failure:
-            self.lines.append(f"{call}{ARROW}failure: {failure.what}")
+            self.lines.append(f"{call}{ARROW}failure: {' '.join(failure.what.split())}")
             raise
         self.lines.append(f"{call}{ARROW}{' '.join(words(answer).split())}")
         return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtio_mem.conformance.check import Unsuitable, check, expect, granted, ready, set_target, tight
-from virtio_mem.conformance.session import Session
+from virtio_mem.conformance.session import MOST_FILLED, Session
 from virtio_mem.conformance.target import Capability
 from virtio_mem.protocol import RequestType, ResponseType
 
@@ -68,8 +68,8 @@ def unplugged_blocks_are_given_back(session: Session) -> None:
     ready(session, 8)
     granted(session, session.plug(0, 8))
     session.fill(0, 8, seed=6)
-    before = session.held(0, 8)
-    expect("DEP-HOST-1", before == 8 * session.block_size, f"{before} bytes held for 8 written blocks", "all of them")
+    before, written = session.held(0, 8), 8 * min(session.block_size, MOST_FILLED)
+    expect("DEP-HOST-1", before >= written, f"{before} bytes held of {written} written ones", "all of them")
     for block, nb_blocks in ((3, 2), (0, 1), (7, 1), (1, 2), (5, 2)):
         granted(session, session.unplug(block, nb_blocks))
         held(session, "DEP-HOST-1", block, nb_blocks)

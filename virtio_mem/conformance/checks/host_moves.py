@@ -15,6 +15,7 @@ from virtio_mem.conformance.check import (
     usable_blocks,
 )
 from virtio_mem.conformance.checks.dependable import PATIENCE
+from virtio_mem.conformance.checks.notices import some
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Wish
 from virtio_mem.conformance.words import config_words
@@ -112,7 +113,7 @@ def usable_region_and_requests(session: Session) -> None:
         granted(session, answer)
         before, usable = usable, session.config().usable_region_size
         if usable != before:
-            expect("MEM-CONF-17", session.notices() > 0, "no configuration change notice", "one")
+            some(session, "MEM-CONF-17")
 
 
 # Resets.

@@ -62,10 +62,11 @@ def outside(session: Session) -> Iterator[tuple[int, int]]:
     end, size = usable_blocks(session), session.block_size
     for block, nb_blocks in ((-1, 1), (-1, 2), (end, 1), (end - 1, 2), (end, 65535)):
         yield session.addr(block), nb_blocks
-    yield 0, 1
-    for addr in (2**64 - size, 2**64 - 2 * size):
-        yield addr, 1
-        yield addr, 65535
+    first, behind = session.addr(0), session.addr(0) + end * size
+    for addr in (0, 2**64 - size, 2**64 - 2 * size):
+        if not first <= addr < behind:
+            yield addr, 1
+            yield addr, 65535
     if end + 1 < 65536:
         yield session.addr(0), end + 1
     if end + 4 < session.nb_blocks:

@@ -1,0 +1,101 @@
+"""What the standard leaves to a device is not held against it: right devices that do otherwise than ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from tests.conformance.small import on_small_blocks
+from tests.conformance.wrong.answers import Outcome
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from virtio_mem.conformance.check import Check, all_checks, checks_of
+from virtio_mem.conformance.kit import Profile, Run, Verdict, chosen_checks, run_checks
+from virtio_mem.conformance.target import Wish
+from virtio_mem.conformance.targets import in_process
+from virtio_mem.conformance.targets.in_process import Parts
+from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.device import Effect, EffectType, VirtioMemDevice
+from virtio_mem.protocol import Request, Response
+from virtio_mem.service import DeviceService
+
+
+def judged(checks: Sequence[Check], device: type[VirtioMemDevice] = VirtioMemDevice) -> Run:
+    """What the checks say of a device whose memory is allocated by the guest's touch."""
+    parts = Parts(
+        make_device=lambda geometry, size: device(geometry, requested_size=size),
+        make_service=DeviceService,
+    )
+    with OurTarget("memfd", parts=parts) as target:
+        run = run_checks(target, checks)
+    assert not run.failures
+    return run
+
+
+def verdicts_on(run: Run, clause: str) -> set[Verdict]:
+    return {one.verdict for one in run.evidence if one.clause == clause}
+
+
+class BusyAtFirst(VirtioMemDevice):
+    """Each PLUG that is in order has to be made twice."""
+
+    asked = False
+
+    def _plug(self, request: Request) -> Outcome:
+        outcome = super()._plug(request)
+        if isinstance(outcome, Effect):
+            self.asked = not self.asked
+            if self.asked:
+                return self.abandon(outcome, "not at once")
+        return outcome
+
+
+def test_busy_is_no_violation_of_the_standard() -> None:
+    """MEM-PLUG-7; what drivers depend on is another matter."""
+    run = judged(on_small_blocks(chosen_checks(Profile.QUICK)), BusyAtFirst)
+    assert {clause for clause in run.violated if not clause.startswith("DEP-")} == set()
+
+
+class GrowsWithWhatIsPlugged(VirtioMemDevice):
+    """With each PLUG a block more is usable, of which there is a notice (MEM-CONF-1, MEM-CONF-17)."""
+
+    def commit(self, effect: Effect) -> Response:
+        answer, more = super().commit(effect), self.usable_region_size + self.geometry.block_size
+        if effect.type is EffectType.PLUG and more <= self.geometry.region_size:
+            self.usable_region_size, self._notice = ByteCount(more), True
+        return answer
+
+
+def test_a_usable_region_that_grows_with_what_is_plugged() -> None:
+    run = judged([*checks_of("MEM-CONF-17"), *checks_of("MEM-CONF-19")], GrowsWithWhatIsPlugged)
+    assert not run.violated
+    assert verdicts_on(run, "MEM-CONF-17") == {Verdict.HOLDS}
+
+
+class LateNotices(VirtioMemDevice):
+    """A notice comes a moment after what it is of."""
+
+    late = False
+
+    def take_config_notice(self) -> bool:
+        notice, self.late = self.late, super().take_config_notice()
+        return notice
+
+
+@pytest.mark.parametrize("clause", ["MEM-CONF-17", "MEM-CONF-18"])
+def test_notices_that_come_a_moment_later(clause: str) -> None:
+    assert verdicts_on(judged(list(checks_of(clause)), LateNotices), clause) == {Verdict.HOLDS}
+
+
+def test_a_region_at_address_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_process, "ADDR", GuestAddress(0))
+    run = judged([check for check in all_checks() if any(one.startswith("MEM-") for one in check.clauses)])
+    assert not run.violated
+
+
+def test_large_blocks_that_are_allocated_by_touch() -> None:
+    """Of such blocks the kit writes a part only, and so much is held."""
+    wish = Wish(region_size=GIB, block_size=8 * MIB, requested_size=64 * MIB)
+    run = judged([replace(check, wishes=(wish,)) for check in checks_of("DEP-HOST-1")])
+    assert verdicts_on(run, "DEP-HOST-1") == {Verdict.HOLDS}
