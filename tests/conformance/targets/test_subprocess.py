@@ -85,6 +85,18 @@ def test_a_program_that_is_wrong_is_found_out(tmp_path: Path) -> None:
         assert [one.clause.id for one in judgement.of(Verdict.VIOLATED)] == ["DEP-NACK-1"]
 
 
+def test_a_program_that_dies_of_many_words_is_a_violation(tmp_path: Path) -> None:
+    """Its traceback goes into the sequence, which is lines: it must not be read as some of them."""
+    dies = "    def answer(self, type_, addr, nb_blocks):\n"
+    with shim(tmp_path, dies, f"{dies}        assert type_ < 4, 'of\\nwish # no -> such type'\n") as target:
+        judgement = judge(target, only=["DEP-UNKNOWN-1"])
+    assert (judgement.status, judgement.failures) == (1, ())
+    last = judgement.verdicts["DEP-UNKNOWN-1"].violations[0].lines[-1]
+    assert "Traceback" in last
+    assert "wish" in last
+    assert "\n" not in last
+
+
 def test_the_kits_lines_are_those_of_the_page(tmp_path: Path) -> None:
     """Each line of the table, but for its numbers, is what comes; and the table has all of them."""
     can = [name for name in Capability.__members__ if name != "CHAINS"]
