@@ -80,6 +80,19 @@ def test_what_can_not_be_judged_is_two_and_one_line(
     assert out == ""
 
 
+@pytest.mark.parametrize("text", ["", "# nothing\n", f"{LINES.splitlines()[0]}\n"])
+def test_a_file_of_nothing_compares_nothing(text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_text(text)
+    assert main(["conformance", "self", "--replay", str(file)]) == 2
+    assert "there is none in it" in capsys.readouterr().err
+
+
+def test_nothing_judged_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "self:anonymous", "--only", "MEM-OP-1"]) == 2
+    assert "It could not be judged" in capsys.readouterr().out
+
+
 def test_lines_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "lines"
     file.write_text("plug 0 1 -> ACK\n")

@@ -169,7 +169,7 @@ def test_a_target_that_does_not_start_any_more_can_not_be_judged() -> None:
 
 def test_a_rare_device_need_not_be_had() -> None:
     rare = make(holds, A, wish=replace(WISH, region_size=0))
-    judgement = judged(rare, target=Stage(good=0))
+    judgement = judged(make(holds, B), rare, target=Stage(good=1))
     assert (judgement.failures, judgement.status) == ((), 0)
     assert judgement.verdicts[A].reason == "the target does not start: no more of them"
 

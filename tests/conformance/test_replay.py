@@ -125,6 +125,9 @@ def test_a_file_may_hold_several_sessions(ring: Target) -> None:
         ("WISH\nrefuse maybe", "line 2: call=refuse maybe"),
         ("WISH\nbatch plug 0 1 | dance", "line 2: call=dance"),
         ("WISH\nbegin 0xz", "line 2: call=begin 0xz"),
+        ("WISH\nadvance inf", "line 2: advance=inf"),
+        ("WISH\nadvance -1", "line 2: advance=-1"),
+        ("WISH\nchain 0 b0 1 room=10,-5", "line 2: call=chain 0 b0 1 room=10,-5"),
     ],
 )
 def test_what_can_not_be_read_is_told_by_its_line(text: str, message: str) -> None:
@@ -132,6 +135,11 @@ def test_what_can_not_be_read_is_told_by_its_line(text: str, message: str) -> No
     with pytest.raises(UsageError) as refusal:
         parse_script(text.replace("WISH", wish))
     assert str(refusal.value).startswith(message)
+
+
+def test_a_request_before_its_driver_is_a_mistake_of_the_file(ring: Target) -> None:
+    with pytest.raises(UsageError, match="begin comes first"):
+        replay(ring, script_of([wish_words(WISH), "begin", "device_reset", "plug 0 1"]))
 
 
 def test_a_step_that_the_target_can_not_make_ends_the_replay(ring: Target) -> None:

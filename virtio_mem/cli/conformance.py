@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.report:
         check_path(path)
     scripts = parse_script(_read(arguments.replay)) if arguments.replay else []
+    if arguments.replay and not any(script.steps for script in scripts):
+        raise UsageError("replay", str(arguments.replay), "a file of sequences: there is none in it")
     try:
         with parse_target(arguments.target) as target:
             if arguments.replay:

@@ -109,7 +109,8 @@ class Judgement:
         """The exit status of a program: 0 all that was testable holds, 1 a violation, 2 it could not be judged."""
         if self.of(Verdict.VIOLATED):
             return 1
-        return 2 if self.missing or self.failures else 0
+        judged = self.of(Verdict.HOLDS) or self.of(Verdict.NOT_OFFERED)
+        return 2 if self.missing or self.failures or not judged else 0
 
 
 class Progress(NamedTuple):

@@ -33,6 +33,9 @@ _LOOKS = frozenset({"config", "state", "held", "same"})
 _CHANGES_NOTHING = frozenset({"ERROR", "NACK", "ACK PLUGGED", "ACK UNPLUGGED", "ACK MIXED"})
 """Answers to requests that by all accounts changed nothing."""
 
+_LONGEST = 86_400
+"""Seconds that a file may let go by at one time."""
+
 _MOST_TRIED = 40
 """Where more looks than these matter, they are not tried one by one."""
 
@@ -218,6 +221,8 @@ def _simple(word: str, rest: Sequence[str]) -> Action | None:
             return Capability.SET_TARGET, lambda session: session.set_target(requested_size)
         case "advance", [text]:
             seconds = float(text)
+            if not 0 <= seconds <= _LONGEST:
+                raise UsageError("advance", text, f"0 to {_LONGEST} seconds")
             return NO_NEED, lambda session: session.advance(seconds)
         case "refuse" | "pause", ["on" | "off" as state]:
             return _NEEDS[word], lambda session: getattr(session, word)(state == "on")

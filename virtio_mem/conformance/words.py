@@ -156,7 +156,10 @@ def _parse_chain(words: list[str], place: Place) -> Chain:
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(","))) if text else ()
+    lengths = tuple(map(int, text.split(","))) if text else ()
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"{text} has a length below 0")
+    return lengths
 
 
 def _parse_addr(word: str, place: Place) -> int:

@@ -120,7 +120,8 @@ class RingSubject(InProcess):
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """See `Subject`. TargetFailure also where all came back and no interrupt did."""
         ring = self._ring
-        assert ring is not None, "the driver has to begin first"
+        if ring is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
         if ring.offer(chains):
             self._write(Register.QUEUE_NOTIFY, 0)
         with alive():

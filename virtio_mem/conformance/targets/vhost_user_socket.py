@@ -121,7 +121,8 @@ class VhostUserSubject(Subject):
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """See `Subject`. TargetFailure also where all came back and no call did."""
         ring, link = self._ring, self._link
-        assert ring is not None, "the driver has to begin first"
+        if ring is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
         deadline = time.monotonic() + PATIENCE
         link.vring.call.take()  # of the last kick, or of the ring's start: it says nothing of this one
         kick = ring.offer(chains)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vhost_user.errors import PeerError
+from vhost_user.errors import PeerError, UsageError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import MIB, GuestAddress
 from virtio_mem.conformance.target import Chain, Used
@@ -163,7 +163,8 @@ class PciDriver:
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """Make all available, notify once where the device wants to be notified, and wait for all."""
         ring = self._ring
-        assert ring is not None, "the driver has to begin first"
+        if ring is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
         if self._given_up:
             raise self._failure(f"since the last reset {self._given_up}")
         if ring.offer(chains):
