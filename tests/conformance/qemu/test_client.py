@@ -120,6 +120,15 @@ def test_silence(qemu: Qemu) -> None:
         qtest.load(0, 1)
 
 
+def test_interrupts_without_an_end(qemu: Qemu) -> None:
+    """The time is for the answer, whatever comes before it."""
+    qtest = qemu.answer(b"IRQ raise 3\n" * 2_000_000)
+    qtest.allow(0.05)
+    with pytest.raises(TargetFailure, match="did not answer"):
+        qtest.load(0, 1)
+    qemu.ours.close()
+
+
 def test_a_dead_end(qemu: Qemu) -> None:
     qtest = qemu.answer()
     qemu.end()

@@ -9,6 +9,7 @@ system/qtest.c in QEMU, and docs/devel/testing/qtest.rst.
 from __future__ import annotations
 
 import socket
+import time
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from collections.abc import Callable
@@ -46,7 +47,6 @@ class QTest:
     def allow(self, seconds: float) -> None:
         """From now on, an answer may take so long."""
         self._seconds = seconds
-        self._sock.settimeout(seconds)
 
     def load(self, address: int, size: int) -> int:
         """Read 1, 2, 4 or 8 bytes in one access."""
@@ -99,11 +99,13 @@ class QTest:
 
     def _ask(self, command: str) -> str:
         """What follows the OK."""
+        deadline = time.monotonic() + self._seconds
         try:
+            self._sock.settimeout(self._seconds)
             self._sock.sendall(command.encode() + b"\n")
-            line = self._line()
+            line = self._line(deadline)
             while line.startswith("IRQ "):
-                line = self._line()
+                line = self._line(deadline)
         except TimeoutError:
             raise self._failure(f"QEMU did not answer {command[:60]!r} within {self._seconds:g} s") from None
         except (OSError, EOFError):
@@ -113,17 +115,26 @@ class QTest:
             raise self._failure(f"QEMU answered {command[:60]!r} with {line[:60]!r}")
         return rest
 
-    def _line(self) -> str:
+    def _line(self, deadline: float) -> str:
         received = bytearray(self._rest)
+        self._allow_until(deadline)
         while b"\n" not in received[-_CHUNK:]:
             chunk = self._sock.recv(_CHUNK)
             if not chunk:
                 raise EOFError
+            self._allow_until(deadline)
             received += chunk
             if len(received) > _LONGEST_LINE:
                 raise self._failure(f"QEMU said {len(received)} bytes without a line's end that was due")
         line, _, self._rest = bytes(received).partition(b"\n")
         return line.decode(errors="replace")
+
+    def _allow_until(self, deadline: float) -> None:
+        """What is awaited next may come until then. TimeoutError where that is over."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
 
 
 _LETTER = {1: "b", 2: "w", 4: "l", 8: "q"}
