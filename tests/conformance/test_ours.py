@@ -101,6 +101,10 @@ QEMU = LITTLE | API | Capability.NOTICES | Capability.WISH | Capability.RESTART
         ("qemu", QEMU),
         ("qemu", QEMU | Capability.HELD),
         ("exec", Capability.SET_TARGET),
+        ("vhost-user", LITTLE | API | Capability.NOTICES | Capability.HELD),
+        ("exec", LITTLE | API | Capability.NOTICES | Capability.HELD),
+        ("exec", Capability.CHAINS | Capability.NOTICES | Capability.SYSTEM_RESET),
+        ("exec", Capability.CONTENT | Capability.PAUSE | Capability.HELD),
     ][: counts.JUDGED_KINDS],
 )
 def test_a_target_that_can_do_little_gets_the_verdicts_that_it_must(kind: str, capabilities: Capability) -> None:
@@ -133,7 +137,7 @@ def test_kinds_of_targets_that_must_get_verdicts() -> None:
     assert kinds.keys() == {"self", "ring", "qemu", "vhost-user", "exec"}
     ids = {id_ for kind in kinds.values() for ids in (kind["clauses"], *kind["with"].values()) for id_ in ids}
     assert ids <= device_clauses().keys()
-    assert len(expected_clauses("ring", ~Capability(0))) == 104
+    assert len(expected_clauses("ring", ~Capability(0))) == 106
     assert expected_clauses("another", ~Capability(0)) == ()
 
 

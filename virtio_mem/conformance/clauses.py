@@ -69,7 +69,7 @@ def expected_clauses(kind: str, capabilities: Capability) -> tuple[str, ...]:
     text = (resources.files("virtio_mem.conformance") / "expected.toml").read_text()
     table = tomllib.loads(text).get(kind, {})
     clauses = list(table.get("clauses", ()))
-    for name, more in table.get("with", {}).items():
-        if Capability[name] in capabilities:
+    for names, more in table.get("with", {}).items():
+        if all(Capability[name] in capabilities for name in names.split()):
             clauses += more
     return tuple(clauses)
