@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from tests.conformance.small import on_small_blocks
+from tests.conformance.test_machine import SMALL
 from tests.conformance.wrong.answers import Outcome
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from virtio_mem.blocks import BlockMap
 from virtio_mem.conformance.check import Check, all_checks, checks_of
 from virtio_mem.conformance.kit import Profile, Run, Verdict, chosen_checks, run_checks
+from virtio_mem.conformance.referee import Referee
+from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Wish
 from virtio_mem.conformance.targets import in_process
 from virtio_mem.conformance.targets.in_process import Parts
 from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
-from virtio_mem.protocol import Request, Response
+from virtio_mem.protocol import Request, RequestType, Response
 from virtio_mem.service import DeviceService
 
 
@@ -92,6 +97,32 @@ def test_a_region_at_address_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_process, "ADDR", GuestAddress(0))
     run = judged([check for check in all_checks() if any(one.startswith("MEM-") for one in check.clauses)])
     assert not run.violated
+
+
+class AnotherAfterASystemReset(VirtioMemDevice):
+    """The region lies elsewhere, and has blocks of another size."""
+
+    def commit(self, effect: Effect) -> Response:
+        answer, before = super().commit(effect), self.geometry
+        if effect.type is EffectType.SYSTEM_RESET:
+            addr, block_size = GuestAddress(before.addr + GIB), ByteCount(2 * before.block_size)
+            self.geometry = replace(before, addr=addr, block_size=block_size)
+            self.blocks = BlockMap(self.geometry.nb_blocks)
+        return answer
+
+
+def test_a_system_reset_may_make_another_device() -> None:
+    """MEM-CONF-3 to MEM-CONF-6 except it."""
+    parts = Parts(make_device=lambda geometry, size: AnotherAfterASystemReset(geometry, requested_size=size))
+    with OurTarget("anonymous", parts=parts) as target, closing(target.start(SMALL)) as subject:
+        referee = Referee(Session(subject, SMALL, target.capabilities))
+        for _ in range(2):
+            referee.ask(RequestType.PLUG, referee.session.addr(0), 2)
+            referee.write(1, seed=1)
+            referee.system_reset()
+            referee.look_closely()
+        assert referee.model.addr == in_process.ADDR + 2 * GIB
+        assert not judged(list(checks_of("MEM-OP-11")), AnotherAfterASystemReset).violated
 
 
 def test_large_blocks_that_are_allocated_by_touch() -> None:

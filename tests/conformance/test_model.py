@@ -150,7 +150,7 @@ def test_the_usable_region_is_for_the_device_to_choose() -> None:
     one.apply(ask(UNPLUG_ALL), ACK)
     assert not list(one.look(config_of(one, usable_region_size=8 * MIB)))
     assert list(one.look(config_of(one, usable_region_size=8 * MIB))) == []
-    one.system_reset(unplugged=True)
+    one.system_reset(config_of(one), unplugged=True)
     one.resize(0)
     assert not list(one.look(config_of(one, usable_region_size=0)))
     assert list(one.runs()) == []
@@ -158,6 +158,6 @@ def test_the_usable_region_is_for_the_device_to_choose() -> None:
 
 def test_a_machine_that_is_reset_may_keep_its_blocks() -> None:
     one = model()
-    one.system_reset(unplugged=False)
+    one.system_reset(config_of(one), unplugged=False)
     assert one.plugged_size == 2 * MIB
     assert Model.of(config_of(one)).plugged_size == 0

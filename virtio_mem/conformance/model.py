@@ -195,11 +195,13 @@ class Model:
         """The host set another target."""
         self.requested_size = requested_size
 
-    def system_reset(self, *, unplugged: bool) -> None:
-        """The machine was reset, and whether that unplugged every block."""
+    def system_reset(self, config: ConfigSpace, *, unplugged: bool) -> None:
+        """The machine was reset, and whether that unplugged every block. `config` may be another device's by it."""
+        self.may_shrink = True
         if unplugged:
             self.plugged.clear()
-            self.may_shrink = True
+            for name in _FIXED.values():
+                setattr(self, name, getattr(config, name))
 
     # The configuration space.
 
@@ -232,7 +234,7 @@ _FIXED = {
     "MEM-CONF-5": "addr",
     "MEM-CONF-6": "region_size",
 }
-"""What no device may change, by clause."""
+"""What no device may change but by a system reset, by clause."""
 
 
 def _differs(clause: str, name: str, was: int, should: int) -> Iterator[Finding]:

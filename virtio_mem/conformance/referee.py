@@ -132,13 +132,14 @@ class Referee:
         """The machine is reset: every block should be unplugged, unless the host can't."""
         self.session.system_reset()
         self._begin("FEAT-6")
-        plugged_size = self.session.config().plugged_size
+        config = self.session.config()
+        plugged_size = config.plugged_size
         if plugged_size and not self.model.hindered:
             _judge(Finding("MEM-OP-11", f"{plugged_size} bytes plugged after a system reset", "none"))
         if not plugged_size:
             self.written.clear()
             self._look_at_host(0, self.session.nb_blocks, "DEP-HOST-3")
-        self.model.system_reset(unplugged=not plugged_size)
+        self.model.system_reset(config, unplugged=not plugged_size)
         self.look(_SYSTEM_RESET)
 
     def hinder(self, *, paused: bool | None = None, refuses: bool | None = None) -> None:

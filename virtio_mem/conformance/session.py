@@ -55,11 +55,11 @@ class Session:
         self.features = 0
         self._first: ConfigSpace | None = None
 
-    # What does not change while the device lives, from the first look at its configuration space.
+    # What does not change but by a system reset, from the first look at the configuration space.
 
     @property
     def first_config(self) -> ConfigSpace:
-        """The configuration space as it was when it was first read."""
+        """The configuration space as it was when it was first read, since the last system reset if there was one."""
         return self.config() if self._first is None else self._first
 
     @property
@@ -176,6 +176,7 @@ class Session:
     def system_reset(self) -> None:
         """Reset the machine. `begin` must come next."""
         self._say("system_reset", self.subject.system_reset)
+        self._first = None
 
     def held(self, block: int, nb_blocks: int) -> int:
         """Bytes that the host holds for these blocks, plugged or not."""
