@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 
 from tests.conformance.targets import play
+from vhost_user.chain import Chain as DeviceChain
 from vhost_user.errors import UsageError
+from vhost_user.units import GuestAddress
 from virtio_mem.conformance.target import Chain, TargetFailure
 from virtio_mem.conformance.targets.behind_ring import FORMS, RingTarget
 from virtio_mem.conformance.targets.in_process import OURS
@@ -104,9 +106,25 @@ class _Scribbles(GuestRequestQueue):
         return super().process()
 
 
+class _WritesToTheRequest(GuestRequestQueue):
+    def _serve(self, chain: DeviceChain) -> None:
+        address, _ = chain.readable_ranges[0]
+        chain._memory.write(GuestAddress(address + 2), b"\1")
+        super()._serve(chain)
+
+
+class _WritesTooMuch(GuestRequestQueue):
+    def _serve(self, chain: DeviceChain) -> None:
+        address, size = chain.writable_ranges[-1]
+        chain._memory.write(GuestAddress(address + size), bytes(6))
+        super()._serve(chain)
+
+
 @pytest.mark.parametrize(
     ("queue", "what"),
     [
+        (_WritesToTheRequest, "the device wrote to a buffer that it may only read, at byte 2"),
+        (_WritesTooMuch, "the device wrote behind the room for an answer, at byte 0"),
         (_KeepsOne, "1 of 3 buffers did not come back"),
         (_Silent, "all buffers came back, and no interrupt did"),
         (_Raises, "the device raised KeyError: 'lost'"),

@@ -1,7 +1,8 @@
 """The kit's end of a guest-request ring in memory that this process has: chains laid out as a check wants them.
 
-Buffers don't touch each other, so what is written past the end of one lands in no other. They are used anew for each
-kick: all of the last one's have come back then, or the device was given up.
+Buffers don't touch each other, so what is written past the end of one lands in no other, and is noticed; so is what is
+written to one that the device may only read. They are used anew for each kick: all of the last one's have come back
+then, or the device was given up.
 """
 
 from __future__ import annotations
@@ -52,20 +53,23 @@ class RingDriver:
         self._rooms: dict[int, list[Piece]] = {}
         self._tokens: list[int] = []
         self._used: dict[int, Used] = {}
+        self._untouched: list[tuple[GuestAddress, bytes, str]] = []
 
     def offer(self, chains: Sequence[Chain]) -> bool:
         """Make all of `chains` available, and ask to be notified; whether the device wants a kick.
 
         UsageError where they are more than ring and buffers hold.
         """
-        self._next, self._tokens, self._used = self._first, [], {}
+        self._next, self._tokens, self._used, self._untouched = self._first, [], {}, []
         self.queue.enable_interrupts()
         for chain in chains:
             readable = self._pieces(chain.readable)
             room = self._pieces(chain.room)
             self._fill(readable, chain.request)
-            for piece in room:
-                self._memory.write(piece.address, FILL * piece.length)
+            for address, length in room:
+                self._memory.write(address, FILL * (length + _GAP))
+                behind = GuestAddress(address + length)
+                self._untouched.append((behind, FILL * _GAP, "behind the room for an answer"))
             table = None
             if chain.indirect:
                 (table, _) = self._piece((len(readable) + len(room)) * DESCRIPTOR.size)
@@ -91,7 +95,14 @@ class RingDriver:
         return f"{len(self._rooms)} of {len(self._tokens)} buffers did not come back"
 
     def results(self) -> list[Used]:
-        """All that came back, in the order in which it was made available."""
+        """All that came back, in the order in which it was made available.
+
+        TargetFailure where the device wrote to what is not its to write.
+        """
+        for address, data, what in self._untouched:
+            if (now := self._memory.read(address, len(data))) != data:
+                at = next(at for at, byte in enumerate(data) if now[at] != byte)
+                raise TargetFailure(f"the device wrote {what}, at byte {at}")
         return [self._used[token] for token in self._tokens]
 
     def _pieces(self, lengths: Sequence[int]) -> list[Piece]:
@@ -106,4 +117,6 @@ class RingDriver:
 
     def _fill(self, pieces: Sequence[Piece], request: bytes) -> None:
         for (address, length), end in zip(pieces, accumulate(length for _, length in pieces), strict=True):
-            self._memory.write(address, request[end - length : end].ljust(length, b"\0"))
+            data = request[end - length : end].ljust(length, b"\0")
+            self._memory.write(address, data)
+            self._untouched.append((address, data, "to a buffer that it may only read"))
