@@ -90,7 +90,7 @@ def test_a_file_of_nothing_compares_nothing(text: str, capsys: pytest.CaptureFix
 
 def test_nothing_judged_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", "self:anonymous", "--only", "MEM-OP-1"]) == 2
-    assert "It could not be judged" in capsys.readouterr().out
+    assert "not judged: no clause got a verdict" in capsys.readouterr().out
 
 
 def test_lines_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def troubles(judgement: Judgement) -> list[str]:
     missing = [
         f"{clause} has to get a verdict with a target of this kind, and got none" for clause in judgement.missing
     ]
-    return [*judgement.failures, *missing]
+    found = [*judgement.failures, *missing]
+    return ["no clause got a verdict"] if judgement.status == 2 and not found else found
 
 
 def as_data(judgement: Judgement) -> dict[str, Any]:
