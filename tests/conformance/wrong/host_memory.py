@@ -154,3 +154,21 @@ class FirstPageIsReadOnly(OurSubject):
 
     def write(self, offset: int, data: bytes) -> None:
         super().write(offset + PAGE, data[PAGE:])
+
+
+@fault("MEM-OP-4")
+class DiscardsWhatLiesFourGiBBehind(WrongMemory):
+    """With a block near the region's start, the memory 4 GiB behind it goes as well."""
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        self.memory.discard(offset, size)
+        with suppress(UsageError):
+            self.memory.discard(HostOffset(offset + (1 << 32)), size)
+
+
+@fault("DEP-HOST-1")
+class DiscardsInThirtyTwoBits(WrongMemory):
+    """Of an offset, 32 bits are used: what lies further on is not given back."""
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        self.memory.discard(HostOffset(offset & 0xFFFFFFFF), size)

@@ -214,3 +214,12 @@ class RegionHasNoEnd(VirtioMemDevice):
     def _plug(self, request: Request) -> Outcome:
         behind = request.addr == self.geometry.addr + self.geometry.region_size
         return ACK if behind and request.nb_blocks == 1 else super()._plug(request)
+
+
+@fault("MEM-PLUG-8")
+class BlocksAreCountedInSixteenBits(VirtioMemDevice):
+    """Block 65536 is block 0, to PLUG, UNPLUG and STATE alike."""
+
+    def _run_of(self, request: Request) -> Run | Response:
+        run = super()._run_of(request)
+        return Run(BlockIndex(run.first & 0xFFFF), run.nb_blocks) if isinstance(run, Run) else run

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from virtio_mem.conformance.check import Unsuitable, check, expect, granted, ready, set_target, tight
+from virtio_mem.conformance.check import Unsuitable, check, expect, granted, ready, set_target, tight, usable_blocks
+from virtio_mem.conformance.checks.requests import HUGE
 from virtio_mem.conformance.session import MOST_FILLED, Session
 from virtio_mem.conformance.target import Capability
 from virtio_mem.protocol import RequestType, ResponseType
@@ -73,6 +74,22 @@ def unplugged_blocks_are_given_back(session: Session) -> None:
     for block, nb_blocks in ((3, 2), (0, 1), (7, 1), (1, 2), (5, 2)):
         granted(session, session.unplug(block, nb_blocks))
         held(session, "DEP-HOST-1", block, nb_blocks)
+
+
+@check("MEM-OP-4", "DEP-HOST-1", needs=SEES | Capability.WISH, wishes=(HUGE,))
+def memory_far_apart(session: Session) -> None:
+    """The first block's memory and that of the block 4 GiB behind it, which are one to whoever counts in 32 bits."""
+    far = max(1, 2**32 // (session.block_size or 1))
+    ready(session, 2, region=far + 1)
+    if usable_blocks(session) <= far:
+        raise Unsuitable(f"block {far} is not usable")
+    for block in (0, far):
+        granted(session, session.plug(block))
+        session.fill(block, 1, seed=12)
+    granted(session, session.unplug(0))
+    expect("MEM-OP-4", session.same(far, 1, seed=12), "other bytes 4 GiB behind what was unplugged", "what was written")
+    granted(session, session.unplug(far))
+    held(session, "DEP-HOST-1", far, 1)
 
 
 @check("DEP-HOST-2", needs=SEES)

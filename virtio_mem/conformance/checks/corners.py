@@ -138,6 +138,22 @@ def _judge(session: Session, clause: str, should: set[int]) -> None:
     expect("MEM-CONF-7", counted == len(found) * session.block_size, f"plugged_size {counted}", f"{len(found)} blocks")
 
 
+@check("MEM-PLUG-8", "MEM-UNPLUG-8", needs=Capability.WISH, wishes=(HUGE,))
+def blocks_far_apart(session: Session) -> None:
+    """Block 0 and those that are it to whoever counts blocks in 16 bits, or bytes in 32."""
+    far = sorted({2**16, max(1, 2**32 // session.block_size)} if session.block_size else ())
+    ready(session, 3, region=2**16 + 1)
+    if usable_blocks(session) <= max(far):
+        raise Unsuitable(f"block {max(far)} is not usable")
+    granted(session, session.plug(0))
+    for block in far:
+        expect_answer("MEM-PLUG-8", session.state(block), ACK, UNPLUGGED)
+        expect_answer("MEM-PLUG-8", session.plug(block), ACK)
+    granted(session, session.unplug(0))
+    for block in far:
+        expect_answer("MEM-UNPLUG-8", session.state(block), ACK, PLUGGED)
+
+
 @check("MEM-UNPLUG-8")
 def unplug_is_seen(session: Session) -> None:
     """By STATE alone, whatever plugged_size says."""
