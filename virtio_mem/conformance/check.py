@@ -35,6 +35,9 @@ NOTHING = Capability(0)
 _MOST_PLUGGED = 4096
 """Blocks: a check that has to meet the target plugs no more than that."""
 
+_NOT_BUSY = ("DEP-BUSY-", "DEP-USABLE-", "MEM-STATE-")
+"""Clauses that a device violates by BUSY in the place of ACK."""
+
 
 class Violation(Exception):  # noqa: N818
     """The device broke `clause`: `was` is what it did, `should` what it should have done, both in words."""
@@ -125,9 +128,9 @@ def expect_answer(clause: str, answer: Answer, type_: ResponseType, state: Block
     """Violation of `clause` unless the device answered just so.
 
     Unsuitable where it said BUSY instead of ACK, which the standard allows it (MEM-PLUG-7, MEM-UNPLUG-7,
-    MEM-UNPLUGALL-3): not to STATE, and not as far as drivers depend on it.
+    MEM-UNPLUGALL-3): not to STATE, and not where the rule is about just that.
     """
-    may_wait = type_ is ResponseType.ACK and state is None and not clause.startswith(("DEP-", "MEM-STATE-"))
+    may_wait = type_ is ResponseType.ACK and state is None and not clause.startswith(_NOT_BUSY)
     if may_wait and answer.type is ResponseType.BUSY:
         raise Unsuitable("the device is busy, which it may be")
     should = type_.name if state is None else f"{type_.name} {state.name}"
