@@ -156,6 +156,13 @@ def test_the_usable_region_is_for_the_device_to_choose() -> None:
     assert list(one.runs()) == []
 
 
+def test_a_vast_region_has_few_runs() -> None:
+    """They follow from what is plugged, and are not looked for block by block."""
+    one = model()
+    one.region_size = one.usable_region_size = 1 << 62
+    assert list(one.runs()) == [(0, 2, False), (2, 2, True), (4, (1 << 42) - 4, False)]
+
+
 def test_a_machine_that_is_reset_may_keep_its_blocks() -> None:
     one = model()
     one.system_reset(config_of(one), unplugged=False)

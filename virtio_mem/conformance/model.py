@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 from virtio_mem.protocol import BlockState, ConfigSpace, Request, RequestType, ResponseType
@@ -101,17 +102,19 @@ class Model:
         """How many blocks the driver may name."""
         return self.usable_region_size // self.block_size
 
-    def is_plugged(self, block: int) -> bool:
-        """Whether the block of that number is plugged."""
-        return self.addr + block * self.block_size in self.plugged
-
     def runs(self) -> Iterator[tuple[int, int, bool]]:
         """The usable region as runs of blocks alike: the first block, how many, whether they are plugged."""
-        first = 0
-        for block in range(1, self.usable_blocks + 1):
-            if block == self.usable_blocks or self.is_plugged(block) != self.is_plugged(first):
-                yield first, block - first, self.is_plugged(first)
-                first = block
+        first, end = 0, self.usable_blocks
+        numbers = sorted((addr - self.addr) // self.block_size for addr in self.plugged)
+        ordered = enumerate(number for number in numbers if number < end)
+        for _, run in groupby(ordered, lambda pair: pair[1] - pair[0]):
+            blocks = [number for _, number in run]
+            if first < blocks[0]:
+                yield first, blocks[0] - first, False
+            yield blocks[0], len(blocks), True
+            first = blocks[-1] + 1
+        if first < end:
+            yield first, end - first, False
 
     # Requests.
 

@@ -16,11 +16,16 @@ PATIENCE = 10
 UNITS = 8
 """The usable region has to have so many of the units in which a scenario goes up and down, of which it plugs four."""
 
+MOST_BLOCKS = 1 << 26
+"""Of a region whose blocks a driver of ours keeps count of."""
+
 _HEARS = Capability.SET_TARGET | Capability.NOTICES
 
 
 def _unit(session: Session) -> int:
     """The unit in blocks: a 16th of a memory block, or a whole one where less leaves Linux none that is usable."""
+    if session.nb_blocks > MOST_BLOCKS:
+        raise Unsuitable(f"the region has more than {MOST_BLOCKS} blocks, which no driver keeps count of")
     size = memory_block_size(session)
     for unit in (max(1, size // 16 // session.block_size), size // session.block_size):
         if session.nb_blocks < UNITS * unit:
