@@ -64,7 +64,8 @@ class Manager:
 
     def _end(self) -> None:
         self._ending = True
-        os.kill(self._main, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self._main, signal.SIGTERM)
 
     def _start(self) -> int:
         self._main = fork(self._become_main)
