@@ -13,7 +13,7 @@ from tests.conformance.test_machine import SMALL
 from tests.conformance.wrong.answers import Outcome
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
 from virtio_mem.blocks import BlockMap
-from virtio_mem.conformance.check import WISH, Check, all_checks, checks_of
+from virtio_mem.conformance.check import WISH, Check, Violation, all_checks, checks_of
 from virtio_mem.conformance.kit import Profile, Run, Verdict, chosen_checks, run_checks
 from virtio_mem.conformance.referee import Referee
 from virtio_mem.conformance.session import Session
@@ -22,7 +22,7 @@ from virtio_mem.conformance.targets import in_process
 from virtio_mem.conformance.targets.in_process import Parts
 from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
-from virtio_mem.protocol import Request, RequestType, Response
+from virtio_mem.protocol import ConfigSpace, Request, RequestType, Response
 from virtio_mem.service import DeviceService
 
 
@@ -131,3 +131,26 @@ def test_large_blocks_that_are_allocated_by_touch() -> None:
     checks = [check for check in checks_of("DEP-HOST-1") if check.wishes == (WISH,)]
     run = judged([replace(check, wishes=(wish,)) for check in checks])
     assert verdicts_on(run, "DEP-HOST-1") == {Verdict.HOLDS}
+
+
+class NoBlocksAfterASystemReset(VirtioMemDevice):
+    """That is no freedom."""
+
+    reset = False
+
+    def commit(self, effect: Effect) -> Response:
+        self.reset |= effect.type is EffectType.SYSTEM_RESET
+        return super().commit(effect)
+
+    @property
+    def config(self) -> ConfigSpace:
+        config = super().config
+        return config._replace(block_size=ByteCount(0)) if self.reset else config
+
+
+def test_but_none_whose_blocks_are_nothing() -> None:
+    parts = Parts(make_device=lambda geometry, size: NoBlocksAfterASystemReset(geometry, requested_size=size))
+    with OurTarget("anonymous", parts=parts) as target, closing(target.start(SMALL)) as subject:
+        referee = Referee(Session(subject, SMALL, target.capabilities))
+        with pytest.raises(Violation, match="MEM-CONF-9"):
+            referee.system_reset()

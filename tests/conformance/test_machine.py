@@ -124,6 +124,22 @@ def test_a_target_that_does_not_start_is_not_judged() -> None:
         explore(target, sequences=3, wish=SMALL)
 
 
+class GoneOnce(OurTarget):
+    starts = 0
+
+    def start(self, wish: Wish) -> Subject:
+        self.starts += 1
+        if self.starts == 1:
+            raise TargetFailure("nothing there yet")
+        return super().start(wish)
+
+
+def test_a_target_that_did_not_start_once_is_not_judged_either() -> None:
+    """What can't be repeated is no reason to have judged nothing, and to say nothing of it."""
+    with GoneOnce("anonymous") as target, pytest.raises(Unsuitable, match="the next one like it"):
+        explore(target, sequences=3, wish=SMALL)
+
+
 def test_a_device_in_use_is_not_judged() -> None:
     with OurTarget("anonymous") as target:
         session = Session(target.start(SMALL), SMALL)

@@ -16,7 +16,7 @@ from hypothesis.database import ExampleDatabase
 from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
-from virtio_mem.conformance.check import WISH, Violation
+from virtio_mem.conformance.check import WISH, Unsuitable, Violation
 from virtio_mem.conformance.machine import DeviceMachine
 from virtio_mem.conformance.referee import essential
 from virtio_mem.conformance.target import Target, Wish
@@ -130,7 +130,8 @@ def explore(
 def _round(
     exploration: Exploration, sequences: int, steps: int, seed_: int, database: ExampleDatabase | None
 ) -> str | None:
-    """The clause that was found to be violated, if any."""
+    """The clause that was found to be violated, if any. Unsuitable where a device began in a way, and not again."""
+    exploration.last = None
     machine = seed(seed_)(type("DeviceMachine", (DeviceMachine,), {"lab": exploration}))
     manner = settings(
         max_examples=sequences,
@@ -150,5 +151,7 @@ def _round(
         return violation.clause
     except Flaky:
         # The device did it once and not again, or time ran out meanwhile. It did it.
+        if exploration.last is None and not exploration.is_over:
+            raise Unsuitable("a device could not be begun with, and the next one like it could") from None
         return exploration.last
     return None

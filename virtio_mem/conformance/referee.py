@@ -137,6 +137,8 @@ class Referee:
         self._begin("FEAT-6")
         config = self.session.config()
         plugged_size = config.plugged_size
+        if not config.block_size:
+            _judge(Finding("MEM-CONF-9", "block_size 0 after a system reset", "a power of two"))
         if plugged_size and not self.model.hindered:
             _judge(Finding("MEM-OP-11", f"{plugged_size} bytes plugged after a system reset", "none"))
         if not plugged_size:

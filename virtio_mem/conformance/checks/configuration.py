@@ -101,7 +101,8 @@ def sizes_fit_each_other(session: Session) -> None:
             ("MEM-CONF-14", "requested_size"),
         ):
             value = getattr(config, name)
-            expect(clause, value % size == 0, f"{name} {value}", f"a multiple of block_size, {size}")
+            whole = size > 0 and value % size == 0
+            expect(clause, whole, f"{name} {value}", f"a multiple of block_size, {size}")
         usable, requested = config.usable_region_size, config.requested_size
         expect("MEM-CONF-8", usable >= requested, f"usable_region_size {usable}", f"requested_size {requested} or more")
         region = config.region_size
