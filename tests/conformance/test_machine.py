@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis.database import DirectoryBasedExampleDatabase
@@ -103,6 +105,16 @@ def test_time_that_is_up_ends_it() -> None:
     with OurTarget("anonymous") as target:
         exploration = explore(target, sequences=10, seconds=0, wish=SMALL)
     assert (exploration.sequences, exploration.moves) == (0, 0)
+
+
+def test_time_that_is_up_ends_a_sequence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a daemon one sequence can take longer than all of them may."""
+    ticks = count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)))
+    monkeypatch.setattr("virtio_mem.conformance.explore.time", clock)
+    with OurTarget("anonymous") as target:
+        exploration = explore(target, sequences=20, steps=30, seconds=25, wish=SMALL)
+    assert 0 < exploration.moves <= 25
 
 
 def test_progress_is_told() -> None:

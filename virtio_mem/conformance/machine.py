@@ -48,11 +48,11 @@ class Lab(Protocol):
 
 
 def _move(act: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
-    """A rule that does nothing once its sequence has ended."""
+    """A rule that does nothing once its sequence has ended, or time is up."""
 
     @wraps(act)
     def judged(machine: DeviceMachine, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if machine.referee is not None:
+        if machine.referee is not None and not machine.lab.is_over:
             machine.lab.moves += 1
             machine.judge(lambda: act(machine, *args, **kwargs))
 
