@@ -62,7 +62,7 @@ KINDS = (
 
 def rows(*, quick: bool) -> Iterator[Row]:
     """The table's lines."""
-    pairs = 8 if quick else 20
+    pairs = 10 if quick else 20
     with TemporaryDirectory() as directory:
         floor = Floor(Path(directory))
         for pages in KINDS:

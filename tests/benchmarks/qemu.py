@@ -24,7 +24,7 @@ class QemuDevice(PciDriver):
 
     def __init__(self, machine: Machine, memory: GuestMemory, release: str) -> None:
         super().__init__(machine.qtest, memory, SLOT, machine.failure, machine.patience)
-        self.name = f"QEMU {release}"
+        self.name = f"QEMU {release.split(maxsplit=1)[0]}"
         self.set_up()
         accepted = self.begin(self.offered_features())
         assert accepted, "the device refuses what it offers"

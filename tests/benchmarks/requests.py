@@ -59,8 +59,8 @@ class Waits(NamedTuple):
 
 def rows(*, quick: bool) -> Iterator[Row]:
     """The table's lines."""
-    yield from _against_qemu(pairs=6 if quick else 20, kicks=20 if quick else 40)
-    yield from _against_echo(pairs=8 if quick else 20, times=2_000 if quick else 5_000)
+    yield from _against_qemu(pairs=10 if quick else 20, kicks=20 if quick else 40)
+    yield from _against_echo(pairs=10 if quick else 20, times=2_000 if quick else 5_000)
 
 
 def costs(device: Timed, kicks: int) -> Costs:
