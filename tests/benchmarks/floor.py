@@ -23,6 +23,14 @@ class Ring(NamedTuple):
     start: int
 
 
+class Echo(NamedTuple):
+    """A process that answers signals of the eventfd `kick` by signals of `call`."""
+
+    pid: int
+    kick: int
+    call: int
+
+
 class Floor:
     """The program, compiled into `directory`. subprocess.CalledProcessError where something fails."""
 
@@ -32,13 +40,13 @@ class Floor:
         subprocess.run(command, check=True)
 
     @contextmanager
-    def echo(self) -> Iterator[tuple[int, int]]:
-        """A process that answers signals: the eventfd to signal, and the one that it signals back."""
+    def echo(self) -> Iterator[Echo]:
+        """A process that answers signals, and does nothing else."""
         kick, call = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
         try:
             with subprocess.Popen([self._program, "echo", str(kick), str(call)], pass_fds=[kick, call]) as process:
                 try:
-                    yield kick, call
+                    yield Echo(process.pid, kick, call)
                 finally:
                     process.kill()
         finally:

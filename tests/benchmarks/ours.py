@@ -55,11 +55,12 @@ def served(socket: Path, *, prefault: bool = False) -> Iterator[subprocess.Popen
 class Vmm:
     """Has the guest's memory, and has it served at `socket`: ordinary memory, and the region in the file `fd`.
 
-    The file stays the caller's.
+    The file stays the caller's. `service` is the process that was started to serve it.
     """
 
-    def __init__(self, socket: Path, fd: int) -> None:
+    def __init__(self, socket: Path, fd: int, service: int) -> None:
         self.fd = fd
+        self.service = service
         with ExitStack() as undo:
             self.ram = Ram(RAM_SIZE, user=None)
             undo.callback(self.ram.close)
@@ -149,8 +150,8 @@ def our_vmm(*, prefault: bool = False, memfd_flags: int = 0) -> Iterator[Vmm]:
         socket = Path(stack.enter_context(TemporaryDirectory())) / "mem0.sock"
         fd = os.memfd_create("region", os.MFD_CLOEXEC | memfd_flags)
         stack.callback(os.close, fd)
-        stack.enter_context(served(socket, prefault=prefault))
-        vmm = Vmm(socket, fd)
+        process = stack.enter_context(served(socket, prefault=prefault))
+        vmm = Vmm(socket, fd, process.pid)
         stack.callback(vmm.close)
         yield vmm
 

@@ -70,10 +70,10 @@ def test_a_quantile_is_a_value_that_was_measured() -> None:
 
 
 def test_the_echo_answers_every_signal(floor: Floor) -> None:
-    with floor.echo() as (kick, call):
-        assert len(floor.trips(kick, call, 50)) == 50
-        os.eventfd_write(kick, 1)
-        assert os.eventfd_read(call) == 1  # no answer is left over
+    with floor.echo() as echo:
+        assert len(floor.trips(echo.kick, echo.call, 50)) == 50
+        os.eventfd_write(echo.kick, 1)
+        assert os.eventfd_read(echo.call) == 1  # no answer is left over
 
 
 def test_what_is_populated_and_what_is_punched(floor: Floor) -> None:
