@@ -121,6 +121,7 @@ class DeviceService:
         self._last_retry = float("-inf")
         self._shortage: Callable[[], HostError | None] = _no_shortage
         self._logged_refusal = ""
+        self._logged_kept = False
 
     def request(self, request: Request) -> Response:
         """Serve one request of the driver."""
@@ -192,6 +193,7 @@ class DeviceService:
         """To be called about once a second, with a clock that never goes back, in seconds: where a driver was told
         BUSY and the cause has gone, or can't be known, it gets a notice to try again."""
         with self.lock:
+            self._logged_kept = False
             device = self.device
             if not device.owes_notice or device.paused or now - self._last_retry < RETRY_INTERVAL:
                 return
@@ -275,7 +277,10 @@ class DeviceService:
             kept = ByteCount(sum(held))
             self.unreturned_bytes += kept
             if kept:
-                log.warning("%s: the host still holds %d of %d bytes", effect.type.value, kept, unplugged)
+                # A guest can touch its blocks while it unplugs them, as often as it likes: one line a poll is enough.
+                level = logging.DEBUG if self._logged_kept else logging.WARNING
+                self._logged_kept = True
+                log.log(level, "%s: the host still holds %d of %d bytes", effect.type.value, kept, unplugged)
         for observer in self.observers:
             self._tell(partial(observer.discarded, ByteCount(unplugged), kept))
 

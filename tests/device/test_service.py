@@ -192,6 +192,18 @@ def test_unplug_all_refused_half_way_is_undone_for_those_who_were_told() -> None
     assert service.device.plugged_size == 3 * BLOCK
 
 
+def test_a_guest_cannot_fill_the_log_with_what_the_host_keeps(caplog: pytest.LogCaptureFixture) -> None:
+    service, _, memory = make_service()
+    memory.kept = ByteCount(4096)
+    for now in range(2):
+        for _ in range(20):
+            assert ask(service, PLUG, 0, 1).type is ACK
+            assert ask(service, UNPLUG, 0, 1).type is ACK
+        service.poll(now)
+    assert [record.levelname for record in caplog.records if "still holds" in record.message] == ["WARNING"] * 2
+    assert service.info()["unreturned_bytes"] == 40 * 4096
+
+
 @pytest.mark.parametrize(("kept", "expected"), [(0, 0), (4096, 4096), (None, 0)])
 def test_what_the_host_keeps_of_what_was_unplugged_is_counted(kept: int | None, expected: int) -> None:
     service, _, memory = make_service()
