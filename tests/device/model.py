@@ -42,8 +42,8 @@ class ModelDevice(Model):
 
     def reset_machine(self) -> bool:
         """Whether everything was unplugged."""
-        unplugged = not (self.paused or self.host_refuses)
-        self.system_reset(unplugged=unplugged)
-        if unplugged:
-            self.usable_region_size, self.may_shrink = self.usable(), False
-        return unplugged
+        if self.paused or self.host_refuses:
+            return False
+        self.plugged.clear()
+        self.usable_region_size, self.may_shrink = self.usable(), False
+        return True
