@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from pathlib import Path
@@ -20,7 +21,9 @@ from tests.zones.helpers import (
 )
 from vhost_user import _native
 from vhost_user.mapping import PAGE_SIZE
+from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import ByteCount, HostOffset
+from virtio_mem.hostmem.files import data_size
 from virtio_mem.hostmem.memory import HostMemory
 
 PRIVATE_KINDS = [kind for kind in KINDS if not kind.shared]
@@ -123,3 +126,21 @@ def test_what_is_held_agrees_with_a_set_of_pages(make: Maker, kind: Kind, rng: r
     for _ in range(counts.ZONE_STEPS_PER_BACKING):
         model.step(rng, shared=kind.shared)
         model.check(rng)
+
+
+def test_what_lies_behind_the_range_is_not_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel looks for a hole through all data that follows: milliseconds for gigabytes, at each UNPLUG."""
+    asked = []
+    lseek = os.lseek
+
+    def noted(fd: int, position: int, whence: int) -> int:
+        asked.append(whence)
+        return lseek(fd, position, whence)
+
+    with OwnedFd(os.memfd_create("zone", os.MFD_CLOEXEC)) as fd:
+        os.ftruncate(fd.fileno(), 64 * PAGE_SIZE)
+        os.pwrite(fd.fileno(), bytes(32 * PAGE_SIZE), 16 * PAGE_SIZE)
+        monkeypatch.setattr(os, "lseek", noted)
+        assert data_size(fd.fileno(), HostOffset(0), ByteCount(16 * PAGE_SIZE)) == 0
+        assert asked == [os.SEEK_DATA]
+        assert data_size(fd.fileno(), HostOffset(0), ByteCount(17 * PAGE_SIZE)) == PAGE_SIZE

@@ -173,6 +173,8 @@ def data_size(fd: int, offset: HostOffset, size: ByteCount) -> ByteCount:
     while position < end:
         try:
             data = os.lseek(fd, position, os.SEEK_DATA)
+            if data >= end:
+                break  # how far that goes on is of no interest, and a walk over all of it
             position = min(os.lseek(fd, data, os.SEEK_HOLE), end)
         except OSError as error:
             if error.errno == errno.ENXIO:
