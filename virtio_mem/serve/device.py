@@ -171,7 +171,8 @@ class MemDevice(Device):
         else:
             with self.state.serving(chain):
                 response = self.service.request(chain.request)
-        log.info("%s: %s", self.name, _told(chain.request, response))
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s: %s", self.name, _told(chain.request, response))
         return response
 
     def _settle(self) -> None:
