@@ -33,7 +33,7 @@ def all_counts() -> dict[str, int]:
 
 # The examples of a property test, and the steps of each of a state machine's examples, where a test sets no other.
 # Hypothesis's own defaults are 100 and 50.
-HYPOTHESIS_EXAMPLES = count(quick=25, ci=200, soak=2_000)
+HYPOTHESIS_EXAMPLES = count(quick=15, ci=200, soak=2_000)
 HYPOTHESIS_STATEFUL_STEPS = count(quick=30, ci=50, soak=50)
 
 # After this many seconds a test is taken to hang. The slowest takes a tenth of that on an idle machine.
@@ -72,7 +72,7 @@ PAYLOAD_BODIES = count(quick=500, ci=5_000, soak=50_000)
 REQUESTS_UNDER_TRUNCATION = count(quick=2_000, ci=20_000, soak=100_000)
 
 # Tables of shared memory that replace each other while a ring and copies run in them.
-TABLES_UNDER_LOAD = count(quick=300, ci=3_000, soak=30_000)
+TABLES_UNDER_LOAD = count(quick=100, ci=3_000, soak=30_000)
 
 # Reads and writes that libblkio does on our block device, by qemu-io.
 QEMU_IO_COMMANDS = count(quick=200, ci=2_000, soak=20_000)
