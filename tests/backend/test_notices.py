@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import threading
 
-from tests.backend.rig import confirm_often, pair, start_ring
+from tests.backend.rig import Pair, confirm_often, pair, start_ring
 from vhost_user.frontend import Frontend
 
 
@@ -17,6 +17,13 @@ def test_a_change_of_configuration_is_told() -> None:
             while both.frontend.channel is None or both.frontend.channel.config_changes < expected:
                 both.frontend.requests.confirm()
                 both.frontend.serve_channel()
+
+
+def wait_for_calls(both: Pair) -> None:
+    """The loop has made the calls that it was asked for. Messages may have come before them, however many."""
+    made = threading.Event()
+    both.server.loop.call_soon(made.set)
+    assert made.wait(20)
 
 
 def wait_for_notice(frontend: Frontend) -> None:
@@ -33,7 +40,7 @@ def test_quiet_ends_with_the_notices_that_came_meanwhile() -> None:
         with both.endpoint.quiet(30), both.endpoint.quiet(30):
             for _ in range(3):
                 both.endpoint.config_changed()
-            confirm_often(both.frontend)
+            wait_for_calls(both)
             assert not select.select([channel], [], [], 0)[0]
         wait_for_notice(both.frontend)
         both.frontend.serve_channel()
@@ -73,9 +80,8 @@ def test_a_change_of_configuration_is_not_told_while_all_rings_are_stopped() -> 
         ring = start_ring(both.frontend, both.ram, enabled=False)
         for _ in range(2):
             both.endpoint.config_changed()
-        for _ in range(10):
-            both.frontend.requests.confirm()
-            both.frontend.serve_channel()
+        wait_for_calls(both)
+        both.frontend.serve_channel()
         assert channel.config_changes == 0
         ring.vring.enable()
         while channel.config_changes < 1:
@@ -83,7 +89,7 @@ def test_a_change_of_configuration_is_not_told_while_all_rings_are_stopped() -> 
             both.frontend.serve_channel()
         base = ring.vring.stop()
         both.endpoint.config_changed()
-        both.frontend.requests.confirm()
+        wait_for_calls(both)
         both.frontend.serve_channel()
         assert channel.config_changes == 1
         ring.vring.start(ring.layout, base)
