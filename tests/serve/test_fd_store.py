@@ -21,7 +21,7 @@ from tests.peers.processes import wait_until
 from tests.serve.rig import BLOCK_SIZE, FORMS, guest, zone
 from tests.serve.supervised import _fork_worker
 from tests.serve.test_daemon import COMMAND, ROOT, zone_text
-from tests.serve.test_kills import random_request
+from tests.serve.test_kills import asked_under_kills
 from tests.supervisor.manager import FAILED, MAIN, STARTS, STORED, Managed, managed
 from vhost_user.errors import HostError
 from vhost_user.frontend import Frontend
@@ -79,19 +79,7 @@ def test_a_guest_never_notices(
             killer.perhaps()
             machine.start(frontend)
             while killer.supervisors < counts.SERVE_STORE_KILLS or not (answers["PLUG"] and answers["UNPLUG"]):
-                type_, block, nb_blocks = random_request(machine, rng)
-                machine.send_typed(frontend, type_, block, nb_blocks)
-                killer.perhaps()
-                response = machine.wait(frontend, 30)
-                assert machine.took(type_, block, nb_blocks, response) is ACK, (type_, block, nb_blocks)
-                answers[type_.name] += 1
-                if rng.random() < 0.1:
-                    killer.perhaps()
-                    machine.check(frontend)
-                if rng.random() < 0.05:
-                    base = frontend.vring(0).stop()
-                    killer.perhaps()
-                    frontend.vring(0).start(machine.layout, base)
+                answers[asked_under_kills(machine, frontend, killer.perhaps, rng, restarts=0.05)] += 1
             machine.check(frontend)
     figure(f"services killed under a guest, {form} ring", killer.supervisors)
     figure(f"workers killed besides, {form} ring", killer.workers)

@@ -49,6 +49,26 @@ class Killer:
             self.kills += 1
 
 
+def asked_under_kills(
+    machine: Guest, frontend: Frontend, perhaps: Callable[[], None], rng: random.Random, *, restarts: float
+) -> str:
+    """A request that is granted, now and then a look at all blocks and, in `restarts` of the cases, a ring that is
+    stopped and started; `perhaps` kills in between. Returns the name of the request's type."""
+    type_, block, nb_blocks = random_request(machine, rng)
+    machine.send_typed(frontend, type_, block, nb_blocks)
+    perhaps()
+    response = machine.wait(frontend, 30)
+    assert machine.took(type_, block, nb_blocks, response) is ResponseType.ACK, (type_, block, nb_blocks)
+    if rng.random() < 0.1:
+        perhaps()
+        machine.check(frontend)
+    if rng.random() < restarts:
+        base = frontend.vring(0).stop()
+        perhaps()
+        frontend.vring(0).start(machine.layout, base)
+    return type_.name
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_guest_never_notices(
     form: str, tmp_path: Path, rng: random.Random, figure: Callable[[str, object], None]
@@ -64,19 +84,7 @@ def test_a_guest_never_notices(
         killer.perhaps()
         machine.start(frontend)
         while killer.kills < counts.SERVE_KILLS:
-            type_, block, nb_blocks = random_request(machine, rng)
-            machine.send_typed(frontend, type_, block, nb_blocks)
-            killer.perhaps()
-            response = machine.wait(frontend, 20)
-            assert machine.took(type_, block, nb_blocks, response) is ResponseType.ACK, (type_, block, nb_blocks)
-            answers[type_.name] += 1
-            if rng.random() < 0.1:
-                killer.perhaps()
-                machine.check(frontend)
-            if rng.random() < 0.02:
-                base = frontend.vring(0).stop()
-                killer.perhaps()
-                frontend.vring(0).start(machine.layout, base)
+            answers[asked_under_kills(machine, frontend, killer.perhaps, rng, restarts=0.02)] += 1
             if rng.random() < 0.02:
                 service.upgrade()
         machine.check(frontend)

@@ -233,22 +233,31 @@ def test_killed_at_each_step_of_a_request(
     figure(f"kills at the steps of {type_.name}, {form} ring", kills)
 
 
+def dies_in_a_system_reset(here: World, at: int) -> bytes:
+    """The process is killed at step `at` of a system reset of a machine with blocks, and another one goes on.
+
+    Returns what it said, which is nothing unless the reset came to its end.
+    """
+    prepare(here.machine, here.frontend)
+    here.next_backend(Bomb(at))
+    here.backend.control.settimeout(10)
+    try:
+        here.backend.control.send(RESET)
+        told = here.backend.control.recv(3)
+    except OSError:
+        told = b""
+    here.next_backend()
+    if here.machine.config(here.frontend).plugged_size == 0:
+        here.machine.plugged.clear()
+    return told
+
+
 def test_killed_at_each_step_of_a_system_reset(rng: random.Random, figure: Callable[[str, object], None]) -> None:
     with world("split") as here:
         machine, frontend = here.machine, here.frontend
         kills = 0
         for at in steps(rng):
-            prepare(machine, frontend)
-            here.next_backend(Bomb(at))
-            here.backend.control.settimeout(10)
-            try:
-                here.backend.control.send(RESET)
-                told = here.backend.control.recv(3)
-            except OSError:
-                told = b""
-            here.next_backend()
-            if machine.config(frontend).plugged_size == 0:
-                machine.plugged.clear()
+            told = dies_in_a_system_reset(here, at)
             machine.check(frontend)
             if told:
                 assert told == b"yes"

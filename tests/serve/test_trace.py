@@ -21,7 +21,7 @@ from tests.serve.supervised import Supervised, supervised
 from tests.serve.test_daemon import refused, zone_text
 from tests.serve.test_device import served
 from tests.serve.test_kills import Killer, random_request
-from tests.serve.test_steps import MOVES, RESET, Bomb, prepare, world
+from tests.serve.test_steps import MOVES, Bomb, dies_in_a_system_reset, prepare, world
 from vhost_user.errors import Refused, UsageError
 from vhost_user.frontend import Frontend
 from vhost_user.units import ByteCount, HostOffset
@@ -222,17 +222,7 @@ def test_killed_at_each_step_of_a_system_reset(path: Path, traced_steps: Iterato
     with world("split") as here:
         machine, frontend = here.machine, here.frontend
         for at in traced_steps:
-            prepare(machine, frontend)
-            here.next_backend(Bomb(at))
-            here.backend.control.settimeout(10)
-            try:
-                here.backend.control.send(RESET)
-                told = here.backend.control.recv(3)
-            except OSError:
-                told = b""
-            here.next_backend()
-            if machine.config(frontend).plugged_size == 0:
-                machine.plugged.clear()
+            told = dies_in_a_system_reset(here, at)
             for each in range(NB_BLOCKS):
                 assert machine.ask(frontend, STATE, each) is ACK
             if told:

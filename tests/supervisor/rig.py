@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import random
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -137,6 +139,25 @@ def fork(work: Callable[[], object]) -> int:
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+@contextmanager
+def now_and_then(act: Callable[[random.Random], object], rng: random.Random) -> Iterator[None]:
+    """`act` is called again and again in a thread, as long as the context lasts, after pauses that nobody chose."""
+    done = threading.Event()
+    pauses = random.Random(rng.random())
+
+    def run() -> None:
+        while not done.wait(pauses.choice([0.005, 0.05, 0.1]) * pauses.random()):
+            act(pauses)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def serve(

@@ -20,7 +20,7 @@ from tests import counts
 from tests.backend.rig import EVERYTHING, SPLIT, Ram, start_ring
 from tests.supervisor.manager import STARTS, Managed, managed
 from tests.supervisor.numbered import Load, Numbered
-from tests.supervisor.rig import NO_INFLIGHT, Board, Counter, MakeDevice, Prepare, Service, fork, serve
+from tests.supervisor.rig import NO_INFLIGHT, Board, Counter, MakeDevice, Prepare, Service, fork, now_and_then, serve
 from tests.supervisor.test_kills import WITH_INFLIGHT
 from tests.supervisor.test_steps import FIRST, SECOND, STEP, live
 from vhost_user.message import ProtocolFeature
@@ -115,27 +115,17 @@ def test_what_was_put_is_kept_though_nobody_had_read_it(tmp_path: Path) -> None:
             assert not service.board[LOST]
 
 
-@contextmanager
-def killing(service: Service, manager: Managed, rng: random.Random, kills: list[int]) -> Iterator[None]:
-    """Kill the supervisor, or a worker, now and then; `kills` counts."""
-    done = threading.Event()
-    pauses = random.Random(rng.random())
+def killing(service: Service, manager: Managed, kills: list[int]) -> Callable[[random.Random], None]:
+    """Kills the supervisor, or a worker; `kills` counts."""
 
-    def kill() -> None:
-        while not done.wait(pauses.choice([0.005, 0.05, 0.1]) * pauses.random()):
-            if pauses.random() < 0.3:
-                service.kill_worker()
-            elif pauses.random() < 0.5 or manager.board[STARTS] > kills[0]:  # it need not be ready, but mostly
-                manager.kill_main(after=pauses.choice([0, 0.003]))
-                kills[0] += 1
+    def kill(pauses: random.Random) -> None:
+        if pauses.random() < 0.3:
+            service.kill_worker()
+        elif pauses.random() < 0.5 or manager.board[STARTS] > kills[0]:  # it need not be ready, but mostly
+            manager.kill_main(after=pauses.choice([0, 0.003]))
+            kills[0] += 1
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return kill
 
 
 @pytest.mark.parametrize("protocol_features", [NO_INFLIGHT, WITH_INFLIGHT], ids=["private area", "shared buffer"])
@@ -159,7 +149,7 @@ def test_messages_while_supervisors_die(
             frontend.track_inflight(2, 256)
         ring = start_ring(frontend, rams[0], size=32)
         load = Load(ring, service.board, rng)
-        with killing(service, manager, rng, kills):
+        with now_and_then(killing(service, manager, kills), rng):
             while kills[0] < counts.STORE_KILLS:
                 load.step()
                 frontend.regions.add(rams[1].region)

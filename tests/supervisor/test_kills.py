@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from tests import counts
 from tests.backend.rig import EVERYTHING, SPLIT, Ram, start_ring
 from tests.supervisor.numbered import Load, Numbered
-from tests.supervisor.rig import NO_INFLIGHT, RESUMED, WORKER, WORKERS, Service, service
+from tests.supervisor.rig import NO_INFLIGHT, RESUMED, WORKER, WORKERS, now_and_then, service
 from vhost_user.frontend import PROTOCOL_FEATURES
 from vhost_user.message import ProtocolFeature
 from vhost_user.units import GuestAddress
@@ -51,25 +49,6 @@ def test_no_request_is_lost_and_none_comes_back_twice(
     ram.close()
 
 
-@contextmanager
-def killing(supervised: Service, rng: random.Random) -> Iterator[None]:
-    """Kill workers now and then."""
-    done = threading.Event()
-    pauses = random.Random(rng.random())
-
-    def kill() -> None:
-        while not done.wait(pauses.choice([0.005, 0.05, 0.1]) * pauses.random()):
-            supervised.kill_worker()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("protocol_features", [NO_INFLIGHT, WITH_INFLIGHT], ids=["private area", "shared buffer"])
 @pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])
 def test_messages_while_workers_die(
@@ -87,7 +66,7 @@ def test_messages_while_workers_die(
             frontend.track_inflight(2, 256)
         ring = start_ring(frontend, rams[0], size=32)
         load = Load(ring, supervised.board, rng)
-        with killing(supervised, rng):
+        with now_and_then(lambda _: supervised.kill_worker(), rng):
             while time.monotonic() < ending or supervised.board[WORKERS] == 1:
                 load.step()
                 frontend.regions.add(rams[1].region)
