@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from virtio_mem.conformance.check import (
     Unsuitable,
@@ -36,7 +36,7 @@ def some_plugged(session: Session) -> None:
         granted(session, session.plug(0, 4))
 
 
-def errors(session: Session, clause: str, type_: RequestType, ranges: Iterator[tuple[int, int]]) -> None:
+def errors(session: Session, clause: str, type_: RequestType, ranges: Iterable[tuple[int, int]]) -> None:
     """Violation of `clause` unless each (addr, nb_blocks) gets ERROR, and no block changes by it."""
     before = session.config()
     for addr, nb_blocks in ranges:
