@@ -51,7 +51,8 @@ class Manager:
             poll = select.poll()
             poll.register(self._notify, select.POLLIN)
             poll.register(pidfd, select.POLLIN)
-            while pidfd not in dict(poll.poll()) or select.select([self._notify], [], [], 0)[0]:
+            # Python misses a signal that comes just before the wait, so that is a short one.
+            while pidfd not in dict(poll.poll(1000)) or select.select([self._notify], [], [], 0)[0]:
                 self._read()
             os.close(pidfd)
             _, status = os.waitpid(self._main, 0)
