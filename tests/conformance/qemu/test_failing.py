@@ -32,11 +32,15 @@ AFTER_ITS_IDENTITY = 'n=$((n + 1)); [[ $n = 3 ]] && a=0x10581af4 || a={}; echo "
 """What everything else reads as. The identity is asked for by the third access."""
 
 
-def program(directory: Path, then: str, accel: str = "Property not found") -> Path:
+def script(directory: Path, text: str) -> Path:
     path = directory / "qemu"
-    path.write_text(f"#!/bin/bash\nACCEL='{accel}'\n{HELP}{then}")
+    path.write_text(text)
     path.chmod(0o755)
     return path
+
+
+def program(directory: Path, then: str, accel: str = "Property not found") -> Path:
+    return script(directory, f"#!/bin/bash\nACCEL='{accel}'\n{HELP}{then}")
 
 
 def target(path: Path, options: str = "") -> QemuTarget:
@@ -93,17 +97,13 @@ def test_it_is_no_virtio_device(tmp_path: Path) -> None:
 
 
 def test_it_is_too_old(tmp_path: Path) -> None:
-    path = tmp_path / "qemu"
-    path.write_text("#!/bin/sh\necho QEMU emulator version 5.2.0\n")
-    path.chmod(0o755)
+    path = script(tmp_path, "#!/bin/sh\necho QEMU emulator version 5.2.0\n")
     with pytest.raises(HostError, match=r"is QEMU 5\.2; 7\.2 is the first that was tried; .* by qemu:BINARY"):
         target(path)
 
 
 def test_it_has_no_such_device(tmp_path: Path) -> None:
-    path = tmp_path / "qemu"
-    path.write_text("#!/bin/sh\necho QEMU emulator version 8.0.0\n")
-    path.chmod(0o755)
+    path = script(tmp_path, "#!/bin/sh\necho QEMU emulator version 8.0.0\n")
     with pytest.raises(HostError, match="has no virtio-mem-pci"):
         target(path)
 
@@ -121,8 +121,6 @@ def test_without_the_qtest_accelerator(tmp_path: Path) -> None:
 
 
 def test_a_program_that_cant_be_started(tmp_path: Path) -> None:
-    path = tmp_path / "qemu"
-    path.write_text("#!/no/such/interpreter\n")
-    path.chmod(0o755)
+    path = script(tmp_path, "#!/no/such/interpreter\n")
     with pytest.raises(HostError, match="does not say what it is"):
         target(path)
