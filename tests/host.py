@@ -169,6 +169,13 @@ class HugePagePool:
                 if self.free < count:
                     COMPACT_MEMORY.write_text("1")
                     (self.directory / "nr_hugepages").write_text(str(target))
+                for _ in range(100):
+                    if self.free <= count:
+                        break
+                    # Memory of a process that has ended may come back late, by descriptors that were on their way.
+                    target = self.counter("nr_hugepages") - self.free + count
+                    (self.directory / "nr_hugepages").write_text(str(target))
+                    time.sleep(0.01)
                 if self.free != count:
                     size = format_size(self.page_size)
                     raise LookupError(f"the host could not gather {count} huge pages of {size}: it found {self.free}")

@@ -27,8 +27,8 @@ from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import Worker, front_end, supervisor
 from vhost_user.units import GuestAddress
 
-NOTE = 20
-"""A word of the board that is the test's."""
+NOTE, ARMED = 20, 21
+"""Words of the board that are the test's: what it counts, and whether a device may die of a status by now."""
 
 
 @contextmanager
@@ -182,7 +182,7 @@ class Deadly(Counter):
         os._exit(1)
 
     def set_status(self, status: int) -> None:
-        if status == 13 and self.board[RESUMED]:
+        if status == 13 and self.board[ARMED]:
             self.board[NOTE] += 1
             os._exit(1)
 
@@ -238,6 +238,7 @@ def test_a_session_that_can_not_be_rebuilt_ends_alone(tmp_path: Path, threads: b
             supervised.kill_worker()  # takes it over, and looks harmless
             ring.echo(b"innocent")
             supervised.wait_for(RESUMED, 2)
+            supervised.board[ARMED] = 1
             supervised.kill_worker()
             use_until_closed(guilty)
         assert supervised.board[NOTE] == 3
