@@ -32,6 +32,11 @@ class Skip:
     reason: str
     needs: frozenset[str] = frozenset()
 
+    @property
+    def lacked(self) -> frozenset[str]:
+        """What it was skipped for: the need that the reason names, as conftest.py words it, or any of its needs."""
+        return self.needs & {self.reason.partition(":")[0]} or self.needs
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -65,10 +70,10 @@ class Judge:
 
     def objection(self, skip: Skip) -> str | None:
         """Why this skip fails the run, or None."""
-        if self.root and skip.needs & ROOT_CAN_ARRANGE:
-            return f"root may not skip what {', '.join(sorted(skip.needs & ROOT_CAN_ARRANGE))}"
-        if self.ci and skip.needs & CI_INSTALLS:
-            return f"CI may not skip what {', '.join(sorted(skip.needs & CI_INSTALLS))}"
+        if self.root and skip.lacked & ROOT_CAN_ARRANGE:
+            return f"root may not skip what {', '.join(sorted(skip.lacked & ROOT_CAN_ARRANGE))}"
+        if self.ci and skip.lacked & CI_INSTALLS:
+            return f"CI may not skip what {', '.join(sorted(skip.lacked & CI_INSTALLS))}"
         if not (self.ci or self.root):
             return None
         entries = [entry for entry in self.expected if entry.covers(skip)]

@@ -23,6 +23,10 @@ ZONE = Skip("tests/zones/test_a.py::test_b", "may not")
 UNKNOWN = Skip("tests/a.py::test_b", "felt like it")
 KSM = Skip("tests/zones/test_a.py::test_b", "no 1G pages", frozenset({"needs_ksm"}))
 PEERS = Skip("tests/peers/test_a.py::test_b", "needs_peers: run scripts/peers", frozenset({"needs_peers"}))
+BOTH = frozenset({"needs_peers", "needs_hugetlb"})
+FOR_PEERS = Skip("tests/boot/test_a.py::test_b", "needs_peers: run scripts/peers", BOTH)
+FOR_HUGE_PAGES = Skip("tests/boot/test_a.py::test_b", "needs_hugetlb: no pool", BOTH)
+FOR_EITHER = Skip("tests/boot/test_a.py::test_b", "the host could not gather 4 huge pages", BOTH)
 IN_A_FIXTURE = Skip("tests/peers/test_a.py::test_b", "needs_peers: run scripts/peers")
 
 
@@ -45,6 +49,12 @@ IN_A_FIXTURE = Skip("tests/peers/test_a.py::test_b", "needs_peers: run scripts/p
         (PEERS, ROOT, None),
         (PEERS, CI, "CI may not skip what needs_peers"),
         (PEERS, ROOT_IN_CI, "CI may not skip what needs_peers"),
+        (FOR_PEERS, ROOT, None),
+        (FOR_PEERS, CI, "CI may not skip what needs_peers"),
+        (FOR_PEERS, ROOT_IN_CI, "CI may not skip what needs_peers"),
+        (FOR_HUGE_PAGES, ROOT, "root may not skip what needs_hugetlb"),
+        (FOR_HUGE_PAGES, ROOT_IN_CI, "root may not skip what needs_hugetlb"),
+        (FOR_EITHER, ROOT, "root may not skip what needs_hugetlb"),
         (IN_A_FIXTURE, ROOT, None),
         (IN_A_FIXTURE, ROOT_IN_CI, "expected, but not in CI: a large download"),
     ],
