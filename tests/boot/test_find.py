@@ -55,6 +55,19 @@ def test_the_one_that_is_named(search_path: Path, tmp_path: Path) -> None:
         find_qemu("nonsense", tmp_path)
 
 
+def test_one_of_a_tree_is_started_through_the_linker_of_its_own_tree(search_path: Path, tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "bookworm"):
+        path = fake_qemu(root / "usr/bin", "")
+        libraries = root / "usr/lib/x86_64-linux-gnu"
+        libraries.mkdir(parents=True)
+        linker = libraries / "ld-linux-x86-64.so.2"
+        linker.write_text('#!/bin/sh\necho "QEMU emulator version 10.2.1 $*"\n')
+        linker.chmod(0o755)
+        qemu = find_qemu(str(path), tmp_path)
+        assert qemu.release.startswith(f"10.2.1 --library-path {libraries} {path} -L {root}/usr/share/qemu")
+        assert qemu.environment == {"QEMU_MODULE_DIR": f"{libraries}/qemu"}
+
+
 def test_what_is_no_qemu(search_path: Path, tmp_path: Path) -> None:
     path = fake_qemu(tmp_path / "mine", "hello")
     with pytest.raises(HostError, match="does not say what it is, but 'hello"):

@@ -1,7 +1,7 @@
 """A QEMU that can do it: for a guest of ours 10.2 or later, the first that has the generic vhost-user device.
 
-The one that was named, or the one in PATH, or the one in the tree that scripts/peers makes. A program of that tree is
-started through the dynamic linker of the tree, which is told where the libraries are.
+The one that was named, or the one in PATH, or the one in the tree that scripts/peers makes. A program of that tree, or
+of the one for QEMU 7.2 in it, is started through the dynamic linker of its tree, which is told where the libraries are.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ PROGRAM = "qemu-system-x86_64"
 TREE = Path(__file__).resolve().parents[2] / ".cache/peers/root"
 """What scripts/peers makes, in the project's directory."""
 
+OLD_TREE = "bookworm"
+"""Where in that tree the one of an older Debian is."""
+
 
 class Wanted(NamedTuple):
     """What is asked of a QEMU: the `oldest` version that will do, what makes it the first (`has`), and how the user
@@ -33,7 +36,7 @@ class Wanted(NamedTuple):
     @property
     def remedy(self) -> str:
         """What to do without one."""
-        return f"scripts/peers gets one in half a minute, without root; or name one by {self.named_by}"
+        return f"scripts/peers gets one in a minute, without root; or name one by {self.named_by}"
 
 
 FOR_A_GUEST = Wanted((10, 2), "that has vhost-user-test-device", "--qemu")
@@ -81,12 +84,13 @@ def _of_tree(tree: Path) -> str:
 
 def _start(path: Path, tree: Path) -> Qemu:
     """How to start the QEMU at `path`, of which nothing else is known yet."""
-    if str(path.resolve()) != _of_tree(tree.resolve()):
+    root = next((each for each in (tree, tree / OLD_TREE) if str(path.resolve()) == _of_tree(each.resolve())), None)
+    if root is None:
         return Qemu((str(path),))
-    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    libraries = root / "usr/lib/x86_64-linux-gnu"
     command = (
-        *(str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), _of_tree(tree)),
-        *("-L", str(tree / "usr/share/qemu"), "-L", str(tree / "usr/share/seabios")),
+        *(str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries), _of_tree(root)),
+        *("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")),
     )
     return Qemu(command, {"QEMU_MODULE_DIR": str(libraries / "qemu")})
 
