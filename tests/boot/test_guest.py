@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tests import counts
 from tests.boot.rig import Machine, end, machine
 from tests.peers.processes import wait_until
 from vhost_user.units import MIB
+from virtio_mem.conformance.replay import parse_script, replay
+from virtio_mem.conformance.targets.ours import OurTarget
 
 pytestmark = pytest.mark.needs_peers
 
@@ -133,9 +136,25 @@ def check_pause(vm: Machine) -> None:
     assert vm.api.operation(vm.api.resize((320 + 256) * MIB), wait=30.0)["state"] == "reached"
 
 
+def check_trace(path: Path) -> None:
+    """The guests' requests are in it, with what befell the machine, and another device answers them in the same way."""
+    scripts = parse_script(path.read_text())
+    with OurTarget() as target:
+        replays = [replay(target, script) for script in scripts]
+    assert [(run.failure, run.differences) for run in replays] == [("", [])] * len(scripts)
+    calls = [step.call for script in scripts for step in script.steps]
+    moves = [call for call in calls if call in ("begin", "pause on", "pause off", "system_reset")]
+    # Firmware may reset the machine once more.
+    assert [move for move, _ in groupby(moves)] == [
+        *("begin", "pause on", "pause off", "system_reset", "begin", "system_reset", "begin")
+    ]
+    assert sum(int(call.split()[2]) for call in calls if call.startswith("plug")) == 4 * 128
+
+
 @pytest.mark.parametrize("kernel", ["6.1"] if counts.TIER == "quick" else ["6.1", "7.3"])
 def test_a_machine_that_is_paused_and_reset(directory: Path, kernel: str) -> None:
-    with machine(directory, ONE, kernel) as vm:
+    trace = directory / "mem0.trace"
+    with machine(directory, f"{ONE} --trace {trace}", kernel) as vm:
         wait_for_size(vm, "mem0", 256 * MIB)
         assert kernel in vm.guest("uname -r")
         assert vm.guest("cat /sys/devices/system/node/online").strip() == "0"
@@ -148,3 +167,4 @@ def test_a_machine_that_is_paused_and_reset(directory: Path, kernel: str) -> Non
         assert end(vm.process) < 10
         assert vm.process.returncode == 0
     assert list(directory.glob("virtio-mem-*")) == []
+    check_trace(trace)

@@ -152,6 +152,7 @@ def test_an_old_qemu(qemu: Path, capfd: pytest.CaptureFixture[str]) -> None:
             ["--memory", "size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=3M,hotplugged_size=1M"],
             "zone mem0 hotplug_size=3145728: must be a multiple of the block size, 2097152; use 2097152 or 4194304",
         ),
+        ([*ZONES, "--trace", "/proc"], "--trace=/proc: can't be opened to be written to: Is a directory"),
     ],
 )
 def test_what_is_refused(qemu: Path, capfd: pytest.CaptureFixture[str], options: list[str], says: str) -> None:

@@ -35,6 +35,7 @@ from virtio_mem.control.options import memory_options, zone_options
 from virtio_mem.geometry import default_block_size
 from virtio_mem.layout import ZoneSize
 from virtio_mem.serve.daemon import notify_service_manager, serve
+from virtio_mem.serve.files import check_traces
 from virtio_mem.serve.logs import log_to_stderr
 from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.sharing import require_shareable
@@ -52,7 +53,8 @@ DEFAULT_CMDLINE = "console=ttyS0 quiet panic=-1 memhp_default_state=online_movab
 class BootOptions:
     """What the user asked for. `kernel` and `initrd` of None are the guest that is there; see guest.py.
 
-    `hide_by` is `mem` or `memmap`, see layout.py. `extra` is added to QEMU's command line.
+    `hide_by` is `mem` or `memmap`, see layout.py. `trace` is where traces go, see `serve.files.trace_path`. `extra` is
+    added to QEMU's command line.
     """
 
     config: VmMemoryConfig
@@ -64,6 +66,7 @@ class BootOptions:
     qemu: str | None = None
     api_socket: str | None = None
     hide_by: str = "mem"
+    trace: str | None = None
     verbose: int = 0
     extra: Sequence[str] = field(default_factory=tuple)
 
@@ -208,12 +211,15 @@ def _serve_plan(
     )
     for zone in served:
         _check_served(zone)
+    if options.trace is not None:
+        check_traces(options.trace, [zone.id for zone in served])
     return ServePlan(
         zones=served,
         user_zones=options.config.user_zones,
         api=options.api_socket is not None,
         qmp=True,
         options=str(options.config),
+        trace=options.trace,
         verbose=options.verbose,
     )
 

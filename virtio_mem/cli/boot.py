@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto", help="KVM where it is there (auto)")
     parser.add_argument("--qemu", metavar="PATH", help="QEMU's program (that in PATH, or that of scripts/peers)")
     parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
+    parser.add_argument("--trace", metavar="FILE", help="append what the guest asks and gets to FILE, as `serve` does")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say who asked what; twice: each message")
     parser.add_argument("extra", nargs="*", metavar="-- QEMU'S OPTIONS", help="added to QEMU's command line")
 
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         qemu=arguments.qemu,
         api_socket=arguments.api_socket,
         hide_by=arguments.hide_by,
+        trace=arguments.trace,
         verbose=arguments.verbose,
         extra=arguments.extra,
     )
