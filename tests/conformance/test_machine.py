@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.database import DirectoryBasedExampleDatabase, InMemoryExampleDatabase
 
 from tests import counts
 from tests.conformance.bare import Bare
 from tests.conformance.wrong import FAULTS
 from virtio_mem.conformance.check import Unsuitable
-from virtio_mem.conformance.explore import Exploration, explore
+from virtio_mem.conformance.explore import DatabaseFailure, Exploration, explore
 from virtio_mem.conformance.referee import Referee, essential
 from virtio_mem.conformance.replay import replay, script_of
 from virtio_mem.conformance.session import Session
@@ -99,6 +99,36 @@ def test_more_is_found_behind_a_failure_and_a_database_brings_it_back(
         assert "DEP-HOST-3" in first.passed_over <= first.found.keys()
         again = explore(target, sequences=1, seed_=2, wish=SMALL, database=database, rounds=1)
     assert "DEP-HOST-3" in again.found
+
+
+def test_what_is_stopped_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sequence that was cut off shows nothing."""
+    monkeypatch.setattr("hypothesis.core.global_force_seed", None)
+    database = DirectoryBasedExampleDatabase(tmp_path)
+    with FAULTS["nothing-is-given-back"].target() as target:
+        explore(target, sequences=60, seed_=1, wish=SMALL, database=database, rounds=1)
+        kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert kept
+        looks = count()
+        stopped = explore(target, sequences=9, wish=SMALL, database=database, stopped=lambda: next(looks) > 2)
+    assert (stopped.found, stopped.sequences, stopped.moves) == ({}, 1, 2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+class Lost(InMemoryExampleDatabase):
+    """A database whose server is gone once it is asked to keep something."""
+
+    def save(self, key: bytes, value: bytes) -> None:
+        raise OSError("connection refused")
+
+
+def test_a_database_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypothesis.core.global_force_seed", None)
+    with (
+        FAULTS["no-target"].target() as target,
+        pytest.raises(DatabaseFailure, match="OSError: connection refused"),
+    ):
+        explore(target, sequences=60, seed_=1, wish=SMALL, database=Lost())
 
 
 def test_time_that_is_up_ends_it() -> None:

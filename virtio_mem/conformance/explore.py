@@ -7,7 +7,8 @@ again. So what lies behind it is found as well, round by round.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from virtio_mem.conformance.check import WISH, Unsuitable, Violation
-from virtio_mem.conformance.machine import DeviceMachine
+from virtio_mem.conformance.machine import DeviceMachine, Over
 from virtio_mem.conformance.referee import essential
 from virtio_mem.conformance.target import Target, Wish
 
@@ -40,6 +41,10 @@ class Found(NamedTuple):
 Progress = Callable[["Exploration"], None]
 
 
+class DatabaseFailure(Exception):  # noqa: N818 - as TargetFailure
+    """What failing sequences are kept in can't be reached any more."""
+
+
 @dataclass
 class Exploration:
     """What has become of it so far: sequences and moves that were run, and what was found by clause."""
@@ -47,6 +52,7 @@ class Exploration:
     target: Target
     wish: Wish = WISH
     deadline: float = float("inf")
+    stopped: Callable[[], bool] = lambda: False
     progress: Progress | None = None
     sequences: int = 0
     moves: int = 0
@@ -57,8 +63,8 @@ class Exploration:
 
     @property
     def is_over(self) -> bool:
-        """Whether its time is up."""
-        return time.monotonic() >= self.deadline
+        """Whether its time is up, or its end was asked for."""
+        return self.stopped() or time.monotonic() >= self.deadline
 
     def violated(self, violation: Violation, lines: list[str]) -> None:
         """Keep the shortest way to each violation; of several, the last, which is the simplest."""
@@ -74,25 +80,39 @@ class Exploration:
             self.progress(self)
 
 
-class _Apart(ExampleDatabase):
+class _Kept(ExampleDatabase):
     """A database in which what fails while some clauses are passed over is kept apart.
 
-    Elsewhere it would be found not to fail, and be thrown away.
+    Elsewhere it would be found not to fail, and be thrown away; as would be all that is tried when time is up, so
+    nothing is thrown away from then on. DatabaseFailure where it can't be reached.
     """
 
-    def __init__(self, database: ExampleDatabase, passed_over: frozenset[str]) -> None:
+    def __init__(self, database: ExampleDatabase, exploration: Exploration) -> None:
         super().__init__()
         self._database = database
-        self._suffix = " ".join(sorted(passed_over)).encode()
+        self._exploration = exploration
+        self._suffix = " ".join(sorted(exploration.passed_over)).encode()
 
     def fetch(self, key: bytes) -> Iterable[bytes]:
-        return self._database.fetch(key + self._suffix)
+        with _reached():
+            return list(self._database.fetch(key + self._suffix))
 
     def save(self, key: bytes, value: bytes) -> None:
-        self._database.save(key + self._suffix, value)
+        with _reached():
+            self._database.save(key + self._suffix, value)
 
     def delete(self, key: bytes, value: bytes) -> None:
-        self._database.delete(key + self._suffix, value)
+        if not self._exploration.is_over:
+            with _reached():
+                self._database.delete(key + self._suffix, value)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each kind of database has its own
+        raise DatabaseFailure(f"{type(error).__name__}: {error}") from error
 
 
 def explore(
@@ -101,6 +121,7 @@ def explore(
     sequences: int,
     steps: int = 30,
     seconds: float = float("inf"),
+    stopped: Callable[[], bool] = lambda: False,
     seed_: int = 0,
     wish: Wish = WISH,
     pass_over: Iterable[str] = (),
@@ -110,10 +131,12 @@ def explore(
 ) -> Exploration:
     """Run `sequences` sequences of up to `steps` moves, in `rounds` of which each ends with the first violation.
 
-    It ends after `seconds` even in the middle of shrinking; what is shortest by then counts. TargetFailure where no
-    device can be started, Unsuitable where it can't be judged in this way.
+    It ends after `seconds`, or once `stopped`, even in the middle of shrinking; what is shortest by then counts.
+    TargetFailure where no device can be started, Unsuitable where it can't be judged in this way, DatabaseFailure where
+    `database` can't be reached.
     """
-    exploration = Exploration(target, wish, time.monotonic() + seconds, progress, passed_over=frozenset(pass_over))
+    deadline = time.monotonic() + seconds
+    exploration = Exploration(target, wish, deadline, stopped, progress, passed_over=frozenset(pass_over))
     in_vain = 0
     for number in range(rounds):
         violated = _round(exploration, sequences, steps, seed_ + number, database)
@@ -136,7 +159,7 @@ def _round(
     manner = settings(
         max_examples=sequences,
         stateful_step_count=steps,
-        database=database and _Apart(database, exploration.passed_over),
+        database=database and _Kept(database, exploration),
         deadline=None,
         derandomize=False,
         phases=(Phase.reuse, Phase.generate, Phase.shrink),
@@ -149,6 +172,8 @@ def _round(
         run_state_machine_as_test(machine, settings=manner)
     except Violation as violation:
         return violation.clause
+    except Over:
+        return exploration.last
     except Flaky:
         # The device did it once and not again, or time ran out meanwhile. It did it.
         if exploration.last is None and not exploration.is_over:
