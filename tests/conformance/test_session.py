@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vhost_user.errors import UsageError
 from vhost_user.units import MIB, ByteCount, GuestAddress
 from virtio_mem.conformance.session import Session
-from virtio_mem.conformance.target import Chain, Refused, Subject, TargetFailure, Used, Wish
+from virtio_mem.conformance.target import Chain, Odd, Refused, Subject, TargetFailure, Used, Wish
 from virtio_mem.conformance.words import (
     Answer,
     Place,
@@ -173,7 +173,13 @@ LENGTHS = st.lists(st.integers(1, 64), max_size=3).map(tuple)
 
 @given(
     st.builds(
-        Chain, REQUESTS | st.binary(max_size=23), LENGTHS | st.just((24,)), LENGTHS | st.just((10,)), st.booleans()
+        Chain,
+        REQUESTS | st.binary(max_size=23),
+        LENGTHS | st.just((24,)),
+        LENGTHS | st.just((10,)),
+        st.booleans(),
+        st.integers(0, 255) | st.just(0xA5),
+        st.sampled_from(range(8)).map(Odd),
     )
 )
 def test_every_request_can_be_read_back(chain: Chain) -> None:
@@ -187,7 +193,21 @@ def test_a_request_moves_with_the_region() -> None:
     assert moved == Chain(request_bytes(RequestType.PLUG, other.addr + BLOCK // 2, 3))
 
 
-@pytest.mark.parametrize("text", ["", "plug", "plug a 1", "ask 0 4 1", "plug 0 65536", "chain", "chain hex=0", "dance"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plug",
+        "plug a 1",
+        "ask 0 4 1",
+        "plug 0 65536",
+        "chain",
+        "chain hex=0",
+        "chain hex=00 fill=256",
+        "chain hex=00 odd=8",
+        "dance",
+    ],
+)
 def test_other_words_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="can't be read"):
         parse_chain(text, PLACE)

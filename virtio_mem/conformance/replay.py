@@ -10,31 +10,37 @@ of plugged memory the host holds already. That it holds nothing is compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from vhost_user.errors import UsageError
+from virtio_mem.conformance.calls import action_of
 from virtio_mem.conformance.session import Session
-from virtio_mem.conformance.target import Capability, Chain, Target, TargetFailure, Wish
-from virtio_mem.conformance.words import ARROW, BESIDE, Place, parse_chain, parse_wish, wish_words
-from virtio_mem.protocol import REQUEST_SIZE
+from virtio_mem.conformance.target import Capability, Target, TargetFailure, Wish
+from virtio_mem.conformance.words import ARROW, BESIDE, parse_wish, wish_words
 
-NO_NEED = Capability(0)
-_ANYWHERE = Place(0, 1)
 _OWN = ("addr=", "node_id=")
 """Fields of a configuration space that are a device's own affair."""
+
+_OWN_REGISTERS = ("queue_size=", "generation=")
+"""The same of registers."""
 
 _FAILURE = "failure:"
 _LOOKS = frozenset({"config", "state", "held", "same"})
 """Calls that by all accounts change nothing."""
 
+_PASSED_OVER = frozenset({"notices", "look", "registers", "peek", "fill", "write_config"})
+"""The same of calls that matter to no other answer but to what the same target can't be asked either."""
+
+_HINDRANCES = frozenset({"refuse", "pause"})
+"""Calls that keep blocks from changing, until they are taken back."""
+
+BUSY = "BUSY"
+
 _CHANGES_NOTHING = frozenset({"ERROR", "NACK", "ACK PLUGGED", "ACK UNPLUGGED", "ACK MIXED"})
 """Answers to requests that by all accounts changed nothing."""
-
-_LONGEST = 86_400
-"""Seconds that a file may let go by at one time."""
 
 _MOST_TRIED = 40
 """Where more looks than these matter, they are not tried one by one."""
@@ -57,20 +63,26 @@ class Script:
 
 
 class Replayed(NamedTuple):
-    """A step and the answer that it got now."""
+    """A step and the answer that it got now; `apart` says why that can't be compared, "" where it can.
+
+    A step that was not made at all has no answer.
+    """
 
     step: Step
     now: str
+    apart: str = ""
 
     @property
     def same(self) -> bool:
         """Whether it is the answer that is in the file, as far as two devices have to agree."""
-        return not self.step.answer or _essence(self.step, self.step.answer) == _essence(self.step, self.now)
+        if not self.step.answer or self.apart:
+            return True
+        return _essence(self.step, self.step.answer) == _essence(self.step, self.now)
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of a script. `failure` says why it ended before its time; "" where it did not."""
+    """What came of a script. `failure` says that the device failed before the script's end; "" where it did not."""
 
     script: Script
     replayed: tuple[Replayed, ...]
@@ -80,6 +92,11 @@ class Replay:
     def differences(self) -> list[Replayed]:
         """The steps that got another answer."""
         return [one for one in self.replayed if not one.same]
+
+    @property
+    def apart(self) -> list[Replayed]:
+        """The steps whose answers can't be compared here."""
+        return [one for one in self.replayed if one.apart]
 
 
 def parse_script(text: str) -> list[Script]:
@@ -115,24 +132,71 @@ def script_of(lines: Sequence[str]) -> Script:
 def replay(target: Target, script: Script) -> Replay:
     """Run one script on a device that is started for it. TargetFailure where none can be had.
 
-    It ends early where the device fails, and where the target can't do what a step needs.
+    It ends early where the device fails. What this target can't do is passed over, as far as the others' answers mean
+    the same without it: see `_Gaps`.
     """
     replayed: list[Replayed] = []
+    gaps = _Gaps(target)
     with closing(target.start(script.wish)) as subject:
         session = Session(subject, script.wish, target.capabilities)
         session.config()
         for step in script.steps:
-            need, act = action_of(step.call)
-            if lacking := target.lacks(need):
-                return Replay(script, tuple(replayed), f"line {step.number}: {lacking}")
+            _, act = action_of(step.call)
+            if gaps.passes_over(step):
+                replayed.append(Replayed(step, "", gaps.why))
+                continue
             with suppress(TargetFailure):
                 act(session)
             now = session.lines[-1].split(ARROW, 1)[1]
-            replayed.append(Replayed(step, now))
+            replayed.append(Replayed(step, now, gaps.why_apart(step)))
             if now.startswith(_FAILURE):
                 left = len(script.steps) - len(replayed)
                 return Replay(script, tuple(replayed), f"line {step.number}: the device failed" if left else "")
     return Replay(script, tuple(replayed))
+
+
+class _Gaps:
+    """Which steps of a script a target has to be spared, so that it stays where the other device was.
+
+    What asks a question, and what got an answer by which nothing changed, can be left out. While the host should refuse
+    or the device be paused, and this target's can't, requests that got BUSY are left out, and the notice that is owed
+    for them is not looked for. After a step that did change something nothing can be compared any more.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._hindrances: dict[str, str] = {}
+        self._owed = ""
+        self._lost = ""
+        self.why = ""
+
+    def passes_over(self, step: Step) -> bool:
+        """Whether a step is not made here; then `why` is the reason."""
+        need, _ = action_of(step.call)
+        word, lacking = step.call.split()[0], self._target.lacks(need)
+        self.why = self._lost or lacking
+        if self.why:
+            if not self._lost and word in _HINDRANCES:
+                self._hinder(word, step.call.endswith("on"))
+            elif not self._lost and not _is_idle(step) and word not in _PASSED_OVER:
+                self._lost = f"what follows line {step.number}, since {lacking}"
+            return True
+        if self._hindrances and step.answer == BUSY:
+            self.why = self._owed = next(iter(self._hindrances.values()))
+        return bool(self.why)
+
+    def _hinder(self, word: str, begins: bool) -> None:
+        if begins:
+            self._hindrances[word] = self.why
+        else:
+            self._hindrances.pop(word, None)
+
+    def why_apart(self, step: Step) -> str:
+        """Why the answer to a step that was made can't be compared; "" where it can."""
+        why = self._owed if step.call == "notices" else ""
+        if why and not self._hindrances:
+            self._owed = ""
+        return why
 
 
 def shorten(target: Target, lines: Sequence[str]) -> tuple[str, ...]:
@@ -167,7 +231,7 @@ def _ends_alike(target: Target, script: Script) -> bool:
         return False
     if len(replayed) < len(script.steps):
         return False
-    (_, _, before), now = replayed[-1]
+    (_, _, before), now, _ = replayed[-1]
     return before == now or (before.startswith(_FAILURE) and now.startswith(_FAILURE))
 
 
@@ -177,72 +241,16 @@ def _essence(step: Step, answer: str) -> str:
         if answer.startswith(f"{word}:"):
             return word
     match step.call.split()[0]:
-        case "begin":
+        case "begin" | "prepare":
             return answer.split(maxsplit=1)[0]
+        case "look":
+            return answer.rpartition(", flags ")[0]
+        case "peek":
+            return "bytes"
+        case "registers":
+            return " ".join(word for word in answer.split() if not word.startswith(_OWN_REGISTERS))
         case "config":
             return " ".join(word for word in answer.split() if not word.startswith(_OWN))
         case "held" if step.answer != "0":
             return "bytes"
     return answer
-
-
-# A call, from its words.
-
-Action = tuple[Capability, Callable[[Session], object]]
-
-
-def action_of(call: str) -> Action:
-    """What a call needs, and how it is made. UsageError for words that are no call."""
-    word, *rest = call.split()
-    try:
-        return _simple(word, rest) or _submitted(call)
-    except (ValueError, KeyError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError("call", call, "can't be read") from error
-
-
-def _simple(word: str, rest: Sequence[str]) -> Action | None:
-    """Calls that name no request; None for the others."""
-    match word, rest:
-        case "begin", [] | [_]:
-            features = int(rest[0], 0) if rest else None
-            return NO_NEED, lambda session: session.begin(features)
-        case "config" | "device_reset" | "system_reset" | "notices", []:
-            return _NEEDS.get(word, NO_NEED), lambda session: getattr(session, word)()
-        case "fill" | "same", [_, _, _]:
-            block, nb_blocks, seed = map(int, rest)
-            return Capability.CONTENT, lambda session: getattr(session, word)(block, nb_blocks, seed)
-        case "held", [_, _]:
-            first, count = map(int, rest)
-            return Capability.HELD, lambda session: session.held(first, count)
-        case "target", [size]:
-            requested_size = int(size)
-            return Capability.SET_TARGET, lambda session: session.set_target(requested_size)
-        case "advance", [text]:
-            seconds = float(text)
-            if not 0 <= seconds <= _LONGEST:
-                raise UsageError("advance", text, f"0 to {_LONGEST} seconds")
-            return NO_NEED, lambda session: session.advance(seconds)
-        case "refuse" | "pause", ["on" | "off" as state]:
-            return _NEEDS[word], lambda session: getattr(session, word)(state == "on")
-    return None
-
-
-_NEEDS = {
-    "system_reset": Capability.SYSTEM_RESET,
-    "notices": Capability.NOTICES,
-    "refuse": Capability.HOST_REFUSES,
-    "pause": Capability.PAUSE,
-}
-
-
-def _submitted(call: str) -> Action:
-    """A request, or several."""
-    texts = call.removeprefix("batch ").split(BESIDE)
-    chains = [parse_chain(text, _ANYWHERE) for text in texts]
-    plain = all(chain == Chain(chain.request) and len(chain.request) == REQUEST_SIZE for chain in chains)
-    need = NO_NEED if plain else Capability.CHAINS
-    if call.startswith("batch "):
-        return need, lambda session: session.batch([parse_chain(text, session.place) for text in texts])
-    return need, lambda session: session.chain(parse_chain(call, session.place))

@@ -16,14 +16,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from vhost_user.units import MIB
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, TargetFailure, Wish
+from virtio_mem.conformance.target import (
+    Asks,
+    Capability,
+    Chain,
+    Refused,
+    Registers,
+    Subject,
+    TargetFailure,
+    Wish,
+)
 from virtio_mem.conformance.words import (
     ARROW,
     BESIDE,
     Answer,
+    Looked,
     Place,
     chain_words,
     config_words,
+    registers_words,
     request_bytes,
     wish_words,
 )
@@ -36,6 +47,9 @@ T = TypeVar("T")
 
 _PIECE = MIB
 """Of a block larger than two of these, the first and the last are written and compared."""
+
+_PEEKED = 16
+"""Bytes that `peek` reads."""
 
 MOST_FILLED = 2 * _PIECE
 """Bytes of a block that `fill` writes, at most."""
@@ -54,6 +68,7 @@ class Session:
         self.lines = [wish_words(wish)]
         self.features = 0
         self._first: ConfigSpace | None = None
+        self._offered: list[Chain] = []
 
     # What does not change but by a system reset, from the first look at the configuration space.
 
@@ -89,13 +104,7 @@ class Session:
 
     def begin(self, features: int | None = None) -> bool:
         """Reset, negotiate `features` or all offered ones that are known, DRIVER_OK; whether the device agreed."""
-        wanted = self.subject.offered_features & KNOWN_FEATURES if features is None else features
-        call = "begin" if features is None else f"begin {features:#x}"
-        agreed = self._say(
-            call, lambda: self.subject.begin(wanted), lambda yes: f"{'agreed' if yes else 'refused'} {wanted:#x}"
-        )
-        self.features = wanted if agreed else 0
-        return agreed
+        return self._agree("begin", features, self.subject.begin)
 
     def plug(self, block: int, nb_blocks: int = 1) -> Answer:
         """PLUG."""
@@ -136,6 +145,52 @@ class Session:
         if self._first is None:
             self._first = config
         return config
+
+    # The driver, step by step.
+
+    def prepare(self, features: int | None = None) -> bool:
+        """`begin` without DRIVER_OK."""
+        return self._agree("prepare", features, self.subject.prepare)
+
+    def go(self) -> None:
+        """DRIVER_OK."""
+        self._say("go", self.subject.go)
+
+    def offer(self, chains: Sequence[Chain], *, flags: int = 0, ahead: int = 0) -> None:
+        """Make buffers available without a notification, the driver's area saying this."""
+        words = BESIDE.join(chain_words(chain, self.place) for chain in chains)
+        self._say(f"offer {flags} {ahead} {words}".rstrip(), lambda: self.subject.offer(chains, Asks(flags, ahead)))
+        self._offered = list(chains)
+
+    def kick(self) -> None:
+        """Notify the device."""
+        self._say("kick", self.subject.kick)
+
+    def look(self, whole: bool = True) -> Looked:
+        """What became of the last offer, all of which is waited for if `whole`."""
+
+        def look() -> Looked:
+            used, notified, flags = self.subject.look(whole)
+            pairs = zip(self._offered, used, strict=True)
+            return Looked([one and Answer.of(chain.request, one) for chain, one in pairs], notified, flags)
+
+        return self._say(f"look {'all' if whole else 'now'}", look, str)
+
+    def overrun(self) -> None:
+        """Have the available index run ahead by more than the ring has entries."""
+        self._say("overrun", self.subject.overrun)
+
+    def registers(self) -> Registers:
+        """What the transport says."""
+        return self._say("registers", self.subject.registers, registers_words)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write to the configuration space."""
+        self._say(f"write_config {offset} {data.hex()}", lambda: self.subject.write_config(offset, data))
+
+    def peek(self, block: int) -> bytes:
+        """The first bytes of a usable block, plugged or not."""
+        return self._say(f"peek {block}", lambda: self.subject.read(block * self.block_size, _PEEKED), bytes.hex)
 
     def device_reset(self) -> None:
         """The driver's reset. `begin` must come next."""
@@ -200,6 +255,13 @@ class Session:
         self._say(f"pause {'on' if paused else 'off'}", lambda: self.subject.pause(paused))
 
     # Private.
+
+    def _agree(self, call: str, features: int | None, agree: Callable[[int], bool]) -> bool:
+        wanted = self.subject.offered_features & KNOWN_FEATURES if features is None else features
+        call = call if features is None else f"{call} {features:#x}"
+        agreed = self._say(call, lambda: agree(wanted), lambda yes: f"{'agreed' if yes else 'refused'} {wanted:#x}")
+        self.features = wanted if agreed else 0
+        return agreed
 
     def _submit(self, call: str, chains: Sequence[Chain]) -> list[Answer]:
         def submit() -> list[Answer]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 
 from vhost_user.units import MIB, ByteCount, GuestAddress
-from virtio_mem.conformance.target import Chain, Wish
+from virtio_mem.conformance.target import FILL, Chain, Odd, Wish
 from virtio_mem.conformance.words import request_bytes
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, ConfigSpace, Request, RequestType
 
@@ -66,7 +66,8 @@ def chains(request: Request) -> SearchStrategy[Chain]:
     """The request as a buffer, cut up in every legal way; with padding that no device may look at."""
     six_bytes = st.one_of(st.just(bytes(6)), st.binary(min_size=6, max_size=6))
     data = st.builds(lambda pad, tail: request_bytes(*request, pad=pad, tail=tail), six_bytes, six_bytes)
-    return st.builds(Chain, data, cuts(REQUEST_SIZE), cuts(RESPONSE_SIZE), st.booleans())
+    as_ever = st.just(FILL[0]), st.just(Odd(0))
+    return st.builds(Chain, data, cuts(REQUEST_SIZE), cuts(RESPONSE_SIZE), st.booleans(), *as_ever)
 
 
 @st.composite

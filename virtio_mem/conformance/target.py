@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Flag, auto
+from enum import Flag, IntFlag, auto
 from typing import NamedTuple, Self
 
 from vhost_user.units import MIB
@@ -45,6 +45,16 @@ class Capability(Flag):
     """`Subject.refuse` has the host out of memory."""
     PAUSE = auto()
     """`Subject.pause`."""
+    RING = auto()
+    """The ring lies open: `Subject.offer`, `kick`, `look` and `overrun`, and of a chain `fill` and `odd`."""
+    START = auto()
+    """`Subject.prepare` and `go`: what comes before DRIVER_OK can be seen. Together with RING."""
+    REGISTERS = auto()
+    """`Subject.registers` reads what the transport says of the device."""
+    CONFIG_WRITES = auto()
+    """`Subject.write_config` writes where a driver has nothing to write."""
+    UNPLUGGED = auto()
+    """`Subject.read` reaches unplugged blocks of the usable region as well, as a guest's processor would."""
 
 
 class TargetFailure(Exception):  # noqa: N818
@@ -75,22 +85,72 @@ class Wish:
     node_id: int | None = None
 
 
+FILL = b"\xa5"
+"""What the room for an answer is filled with before the kick, so that what was not written can be told."""
+
+
+class Odd(IntFlag):
+    """What has no meaning where a chain lies in an indirect table, and may be anything."""
+
+    WRITE = 1
+    """The write flag of the descriptor that points at the table."""
+    FLAGS = 2
+    """In a packed ring's table, each flag but the write flag and the indirect flag."""
+    IDS = 4
+    """In a packed ring's table, the ids."""
+
+
 class Chain(NamedTuple):
     """One buffer on the ring: a request and the room for its answer.
 
     `readable` are the lengths of the readable descriptors, which `request` is spread over, zeros behind it; `room`
     those of the writable ones. `indirect` puts the descriptors into a table of their own. Without `Capability.CHAINS`
-    only the defaults are possible.
+    only the defaults are possible, and the last two take `Capability.RING`: `fill` is another byte in the room than
+    FILL, and `odd` sets what has no meaning in a descriptor.
     """
 
     request: bytes
     readable: tuple[int, ...] = (REQUEST_SIZE,)
     room: tuple[int, ...] = (RESPONSE_SIZE,)
     indirect: bool = False
+    fill: int = FILL[0]
+    odd: Odd = Odd(0)
 
 
-FILL = b"\xa5"
-"""What the room for an answer is filled with before the kick, so that what was not written can be told."""
+class Asks(NamedTuple):
+    """What the driver's area of the ring says of used buffer notifications.
+
+    `flags` are the format's own numbers: those of a split ring's available ring, or of a packed ring's event area. The
+    event that is named is the next entry to be used (descriptor, where the ring is packed), or `ahead` further on.
+    """
+
+    flags: int = 0
+    ahead: int = 0
+
+
+class Seen(NamedTuple):
+    """What has become of the chains that were offered: in their order what came back, None for what did not yet.
+
+    `notified`: whether a used buffer notification came since the last look. `flags` is what the device's area says: a
+    split ring's used flags, or those of a packed ring's event area.
+    """
+
+    used: tuple[Used | None, ...]
+    notified: bool
+    flags: int
+
+
+class Registers(NamedTuple):
+    """What the transport says of the device; None for what it has no register for.
+
+    `queues` counts virtqueues, `queue_size` is the most entries that queue 0 can have, `status` the device status.
+    """
+
+    virtio_id: int | None = None
+    queues: int | None = None
+    queue_size: int | None = None
+    status: int | None = None
+    generation: int | None = None
 
 
 class Used(NamedTuple):
@@ -169,6 +229,45 @@ class Subject(ABC):
 
     def pause(self, paused: bool) -> None:
         """While `paused`, blocks are to stay as they are."""
+        raise NotImplementedError
+
+    def prepare(self, features: int) -> bool:
+        """`begin` up to DRIVER_OK, which is left out: features are agreed, and the device has its ring."""
+        raise NotImplementedError
+
+    def go(self) -> None:
+        """DRIVER_OK, after `prepare`."""
+        raise NotImplementedError
+
+    def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
+        """Make all of `chains` available and tell nobody; those of before have come back, or are given up.
+
+        After `device_reset` the ring is where it was, and the device knows of none.
+        """
+        raise NotImplementedError
+
+    def kick(self) -> None:
+        """Notify the device, whether it wants to be or not, and whether there is anything new or not."""
+        raise NotImplementedError
+
+    def look(self, whole: bool) -> Seen:
+        """What came of the last `offer`: as soon as all did if `whole`, else what there is when all is quiet.
+
+        TargetFailure where all was to come and did not in time, and where the device wrote what is not its to write:
+        the descriptor table of a split ring, a buffer that it may only read, or beyond the room.
+        """
+        raise NotImplementedError
+
+    def overrun(self) -> None:
+        """Have a split ring's available index run ahead by more than the ring has entries, which none can serve."""
+        raise NotImplementedError
+
+    def registers(self) -> Registers:
+        """What the transport says now. May be called before `begin`."""
+        raise NotImplementedError
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write to the configuration space, as a driver would that took it for writable. A refusal is as good."""
         raise NotImplementedError
 
 

@@ -11,7 +11,7 @@ import struct
 from typing import NamedTuple
 
 from vhost_user.errors import PeerError, UsageError
-from virtio_mem.conformance.target import Chain, Used, Wish
+from virtio_mem.conformance.target import Chain, Odd, Registers, Used, Wish
 from virtio_mem.protocol import (
     REQUEST_SIZE,
     RESPONSE_SIZE,
@@ -87,6 +87,19 @@ class Answer(NamedTuple):
         return words if self.used.length == RESPONSE_SIZE else f"{words} in {self.used.length} bytes"
 
 
+class Looked(NamedTuple):
+    """What a look at the ring showed: the answer to each chain that was offered, None where there is none yet;
+    whether a used buffer notification came; what the device's area says."""
+
+    answers: list[Answer | None]
+    notified: bool
+    flags: int
+
+    def __str__(self) -> str:
+        answers = BESIDE.join("nothing yet" if answer is None else str(answer) for answer in self.answers)
+        return f"{answers or 'no chain'}, {'a' if self.notified else 'no'} notification, flags {self.flags}"
+
+
 def chain_words(chain: Chain, place: Place) -> str:
     """`plug 0 4` where that says it all, `ask` for another type or address, else `chain` with all of it."""
     rest = _rest_words(chain)
@@ -115,6 +128,9 @@ def _rest_words(chain: Chain) -> str:
         words += f" readable={','.join(map(str, chain.readable))}"
     if chain.room != _PLAIN.room:
         words += f" room={','.join(map(str, chain.room))}"
+    for name, value in (("fill", chain.fill), ("odd", int(chain.odd))):
+        if value != getattr(_PLAIN, name):
+            words += f" {name}={value}"
     return f"{words} indirect" if chain.indirect else words
 
 
@@ -151,7 +167,10 @@ def _parse_chain(words: list[str], place: Place) -> Chain:
                 head = _PARTS.pack(int(rest[0]), pad, _parse_addr(rest[1], place), int(rest[2]), tail)
                 request = head + bytes.fromhex(named.get("more", ""))
             lengths = {name: _lengths(named[name]) for name in ("readable", "room") if name in named}
-            return Chain(request, indirect="indirect" in named, **lengths)
+            fill, odd = int(named.get("fill", _PLAIN.fill)), int(named.get("odd", 0))
+            if not 0 <= fill <= 255 or not 0 <= odd <= sum(Odd):
+                raise ValueError(f"fill={fill} is no byte, or odd={odd} none of those that there are")
+            return Chain(request, indirect="indirect" in named, odd=Odd(odd), fill=fill, **lengths)
     raise ValueError("no such call")
 
 
@@ -202,3 +221,8 @@ def config_words(config: ConfigSpace) -> str:
     return " ".join(
         f"{name}={value:#x}" if name == "addr" else f"{name}={value}" for name, value in config._asdict().items()
     )
+
+
+def registers_words(registers: Registers) -> str:
+    """Every register with its name."""
+    return " ".join(f"{name}={'none' if value is None else value}" for name, value in registers._asdict().items())

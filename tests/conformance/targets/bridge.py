@@ -8,8 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 from vhost_user.errors import UsageError
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, Wish
+from virtio_mem.conformance.target import Asks, Capability, Chain, Refused, Subject, Target, Used, Wish
 from virtio_mem.conformance.targets.parse import parse_target
+
+
+def made(chains: list[dict[str, Any]]) -> list[Chain]:
+    return [Chain(bytes.fromhex(chain.pop("request")), **chain) for chain in chains]
+
+
+def told(used: Used) -> dict[str, Any]:
+    return {"length": used.length, "room": used.room.hex()}
 
 
 class Bridge:
@@ -37,8 +45,23 @@ class Bridge:
         return {"config": self.there.config().encode().hex()}
 
     def submit(self, chains: list[dict[str, Any]]) -> dict[str, Any]:
-        made = [Chain(bytes.fromhex(chain.pop("request")), **chain) for chain in chains]
-        return {"used": [{"length": used.length, "room": used.room.hex()} for used in self.there.submit(made)]}
+        return {"used": [told(used) for used in self.there.submit(made(chains))]}
+
+    def prepare(self, features: int) -> dict[str, Any]:
+        return {"accepted": self.there.prepare(features)}
+
+    def offer(self, chains: list[dict[str, Any]], flags: int, ahead: int) -> None:
+        self.there.offer(made(chains), Asks(flags, ahead))
+
+    def look(self, whole: bool) -> dict[str, Any]:
+        seen = self.there.look(whole)
+        return seen._asdict() | {"used": [{} if used is None else told(used) for used in seen.used]}
+
+    def registers(self) -> dict[str, Any]:
+        return self.there.registers()._asdict()
+
+    def write_config(self, offset: int, data: str) -> None:
+        self.there.write_config(offset, bytes.fromhex(data))
 
     def notices(self) -> dict[str, Any]:
         return {"notices": self.there.take_notices()}

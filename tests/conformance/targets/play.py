@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from vhost_user.units import MIB, GuestAddress
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, Used, Wish
+from virtio_mem.conformance.target import Asks, Capability, Chain, Odd, Refused, Subject, Target, Used, Wish
 from virtio_mem.protocol import BlockState, Feature, Request, RequestType, Response, ResponseType
 
 BLOCK = 2 * MIB
@@ -190,6 +190,87 @@ def chains(subject: Subject) -> None:
     assert answers[4].room[10:] == b"\xa5" * 6
 
 
+def ring(subject: Subject) -> None:
+    """What the driver's area says is what the device goes by; nothing is offered by a kick."""
+    features = DEVICE_FEATURES & subject.offered_features
+    assert subject.begin(features)
+    looking = Chain(request(subject, RequestType.STATE))
+    subject.submit([looking])
+    for flags, told in ((0, True), (1, False), (0, True)):
+        subject.offer([looking, looking._replace(room=(2, 8), fill=0)], Asks(flags, 30))
+        subject.kick()
+        used, notified, _ = subject.look(True)
+        assert [response(one).state for one in used if one is not None] == [BlockState.UNPLUGGED] * 2
+        assert notified is told
+    subject.offer([], Asks())
+    subject.kick()
+    assert subject.look(False)[:2] == ((), False)
+    subject.device_reset()
+    subject.offer([looking], Asks())
+    subject.kick()
+    assert subject.look(False)[:2] == ((None,), False)
+    if subject.offered_features & Feature.EVENT_IDX:
+        assert subject.begin(features | Feature.EVENT_IDX)
+        subject.submit([looking])
+        for ahead, told in ((1, True), (20, False), (0, True), (2, False)):
+            subject.offer([looking] * 2, Asks(1, ahead))
+            subject.kick()
+            assert subject.look(True).notified is told, ahead
+
+
+def odd_tables(subject: Subject) -> None:
+    """A chain's descriptors as they have no meaning, on either kind of ring."""
+    for form in (0, Feature.RING_PACKED):
+        features = DEVICE_FEATURES | Feature.INDIRECT_DESC | form
+        if features & ~subject.offered_features & ~DEVICE_FEATURES:
+            continue
+        assert subject.begin(features & subject.offered_features)
+        looking = request(subject, RequestType.STATE)
+        for odd in (Odd.WRITE, Odd.FLAGS, Odd.IDS, Odd.WRITE | Odd.FLAGS | Odd.IDS):
+            (used,) = subject.submit([Chain(looking, readable=(4, 20), indirect=True, odd=odd)])
+            assert response(used).state is BlockState.UNPLUGGED
+
+
+def start_in_two(subject: Subject) -> None:
+    """A chain waits for DRIVER_OK."""
+    assert subject.prepare(DEVICE_FEATURES & subject.offered_features)
+    subject.offer([Chain(request(subject, RequestType.STATE))], Asks())
+    assert subject.look(False)[:2] == ((None,), False)
+    subject.go()
+    subject.kick()
+    (used,) = subject.look(True).used
+    assert used is not None
+    assert response(used).state is BlockState.UNPLUGGED
+    assert not subject.prepare(1 << 63)
+
+
+def registers(subject: Subject) -> None:
+    found = subject.registers()
+    assert (found.virtio_id, found.queues, found.status) == (24, 1, 15)
+    subject.device_reset()
+    assert subject.registers().status == 0
+    assert (subject.registers().queue_size or 0) >= 64
+
+
+def needs_reset(subject: Subject) -> None:
+    subject.offer([], Asks())
+    subject.overrun()
+    subject.kick()
+    subject.look(False)
+    assert subject.registers().status == 15 | 64
+
+
+def config_writes(subject: Subject) -> None:
+    before = subject.config()
+    for at in range(0, 56, 4):
+        subject.write_config(at, b"\xff\x01\0\0")
+    assert subject.config() == before
+
+
+def unplugged(subject: Subject) -> None:
+    assert len(subject.read(6 * BLOCK, 16)) == 16
+
+
 PARTS = (
     (Capability(0), requests),
     (Capability(0), negotiation),
@@ -201,4 +282,11 @@ PARTS = (
     (Capability.HOST_REFUSES | Capability.NOTICES, host_refuses),
     (Capability.PAUSE, pause),
     (Capability.CHAINS, chains),
+    (Capability.CHAINS | Capability.RING, ring),
+    (Capability.CHAINS | Capability.RING, odd_tables),
+    (Capability.RING | Capability.START, start_in_two),
+    (Capability.REGISTERS, registers),
+    (Capability.REGISTERS | Capability.RING, needs_reset),
+    (Capability.CONFIG_WRITES, config_writes),
+    (Capability.UNPLUGGED, unplugged),
 )

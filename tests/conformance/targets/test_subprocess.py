@@ -21,7 +21,7 @@ from tests.conformance.targets import play
 from tests.peers.processes import wait_until
 from vhost_user.errors import UsageError
 from virtio_mem.conformance.kit import Verdict, judge
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, TargetFailure, Wish
+from virtio_mem.conformance.target import Asks, Capability, Chain, Odd, Refused, Registers, Subject, TargetFailure, Wish
 from virtio_mem.conformance.targets import lines
 from virtio_mem.conformance.targets import subprocess as program
 from virtio_mem.conformance.targets.lines import LineProcess
@@ -120,7 +120,8 @@ for line in sys.stdin:
     log.write(line)
     log.flush()
     print(json.dumps({"offered_features": 0, "accepted": True, "config": "00" * 56, "response": "00" * 10,
-        "used": [{"length": 0, "room": ROOM}], "notices": 0, "held": 0, "data": "00" * 8}), flush=True)
+        "used": [{"length": 0, "room": ROOM}], "notices": 0, "held": 0, "data": "00" * 8,
+        "notified": False, "flags": 0}), flush=True)
 """
 
 
@@ -135,14 +136,18 @@ PARTS = (
     "config",
     "data",
     "error",
+    "flags",
     "held",
     "length",
     "notices",
+    "notified",
     "offered_features",
     "refused",
     "response",
     "room",
+    "status",
     "used",
+    "virtio_id",
 )
 ASKED: tuple[Callable[[Subject], object], ...] = (
     lambda subject: subject.begin(5),
@@ -157,6 +162,14 @@ ASKED: tuple[Callable[[Subject], object], ...] = (
     lambda subject: subject.write(5, bytes(8)),
     lambda subject: subject.refuse(True),
     lambda subject: subject.pause(True),
+    lambda subject: subject.prepare(5),
+    lambda subject: subject.go(),
+    lambda subject: subject.offer([Chain(bytes(24))], Asks(5, 5)),
+    lambda subject: subject.kick(),
+    lambda subject: subject.look(True),
+    lambda subject: subject.overrun(),
+    lambda subject: subject.registers(),
+    lambda subject: subject.write_config(5, bytes(8)),
     lambda subject: subject.submit([Chain(bytes(24))]),
 )
 
@@ -184,6 +197,25 @@ def test_chains_go_as_they_are(tmp_path: Path) -> None:
             subject.submit([Chain(bytes(24))])
     sent = json.loads((tmp_path / "log").read_text().splitlines()[1])["chains"]
     assert sent == [{"request": "0102", "readable": [1, 7], "room": [2], "indirect": True}]
+
+
+def test_registers_may_be_missing(tmp_path: Path) -> None:
+    text = """import sys
+print('{"virtio-mem-conformance":1,"version":"","capabilities":["RESTART"]}', flush=True)
+for line in sys.stdin:
+    print('{"offered_features":0,"virtio_id":24,"status":null}', flush=True)
+"""
+    with ProgramTarget(python(tmp_path, text)) as target:
+        assert target.start(Wish()).registers() == Registers(virtio_id=24)
+
+
+def test_what_is_odd_of_a_chain_is_told(tmp_path: Path) -> None:
+    with clerk(tmp_path, "CHAINS", "RING") as target:
+        subject = target.start(Wish())
+        subject.submit([Chain(b"\7", (1,), (10,), indirect=True, fill=0, odd=Odd.WRITE | Odd.IDS)])
+    (line,) = (tmp_path / "log").read_text().splitlines()[-1:]
+    chain = '{"request":"07","readable":[1],"room":[10],"indirect":true,"fill":0,"odd":5}'
+    assert chain in line
 
 
 def test_much_memory_goes_in_pieces(tmp_path: Path) -> None:
@@ -247,7 +279,7 @@ SAID = st.recursive(
 LINES = st.binary(max_size=40) | SAID.map(lambda said: json.dumps(said).encode())
 
 
-@given(lines=st.lists(LINES, min_size=15, max_size=15), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
+@given(lines=st.lists(LINES, min_size=24, max_size=24), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
 def test_answers_of_any_kind(lines: list[bytes], can: Capability) -> None:
     """Whatever is said, it is an answer, a refusal or a failure."""
     process = Mock(ask=lambda *_: lines.pop(), failure=TargetFailure)
@@ -329,6 +361,14 @@ def _pause_twice(subject: Subject) -> None:
         ('{"data":"00"}', lambda subject: subject.read(0, 8), "reads 1 bytes, and was asked for 8"),
         ('{"notices":-1}', lambda subject: subject.take_notices(), "has no good 'notices', a whole number from 0"),
         ('{"held":1.5}', lambda subject: subject.held(0, 8), "has no good 'held'"),
+        ('{"notified":true,"flags":0}', lambda subject: subject.look(True), "has no good 'used', a list"),
+        (
+            '{"used":[{}],"notified":true,"flags":0}',
+            lambda subject: subject.look(False),
+            "of 1 chains, and 0 were offered",
+        ),
+        ('{"used":[],"notified":2,"flags":0}', lambda subject: subject.look(True), "has no good 'notified', true or"),
+        ('{"status":true}', lambda subject: subject.registers(), "has no good 'status', a whole number"),
         ('{"error":"on fire"}', lambda subject: subject.pause(True), "says: on fire"),
         ('{"refused":7}', lambda subject: subject.set_target(0), "has no good 'refused', text"),
         ('{}\\n{"more":1}', _pause_twice, "nobody asked"),

@@ -5,8 +5,8 @@
         '''A STATE below the region is answered from whatever lies there.'''
 
 What a fault is derived from says where it goes: a device, its map of blocks, its service, the memory under it, its
-queue on a ring, or what stands in front of it all. A fault of the bytes on the wire is a function in the place of
-`Parts.answer`. Those with a `source` are faults that somebody had.
+queue on a ring, its registers, or what stands in front of it all. A fault of the bytes on the wire is a function in the
+place of `Parts.answer`. Those with a `source` are faults that somebody had.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vhost_user.errors import HostError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.blocks import BlockMap
 from virtio_mem.conformance.target import Target
-from virtio_mem.conformance.targets.behind_ring import RingTarget
+from virtio_mem.conformance.targets.behind_ring import RingTarget, RingTransport
 from virtio_mem.conformance.targets.in_process import Made, Parts
 from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.device import VirtioMemDevice
@@ -68,7 +68,7 @@ def _target(wrong: Any, name: str, ring: str) -> Target:
     if isinstance(wrong, type) and issubclass(wrong, OurSubject):
         return _OtherSubject(wrong, name)
     parts = _parts(wrong)
-    if ring or parts.make_queue is not GuestRequestQueue:
+    if ring or parts.make_queue is not GuestRequestQueue or parts.make_transport is not None:
         return RingTarget(ring or "split", parts=parts, name=name)
     return OurTarget(parts=parts, name=name)
 
@@ -95,6 +95,8 @@ def _parts(wrong: Any) -> Parts:
         return Parts(make_service=lambda device, memory: wrong(device, memory, prefault=True))
     if issubclass(wrong, GuestRequestQueue):
         return Parts(make_queue=wrong)
+    if issubclass(wrong, RingTransport):
+        return Parts(make_transport=wrong)
     assert issubclass(wrong, WrongMemory)
     return Parts(make_memory=wrong)
 

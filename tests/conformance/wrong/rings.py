@@ -8,12 +8,20 @@ from weakref import WeakSet
 from tests.conformance.wrong.fault import fault
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
+from vhost_user.memory import GuestMemory
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType
 from virtio_mem.request_queue import GuestRequestQueue, Progress, read_request, write_response
 from virtio_mem.service import DeviceService
 
 
-class _Picky(GuestRequestQueue):
+def memory_of(queue: GuestRequestQueue) -> GuestMemory:
+    """The guest's, where a queue's ring is."""
+    memory = vars(queue.queue)["_memory"]
+    assert isinstance(memory, GuestMemory)
+    return memory
+
+
+class Picky(GuestRequestQueue):
     """Gives back with length 0, and unanswered, each chain that it does not like."""
 
     def likes(self, chain: Chain) -> bool:
@@ -27,7 +35,7 @@ class _Picky(GuestRequestQueue):
 
 
 @fault("MEM-PLUG-1", source="Cloud Hypervisor before 82d426162, Dragonball")
-class LongRequestIsRefused(_Picky):
+class LongRequestIsRefused(Picky):
     """A request must have 24 bytes exactly."""
 
     def likes(self, chain: Chain) -> bool:
@@ -35,7 +43,7 @@ class LongRequestIsRefused(_Picky):
 
 
 @fault("RING-CHAIN-1", source="Cloud Hypervisor, Firecracker and Dragonball, which look at the head's length")
-class SplitRequestIsRefused(_Picky):
+class SplitRequestIsRefused(Picky):
     """The first descriptor must hold all of a request."""
 
     def likes(self, chain: Chain) -> bool:
@@ -43,7 +51,7 @@ class SplitRequestIsRefused(_Picky):
 
 
 @fault("RING-CHAIN-1")
-class SplitRoomIsRefused(_Picky):
+class SplitRoomIsRefused(Picky):
     """One descriptor must have room for all of an answer."""
 
     def likes(self, chain: Chain) -> bool:
@@ -51,7 +59,7 @@ class SplitRoomIsRefused(_Picky):
 
 
 @fault("RING-CHAIN-1")
-class LargeRoomIsRefused(_Picky):
+class LargeRoomIsRefused(Picky):
     """The room for an answer must have 10 bytes exactly."""
 
     def likes(self, chain: Chain) -> bool:
@@ -59,7 +67,7 @@ class LargeRoomIsRefused(_Picky):
 
 
 @fault("DEP-UNKNOWN-1", source="Dragonball, and Firecracker in effect")
-class UnknownTypeIsUnanswered(_Picky):
+class UnknownTypeIsUnanswered(Picky):
     """A request of unknown type comes back without an answer: the driver reads what was there before."""
 
     def likes(self, chain: Chain) -> bool:
@@ -70,7 +78,7 @@ class UnknownTypeIsUnanswered(_Picky):
 
 
 @fault("DEP-UNKNOWN-1", source="Firecracker, process_mem_queue")
-class UnknownTypeIsKept(_Picky):
+class UnknownTypeIsKept(Picky):
     """A request of unknown type never comes back."""
 
     def _serve(self, chain: Chain) -> None:
@@ -137,7 +145,7 @@ class AnswerBeginsLate(GuestRequestQueue):
 
 
 @fault("RING-INDIRECT-2")
-class IndirectTableIsRefused(_Picky):
+class IndirectTableIsRefused(Picky):
     """INDIRECT_DESC is on offer, and a chain in an indirect table comes back unanswered."""
 
     def likes(self, chain: Chain) -> bool:
@@ -164,7 +172,7 @@ class EndOfThePackedRoom(GuestRequestQueue):
 
 
 @fault("RING-PACKED-3", ring="packed")
-class OnceRoundThePackedRing(_Picky):
+class OnceRoundThePackedRing(Picky):
     """After the first time round, chains come back unanswered."""
 
     served = 0
@@ -175,7 +183,7 @@ class OnceRoundThePackedRing(_Picky):
 
 
 @fault("RING-PACKED-4", ring="packed")
-class OnceRoundAndNoFurther(_Picky):
+class OnceRoundAndNoFurther(Picky):
     """After the first time round, chains stay where they are."""
 
     served = 0

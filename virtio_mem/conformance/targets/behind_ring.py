@@ -13,7 +13,7 @@ from vhost_user.errors import UsageError
 from vhost_user.mapping import Mapping
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import MIB, ByteCount, GuestAddress
-from virtio_mem.conformance.target import Capability, Chain, TargetFailure, Used
+from virtio_mem.conformance.target import Asks, Capability, Chain, Registers, Seen, TargetFailure, Used
 from virtio_mem.conformance.targets.in_process import OURS, InProcess, InProcessTarget, Made, Parts, alive
 from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
 from virtio_mem.mmio import MmioTransport
@@ -26,8 +26,11 @@ FORMS = ("split", "packed")
 RAM_SIZE = ByteCount(2 * MIB)
 """Of the guest's ordinary memory, at address 0, which holds the ring and the buffers."""
 
+_MOST_QUEUES = 8
+"""How many queues are looked for."""
 
-class _Transport(MmioTransport):
+
+class RingTransport(MmioTransport):
     """Ours, with another queue where the parts have one, and without packed rings where they are not wanted."""
 
     def __init__(self, made: Made, memory: GuestMemory, packed: bool, notified: Callable[[], None]) -> None:
@@ -54,8 +57,9 @@ class RingSubject(InProcess):
         self._ram = Mapping(RAM_SIZE, mmap.MAP_SHARED)
         self._guest = GuestMemory([Region(GuestAddress(0), RAM_SIZE, self._ram)])
         self._kicked = False
-        self._transport = _Transport(made, self._guest, packed, self._kick)
+        self._transport = (made.parts.make_transport or RingTransport)(made, self._guest, packed, self._kick)
         self._ring: RingDriver | None = None
+        self._ring_before: RingDriver | None = None
         self.offered_features = self._transport.offered_features
 
     def _kick(self) -> None:
@@ -80,6 +84,13 @@ class RingSubject(InProcess):
 
     def begin(self, features: int) -> bool:
         """As a driver does that wants these features and no other."""
+        if not self.prepare(features):
+            return False
+        self.go()
+        return True
+
+    def prepare(self, features: int) -> bool:
+        """See `Subject`."""
         with alive():
             self.device_reset()
             self._add_status(Status.ACKNOWLEDGE)
@@ -91,11 +102,15 @@ class RingSubject(InProcess):
                 self.device_reset()
                 return False
             self._ring = self._set_up_ring(features)
+        return True
+
+    def go(self) -> None:
+        """See `Subject`."""
+        with alive():
             self._notices = 0
             self._add_status(Status.DRIVER_OK)
             self._serve()
             self._collect_notices()
-        return True
 
     def _set_up_ring(self, features: int) -> RingDriver:
         self._write(Register.QUEUE_SEL, 0)
@@ -119,21 +134,63 @@ class RingSubject(InProcess):
 
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """See `Subject`. TargetFailure also where all came back and no interrupt did."""
-        ring = self._ring
-        if ring is None:
-            raise UsageError("request", "made", "begin comes first: there is no driver")
+        ring = self._driver_ring
         if ring.offer(chains):
             self._write(Register.QUEUE_NOTIFY, 0)
+        seen = self.look(whole=True)
+        if chains and not seen.notified:
+            raise TargetFailure("all buffers came back, and no interrupt did")
+        return ring.results()
+
+    @property
+    def _driver_ring(self) -> RingDriver:
+        if self._ring is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
+        return self._ring
+
+    def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
+        """See `Subject`."""
+        self._ring = self._ring or self._ring_before
+        self._driver_ring.put(chains, asks)
+
+    def kick(self) -> None:
+        """See `Subject`."""
+        with alive():
+            self._write(Register.QUEUE_NOTIFY, 0)
+
+    def look(self, whole: bool) -> Seen:
+        """See `Subject`. All is quiet when it returns."""
+        ring = self._driver_ring
         with alive():
             self._serve()
             back = ring.collect()
             interrupts = self._acknowledge()
-        if not back:
+        if whole and not back:
             broken = self._read(Register.STATUS) & Status.NEEDS_RESET
             raise TargetFailure(f"{ring.missing}{', and the device needs a reset' if broken else ''}")
-        if chains and Interrupt.USED_BUFFER not in interrupts:
-            raise TargetFailure("all buffers came back, and no interrupt did")
-        return ring.results()
+        return Seen(ring.seen(), Interrupt.USED_BUFFER in interrupts, ring.device_flags)
+
+    def overrun(self) -> None:
+        """See `Subject`."""
+        self._driver_ring.overrun()
+
+    def registers(self) -> Registers:
+        """See `Subject`."""
+        with alive():
+            sizes = []
+            for queue in range(_MOST_QUEUES):
+                self._write(Register.QUEUE_SEL, queue)
+                sizes.append(self._read(Register.QUEUE_SIZE_MAX))
+            self._write(Register.QUEUE_SEL, 0)
+            device_id, status = self._read(Register.DEVICE_ID), self._read(Register.STATUS)
+            generation = self._read(Register.CONFIG_GENERATION)
+        return Registers(device_id, sum(map(bool, sizes)), sizes[0], status, generation)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """See `Subject`."""
+        with alive():
+            for at, byte in enumerate(data):
+                self._transport.write(Register.CONFIG + offset + at, byte, 1)
 
     def _acknowledge(self) -> Interrupt:
         """Take the interrupts that came, and count the notices among them."""
@@ -152,13 +209,13 @@ class RingSubject(InProcess):
             self._write(Register.STATUS, 0)
             if self._read(Register.STATUS):
                 raise TargetFailure("the device's status is not 0 after a reset")
-        self._ring = None
+        self._ring_before, self._ring = self._ring or self._ring_before, None
 
     def system_reset(self) -> None:
         """See `Subject`."""
         with alive():
             self._transport.system_reset()
-        self._ring = None
+        self._ring_before, self._ring = self._ring or self._ring_before, None
 
     def close(self) -> None:
         """Let all memory go."""

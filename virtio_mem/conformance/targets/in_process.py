@@ -24,6 +24,7 @@ from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.hostmem import facts
 from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.mmio import MmioTransport
 from virtio_mem.protocol import Request
 from virtio_mem.request_queue import GuestRequestQueue
 from virtio_mem.service import DeviceService, RegionMemory
@@ -57,7 +58,8 @@ class Parts:
     """What a device of ours is made of, in the order in which it is made.
 
     `make_memory` gets the host's memory, which refuses while the check says so. `answer` gets the 24 bytes of a request
-    and gives those of the response; it is used where no ring is, and `make_queue` where one is.
+    and gives those of the response; it is used where no ring is, and `make_queue` where one is. `make_transport` is for
+    another class than `RingTransport`, and called as that is.
     """
 
     make_device: Callable[[Geometry, int], VirtioMemDevice] = _device
@@ -65,6 +67,7 @@ class Parts:
     make_service: Callable[[VirtioMemDevice, RegionMemory], DeviceService] = _service
     answer: Callable[[DeviceService, bytes], bytes] = _answer
     make_queue: Callable[[DeviceService, DeviceQueue], GuestRequestQueue] = GuestRequestQueue
+    make_transport: Callable[..., MmioTransport] | None = None
 
 
 OURS = Parts()

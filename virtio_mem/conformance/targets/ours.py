@@ -67,7 +67,9 @@ class OurTarget(InProcessTarget):
     """Our device; see `InProcessTarget`."""
 
     kind = "self"
-    abilities: ClassVar[Capability] = ~Capability.CHAINS
+    abilities: ClassVar[Capability] = ~(
+        Capability.CHAINS | Capability.RING | Capability.START | Capability.REGISTERS | Capability.CONFIG_WRITES
+    )
 
     def __init__(self, backing: str = "memfd", *, parts: Parts = OURS, name: str = "") -> None:
         super().__init__(name or f"self:{backing}", backing, parts)

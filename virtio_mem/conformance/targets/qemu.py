@@ -23,7 +23,18 @@ from typing import NamedTuple
 
 from vhost_user.errors import HostError
 from virtio_mem.boot.qmp import QemuRefused
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, Used, Wish
+from virtio_mem.conformance.target import (
+    Asks,
+    Capability,
+    Chain,
+    Refused,
+    Registers,
+    Seen,
+    Subject,
+    Target,
+    Used,
+    Wish,
+)
 from virtio_mem.conformance.targets.qtest.command_line import (
     DEVICE,
     SLOT,
@@ -65,7 +76,8 @@ class QemuTarget(Target):
         self.version = f"QEMU {self._program.qemu.release}"
         self.capabilities = (
             Capability.RESTART | Capability.WISH | Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.NOTICES
-            | Capability.CHAINS | Capability.CONTENT | Capability.PAUSE
+            | Capability.CHAINS | Capability.CONTENT | Capability.PAUSE | Capability.RING | Capability.START
+            | Capability.REGISTERS | Capability.CONFIG_WRITES | Capability.UNPLUGGED
         )  # fmt: skip
         if self._program.has_qtest:
             self.capabilities |= Capability.TIME
@@ -183,6 +195,38 @@ class QemuSubject(Subject):
         """See `Subject`."""
         self._driver.reset()
 
+    def prepare(self, features: int) -> bool:
+        """See `Subject`."""
+        return self._driver.prepare(features)
+
+    def go(self) -> None:
+        """See `Subject`."""
+        self._driver.go()
+
+    def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
+        """See `Subject`."""
+        self._driver.offer(chains, asks)
+
+    def kick(self) -> None:
+        """See `Subject`."""
+        self._driver.notify()
+
+    def look(self, whole: bool) -> Seen:
+        """See `Subject`."""
+        return self._driver.look(whole)
+
+    def overrun(self) -> None:
+        """See `Subject`."""
+        self._driver.overrun()
+
+    def registers(self) -> Registers:
+        """See `Subject`."""
+        return self._driver.registers()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """See `Subject`."""
+        self._driver.write_config(offset, data)
+
     def set_target(self, requested_size: int) -> None:
         """`qom-set requested-size`; Refused with what QEMU says."""
         arguments = {"path": f"/machine/peripheral/{DEVICE}", "property": "requested-size", "value": requested_size}
@@ -190,7 +234,7 @@ class QemuSubject(Subject):
             self.machine.execute("qom-set", arguments)
         except QemuRefused as refusal:
             raise Refused(refusal.limit) from None
-        self._driver.look()
+        self._driver.take_causes()
 
     def advance(self, seconds: float) -> None:
         """By QEMU's virtual clock where that is ours, else by waiting."""
@@ -198,7 +242,7 @@ class QemuSubject(Subject):
             self.machine.qtest.step_clock(round(seconds * 1e9))
         else:
             time.sleep(seconds)
-        self._driver.look()
+        self._driver.take_causes()
 
     def system_reset(self) -> None:
         """See `Subject`. Afterwards the device is set up again as firmware does it."""
@@ -224,7 +268,7 @@ class QemuSubject(Subject):
     def refuse(self, refuses: bool) -> None:
         """A file system that is full, and a file that keeps what it has."""
         self.region.refuse(refuses)
-        self._driver.look()
+        self._driver.take_causes()
 
     def pause(self, paused: bool) -> None:
         """By a migration that goes nowhere."""
@@ -234,7 +278,7 @@ class QemuSubject(Subject):
             self.machine.disregard_words()
         if paused:
             self._migration = StuckMigration(self.machine)
-        self._driver.look()
+        self._driver.take_causes()
 
     def close(self) -> None:
         """See `Subject`."""

@@ -16,9 +16,12 @@ from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import KIB, U64_MAX
 from virtio_mem.conformance.target import (
     FILL,
+    Asks,
     Capability,
     Chain,
     Refused,
+    Registers,
+    Seen,
     Subject,
     Target,
     TargetFailure,
@@ -84,6 +87,10 @@ class _Answer:
             raise self._wrong(f"has no good {key!r}, {_KINDS[kind]}")
         return value
 
+    def has(self, key: str) -> bool:
+        """Whether a part is there that may be missing or null."""
+        return self._fields.get(key) is not None
+
     def octets(self, key: str) -> bytes:
         """A part that is text, two hexadecimal digits for each byte."""
         try:
@@ -119,6 +126,7 @@ class ProgramSubject(Subject):
         self._process = process
         self._patience = patience
         self._capabilities = capabilities
+        self._offered: list[Chain] = []
         started = self._ask("start", **vars(wish))
         if (words := started.refusal) is not None:
             raise UsageError("wish", wish, words)
@@ -145,8 +153,7 @@ class ProgramSubject(Subject):
         if Capability.CHAINS not in self._capabilities:
             responses = [self._ask("request", request=chain.request.hex()).octets("response") for chain in chains]
             return [Used(len(response), response.ljust(RESPONSE_SIZE, FILL)) for response in responses]
-        fields = [chain._asdict() | {"request": chain.request.hex()} for chain in chains]
-        used = self._ask("submit", chains=fields).inner("used")
+        used = self._ask("submit", chains=list(map(_fields, chains))).inner("used")
         if len(used) != len(chains):
             raise self._process.failure(f"gives {len(used)} of {len(chains)} buffers back")
         return [
@@ -205,6 +212,51 @@ class ProgramSubject(Subject):
         """See `Subject`."""
         self._ask("pause", paused=paused)
 
+    def prepare(self, features: int) -> bool:
+        """See `Subject`."""
+        return self._ask("prepare", features=features).get("accepted", bool)
+
+    def go(self) -> None:
+        """See `Subject`."""
+        self._ask("go")
+
+    def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
+        """See `Subject`."""
+        self._ask("offer", chains=list(map(_fields, chains)), **asks._asdict())
+        self._offered = list(chains)
+
+    def kick(self) -> None:
+        """See `Subject`."""
+        self._ask("kick")
+
+    def look(self, whole: bool) -> Seen:
+        """See `Subject`."""
+        answer = self._ask("look", whole=whole)
+        used = answer.inner("used")
+        if len(used) != len(self._offered):
+            raise self._process.failure(f"tells of {len(used)} chains, and {len(self._offered)} were offered")
+        return Seen(
+            tuple(
+                Used(each.get("length", int), each.room(sum(chain.room))) if each.has("length") else None
+                for each, chain in zip(used, self._offered, strict=True)
+            ),
+            answer.get("notified", bool),
+            answer.get("flags", int),
+        )
+
+    def overrun(self) -> None:
+        """See `Subject`."""
+        self._ask("overrun")
+
+    def registers(self) -> Registers:
+        """See `Subject`. What the program leaves out or calls null, there is not."""
+        answer = self._ask("registers")
+        return Registers(**{name: answer.get(name, int) for name in Registers._fields if answer.has(name)})
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """See `Subject`."""
+        self._ask("write_config", offset=offset, data=data.hex())
+
     def close(self) -> None:
         """Nothing is told: the next `start` tells, or the end of the input."""
 
@@ -260,6 +312,15 @@ class ProgramTarget(Target):
         if process is not None:
             self._was_silent |= process.silent
             process.close()
+
+
+def _fields(chain: Chain) -> dict[str, object]:
+    """A chain as it is told. What only RING has is left out where it is as ever."""
+    fields: dict[str, object] = chain._asdict() | {"request": chain.request.hex()}
+    for key in ("fill", "odd"):
+        if fields[key] == Chain._field_defaults[key]:
+            del fields[key]
+    return fields
 
 
 def _capabilities(names: list[Any], process: LineProcess) -> Capability:

@@ -9,7 +9,7 @@ none: so what the guest is about to touch is populated first, and where that fai
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from vhost_user.connection import connect
@@ -179,19 +179,30 @@ class Link:
         return False
 
     def agree(self, features: int) -> bool:
-        """SET_FEATURES; whether the device took them. One that breaks off instead has refused, and is come back to."""
+        """SET_FEATURES; whether the device took them."""
+        bits = features | self.frontend.offered & F_PROTOCOL_FEATURES
         with self.alive():
-            bits = features | self.frontend.offered & F_PROTOCOL_FEATURES
-            try:
-                self.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(bits))
-                self.frontend.requests.confirm()
-            except Refused:
-                return False
-            except Disconnected:
-                self.frontend.reconnect(connect(self.path, timeout=PATIENCE))
-                return False
+            agreed = self._taken(lambda: self.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(bits)))
+        if agreed:
             self.frontend.features = bits
-            return True
+        return agreed
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """SET_CONFIG of what the driver writes, which the device is to refuse where it is not the driver's to write."""
+        with self.alive():
+            self._taken(lambda: self.frontend.set_config(offset, data))
+
+    def _taken(self, tell: Callable[[], None]) -> bool:
+        """Whether the device took a message. One that breaks off instead has refused it, and is come back to."""
+        try:
+            tell()
+            self.frontend.requests.confirm()
+        except Refused:
+            return False
+        except Disconnected:
+            self.frontend.reconnect(connect(self.path, timeout=PATIENCE))
+            return False
+        return True
 
     def close(self) -> None:
         """Close the connection and let the memory go. Closing twice is allowed."""

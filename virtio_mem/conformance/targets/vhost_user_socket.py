@@ -8,14 +8,26 @@ and one connection as long as nothing breaks it: there are daemons that serve on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
-from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.errors import HostError, UsageError
 from vhost_user.message import ProtocolFeature
-from virtio_mem.client import Client, NotNow
-from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, Target, TargetFailure, Used, Wish, clear
+from virtio_mem.conformance.target import (
+    Asks,
+    Capability,
+    Chain,
+    Refused,
+    Seen,
+    Subject,
+    Target,
+    TargetFailure,
+    Used,
+    Wish,
+    clear,
+)
 from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.conformance.targets.vhost_user_host import HostSide
 from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
 from virtio_mem.mmio_registers import Status
 from virtio_mem.protocol import ConfigSpace
@@ -23,56 +35,14 @@ from virtio_mem.protocol import ConfigSpace
 MEMORIES = ("memfd", "hugetlb")
 """What the region's memory may be: of ordinary pages or of huge ones, shared with the device either way."""
 
+_POLL = 0.001
+"""Seconds between two looks at the ring."""
+
+_QUIET = 0.1
+"""Seconds in which a device that is kicked does what it does not have to do, and a reader would not wait for."""
+
 _GRACE = 0.5
 """Seconds that a notice has to come: it has a way of its own, and may be later than the answer to what caused it."""
-
-
-class HostSide:
-    """The API's part of a device: that of the zone whose region lies at `addr`.
-
-    Its methods raise TargetFailure where the API fails. The constructor does so where it has no such zone.
-    """
-
-    def __init__(self, path: str, addr: int) -> None:
-        self._client = Client(path, timeout=PATIENCE)
-        with self._answering():
-            self.version = str(self._client.ping().get("version", "unknown"))
-            zones = [zone for zone in self._client.info()["zones"] if zone["addr"] == addr]
-        if not zones:
-            raise TargetFailure(f"{path}: the API has no zone whose region is at {addr:#x}, as the device's is")
-        self._zone, self._boot_size = zones[0]["id"], zones[0]["boot_size"] or 0
-        self._target_before = zones[0]["requested_size"]
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except FieldError as error:
-            raise TargetFailure(f"{self._client.path}: {error}") from error
-
-    def resize(self, requested_size: int) -> None:
-        """The device's target. Refused where the API says that it can't be."""
-        with self._answering():
-            try:
-                self._client.resize_zone(self._zone, self._boot_size + requested_size)
-            except UsageError as error:
-                raise Refused(str(error)) from None
-
-    def system_reset(self) -> None:
-        """The machine is reset. That the device would not give its blocks back just now is for its driver to see."""
-        with self._answering(), suppress(NotNow):
-            self._client.system_reset()
-
-    def pause(self, paused: bool) -> None:
-        """As before a snapshot."""
-        with self._answering():
-            (self._client.pause if paused else self._client.resume)()
-
-    def put_back(self) -> None:
-        """Leave the device as it was found, as far as the API goes."""
-        with suppress(TargetFailure, Refused):
-            self.pause(False)
-            self.resize(self._target_before)
 
 
 class VhostUserSubject(Subject):
@@ -82,6 +52,7 @@ class VhostUserSubject(Subject):
         self._link = link
         self._host = host
         self._ring: RingDriver | None = None
+        self._ring_before: RingDriver | None = None
         self._counted = link.config_changes()
         self.offered_features = link.offered_features
 
@@ -120,9 +91,7 @@ class VhostUserSubject(Subject):
 
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """See `Subject`. TargetFailure also where all came back and no call did."""
-        ring, link = self._ring, self._link
-        if ring is None:
-            raise UsageError("request", "made", "begin comes first: there is no driver")
+        ring, link = self._driver_ring, self._link
         deadline = time.monotonic() + PATIENCE
         link.vring.call.take()  # of the last kick, or of the ring's start: it says nothing of this one
         kick = ring.offer(chains)
@@ -139,9 +108,57 @@ class VhostUserSubject(Subject):
                 called = True
         return ring.results()
 
+    @property
+    def _driver_ring(self) -> RingDriver:
+        if self._ring is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
+        return self._ring
+
+    def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
+        """See `Subject`."""
+        self._ring = self._ring or self._ring_before
+        with self._link.alive():
+            self._link.frontend.requests.confirm()
+        self._link.vring.call.take()  # of the ring's start, which is over now: it says nothing of what comes
+        self._driver_ring.put(chains, asks)
+
+    def kick(self) -> None:
+        """See `Subject`."""
+        self._link.vring.kick.signal()
+
+    def look(self, whole: bool) -> Seen:
+        """See `Subject`. A ring that runs is stopped for it: all that the device has of it is done then."""
+        ring, link = self._driver_ring, self._link
+        deadline = time.monotonic() + PATIENCE
+        with link.alive():
+            while not ring.collect() and whole:
+                if time.monotonic() > deadline:
+                    raise TargetFailure(f"{link.path}: {ring.missing} within {PATIENCE:g} s")
+                link.listen(_POLL)
+            if not whole:
+                link.listen(_QUIET)
+            vring = link.vring
+            running = vring.started
+            if running:
+                vring.stop()
+            ring.collect()
+            seen = Seen(ring.seen(), vring.call.take(), ring.device_flags)
+            if running:
+                vring.start(ring.layout, vring.base)
+        return seen
+
+    def overrun(self) -> None:
+        """See `Subject`."""
+        self._driver_ring.overrun()
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """By SET_CONFIG, which the device may refuse."""
+        self._link.write_config(offset, data)
+
     def device_reset(self) -> None:
         """Stop the ring, then a status of 0, or RESET_DEVICE where there is no status."""
-        link, self._ring = self._link, None
+        link = self._link
+        self._ring_before, self._ring = self._ring or self._ring_before, None
         with link.alive():
             if link.vring.started:
                 link.vring.stop()
@@ -244,7 +261,7 @@ class VhostUserTarget(Target):
         """What can be done here. HostError where there is no memory to do it with."""
         if shortage := link.shortage(Wish().region_size):
             raise shortage
-        capabilities = Capability.CHAINS | Capability.CONTENT
+        capabilities = Capability.CHAINS | Capability.CONTENT | Capability.RING | Capability.CONFIG_WRITES
         with suppress(HostError):
             link.held(0, 1)
             capabilities |= Capability.HELD

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import MIB, GuestAddress
-from virtio_mem.conformance.target import Chain, Used
+from virtio_mem.conformance.target import Asks, Chain, Registers, Seen, Used
 from virtio_mem.conformance.targets.qtest.client import Failure, QTest
 from virtio_mem.conformance.targets.qtest.pci import MSIX, VENDOR, PciFunction
 from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
@@ -37,6 +37,8 @@ _NAMES = {_COMMON: "common", _NOTIFY: "notification", _ISR: "ISR status", _DEVIC
 
 _NO_VECTOR = 0xFFFF
 _POLL_SECONDS = 0.001
+_QUIET_LOOKS = 5
+"""Accesses, each a moment after the last, after which QEMU's main loop, which serves them, has seen to a kick too."""
 
 
 class Register(NamedTuple):
@@ -50,6 +52,7 @@ DEVICE_FEATURE_SELECT, DEVICE_FEATURE = Register(0x00, 4), Register(0x04, 4)
 DRIVER_FEATURE_SELECT, DRIVER_FEATURE = Register(0x08, 4), Register(0x0C, 4)
 CONFIG_MSIX_VECTOR = Register(0x10, 2)
 DEVICE_STATUS = Register(0x14, 1)
+NUM_QUEUES, CONFIG_GENERATION = Register(0x12, 2), Register(0x15, 1)
 QUEUE_SELECT, QUEUE_SIZE = Register(0x16, 2), Register(0x18, 2)
 QUEUE_MSIX_VECTOR, QUEUE_ENABLE, QUEUE_NOTIFY_OFF = Register(0x1A, 2), Register(0x1C, 2), Register(0x1E, 2)
 QUEUE_ADDRESSES = (0x20, 0x28, 0x30)
@@ -76,6 +79,7 @@ class PciDriver:
         self._function = PciFunction(qtest, failure, slot)
         self._seconds = seconds
         self._ring: RingDriver | None = None
+        self._ring_before: RingDriver | None = None
         self._given_up = ""
         self._notices = 0
 
@@ -126,7 +130,7 @@ class PciDriver:
 
     def reset(self) -> None:
         """Status 0, and wait until the device says so too."""
-        self._ring = None
+        self._ring_before, self._ring = self._ring or self._ring_before, None
         self._set(DEVICE_STATUS, 0)
         deadline = time.monotonic() + self._seconds
         while status := self._get(DEVICE_STATUS):
@@ -136,6 +140,13 @@ class PciDriver:
 
     def begin(self, features: int) -> bool:
         """Section "Driver Requirements: Device Initialization"; whether FEATURES_OK stayed. Else reset again."""
+        if not self.prepare(features):
+            return False
+        self.go()
+        return True
+
+    def prepare(self, features: int) -> bool:
+        """See `Subject`."""
         self.reset()
         status = Status.ACKNOWLEDGE
         for bit in (Status.ACKNOWLEDGE, Status.DRIVER):
@@ -151,10 +162,13 @@ class PciDriver:
             return False
         self._set_up_vectors()
         self._ring, self._given_up = self._set_up_ring(features), ""
-        self._set(DEVICE_STATUS, status | Status.DRIVER_OK)
-        self.look()
-        self._notices = 0
         return True
+
+    def go(self) -> None:
+        """See `Subject`."""
+        self._set(DEVICE_STATUS, self.status() | Status.DRIVER_OK)
+        self.take_causes()
+        self._notices = 0
 
     def config(self) -> ConfigSpace:
         """The device's configuration space. Nothing goes on in QEMU meanwhile."""
@@ -162,13 +176,23 @@ class PciDriver:
 
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """Make all available, notify once where the device wants to be notified, and wait for all."""
-        ring = self._ring
-        if ring is None:
-            raise UsageError("request", "made", "begin comes first: there is no driver")
+        ring = self._driver_ring
         if self._given_up:
             raise self._failure(f"since the last reset {self._given_up}")
         if ring.offer(chains):
-            self._qtest.store(self._notify, 0, 2)
+            self.notify()
+        self._wait_for_all(ring)
+        if not self.take_causes() and chains:
+            raise self._failure("all buffers came back, and no interrupt did")
+        return ring.results()
+
+    @property
+    def _driver_ring(self) -> RingDriver:
+        if self._ring is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
+        return self._ring
+
+    def _wait_for_all(self, ring: RingDriver) -> None:
         deadline = time.monotonic() + self._seconds
         while not ring.collect():
             if self.status() & Status.NEEDS_RESET:
@@ -178,11 +202,50 @@ class PciDriver:
             if self._given_up:
                 raise self._failure(self._given_up)
             time.sleep(_POLL_SECONDS)
-        if not self.look() and chains:
-            raise self._failure("all buffers came back, and no interrupt did")
-        return ring.results()
 
-    def look(self) -> bool:
+    def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
+        """See `Subject`."""
+        self._ring = self._ring or self._ring_before
+        self.take_causes()
+        self._driver_ring.put(chains, asks)
+
+    def notify(self) -> None:
+        """See `Subject`."""
+        self._qtest.store(self._notify, 0, 2)
+
+    def look(self, whole: bool) -> Seen:
+        """See `Subject`."""
+        ring = self._driver_ring
+        if whole:
+            self._wait_for_all(ring)
+        else:
+            for _ in range(_QUIET_LOOKS):
+                self.status()
+                time.sleep(_POLL_SECONDS)
+            ring.collect()
+        return Seen(ring.seen(), self.take_causes(), ring.device_flags)
+
+    def overrun(self) -> None:
+        """See `Subject`."""
+        self._driver_ring.overrun()
+
+    def registers(self) -> Registers:
+        """See `Subject`."""
+        self._set(QUEUE_SELECT, 0)
+        virtio_id = (self._function.get(VENDOR, 4) >> 16) - FIRST_DEVICE
+        return Registers(
+            virtio_id,
+            queues=self._get(NUM_QUEUES),
+            queue_size=self._get(QUEUE_SIZE),
+            status=int(self.status()),
+            generation=self._get(CONFIG_GENERATION),
+        )
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """See `Subject`."""
+        self._qtest.write(self._structures[_DEVICE] + offset, data)
+
+    def take_causes(self) -> bool:
         """See whether a notice has come; whether buffers were said to be used."""
         if self._messages:
             changed, used = (self._take_message(word) for word in (CONFIG_WORD, QUEUE_WORD))
@@ -199,7 +262,7 @@ class PciDriver:
 
     def take_notices(self) -> int:
         """How many looks since the last call have found one."""
-        self.look()
+        self.take_causes()
         notices, self._notices = self._notices, 0
         return notices
 
