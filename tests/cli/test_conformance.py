@@ -48,11 +48,23 @@ def test_a_replay_compares(
     assert err == ""
 
 
-def test_a_replay_that_the_target_can_not_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_replay_that_the_target_can_do_in_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "lines"
-    file.write_text(LINES.format(answer="ERROR") + "chain 0 b1 1 readable=12,12 -> ACK\n")
+    for answer, status in (("ERROR", 0), ("ACK", 1)):
+        file.write_text(LINES.format(answer=answer) + "chain 0 b1 1 readable=12,12 -> ACK\nplug 0 1 -> NACK\n")
+        assert main(["conformance", "self:anonymous", "--replay", str(file)]) == status
+        out = capsys.readouterr().out
+        assert "line 6: chain 0 b1 1 readable=12,12; not compared: self can't: CHAINS" in out
+        assert "line 7: plug 0 1; not compared: what follows line 6, since self can't: CHAINS" in out
+        assert "5 steps of 1 sequences" in out
+        assert "2 not compared" in out
+
+
+def test_a_replay_of_which_the_target_can_do_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_text(LINES.splitlines()[1] + "\nkick\nplug 0 1 -> ACK\n")
     assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 2
-    assert "self can't: CHAINS" in capsys.readouterr().out
+    assert "2 steps of 1 sequences, 0 other answers, 2 not compared" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

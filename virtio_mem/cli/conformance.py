@@ -25,7 +25,7 @@ HOLDS, VIOLATED, NOT_JUDGED = 0, 1, 2
 
 _EXIT_STATUS = """\
 exit status:
-  0    all that could be tested holds; with --replay, every answer is the same
+  0    all that could be tested holds; with --replay, all that could be compared
   1    a clause is violated; with --replay, an answer is another
   2    it could not be judged, or an argument can't be
   130  interrupted by Ctrl-C, which with --profile soak just ends the run"""
@@ -135,15 +135,21 @@ def _show_replays(replays: list[Replay]) -> int:
         for one in each.differences:
             was = Span(f"line {one.step.number}: {one.step.call} -> {one.step.answer}; now ")
             lines.append([was, Span(one.now, Role.BAD)])
+        lines += [
+            [Span(f"line {one.step.number}: {one.step.call}; not compared: {one.apart}", Role.QUIET)]
+            for one in each.apart
+        ]
         if each.failure:
             lines.append([Span(each.failure, Role.BAD)])
     steps = sum(len(each.replayed) for each in replays)
     differences = sum(len(each.differences) for each in replays)
-    lines.append([Span(f"{steps} steps of {len(replays)} sequences, {differences} other answers")])
+    apart = sum(len(each.apart) for each in replays)
+    summary = f"{steps} steps of {len(replays)} sequences, {differences} other answers"
+    lines.append([Span(f"{summary}, {apart} not compared" if apart else summary)])
     Screen().show(lines)
     if differences:
         return VIOLATED
-    return NOT_JUDGED if any(each.failure for each in replays) else HOLDS
+    return NOT_JUDGED if apart == steps or any(each.failure for each in replays) else HOLDS
 
 
 @contextmanager
