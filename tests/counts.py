@@ -189,6 +189,9 @@ FAULTS_JUDGED = count(quick=30, ci=500, soak=500)
 JUDGED_BACKINGS = count(quick=2, ci=4, soak=4)
 JUDGED_KINDS = count(quick=4, ci=12, soak=12)
 
+# Lengths of a daemon's ring, shorter than the kit would like, on which it judges all the same.
+SHORT_RINGS = count(quick=1, ci=3, soak=3)
+
 # Forms of ring that the conformance kit sends round, more than 65,536 requests through each.
 RINGS_SENT_ROUND = count(quick=0, ci=2, soak=2)
 

@@ -23,8 +23,8 @@ from vhost_user.frontend import Frontend, FrontendVring, SharedRegion
 from vhost_user.mapping import MAP_NORESERVE, Mapping
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
 from vhost_user.vring import SplitLayout
-from virtio_mem.conformance.target import Chain, Used
-from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.conformance.target import RING_SIZE, Chain, Used
+from virtio_mem.conformance.targets.ring_driver import RingDriver
 from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
 from virtio_mem.protocol import Feature, Request, RequestType, Response, ResponseType
 

@@ -131,9 +131,29 @@ class Session:
         return self._submit(chain_words(chain, self.place), [chain])[0]
 
     def batch(self, chains: Sequence[Chain]) -> list[Answer]:
-        """Several buffers with one notification; answers in the order of `chains`."""
-        words = BESIDE.join(chain_words(chain, self.place) for chain in chains)
-        return self._submit(f"batch {words}", chains)
+        """Several buffers with one notification, or with as few as the ring needs; answers in the order of `chains`."""
+        answers: list[Answer] = []
+        for part in self._ringfuls(chains):
+            words = BESIDE.join(chain_words(chain, self.place) for chain in part)
+            answers += self._submit(f"batch {words}", part)
+        return answers
+
+    def _ringfuls(self, chains: Sequence[Chain]) -> Iterator[list[Chain]]:
+        part: list[Chain] = []
+        free = self.subject.ring_size
+        for chain in chains:
+            taken = 1 if chain.indirect else len(chain.readable) + len(chain.room)
+            if part and taken > free:
+                yield part
+                part, free = [], self.subject.ring_size
+            part.append(chain)
+            free -= taken
+        if part:
+            yield part
+
+    def fits(self, chain: Chain) -> bool:
+        """Whether a chain is no longer than the ring, as none may be."""
+        return len(chain.readable) + len(chain.room) <= self.subject.ring_size
 
     def request(self, type_: int, block: int, nb_blocks: int = 1, shift: int = 0) -> Chain:
         """A plain request as a buffer, for `batch`."""

@@ -85,6 +85,12 @@ class Wish:
     node_id: int | None = None
 
 
+RING_SIZE = 64
+"""Descriptors of the ring: what a check has in flight at one time."""
+
+LEAST_RING = 8
+"""A ring of fewer is none to judge a device's way with rings by: chains have five descriptors at least there."""
+
 FILL = b"\xa5"
 """What the room for an answer is filled with before the kick, so that what was not written can be told."""
 
@@ -165,6 +171,9 @@ class Subject(ABC):
 
     offered_features: int
     """Feature bits 0 to 63, those of the ring and the transport included."""
+
+    ring_size: int = RING_SIZE
+    """Descriptors that the ring has, where there is one."""
 
     @abstractmethod
     def begin(self, features: int) -> bool:

@@ -222,6 +222,47 @@ def test_whatever_the_protocol_has(tmp_path: Path, protocol_features: ProtocolFe
         play.play(target)
 
 
+def short_ring(most: int) -> type[MemDevice]:
+    """A device whose rings have so many entries at most."""
+    return type("Short", (MemDevice,), {"max_queue_size": most})
+
+
+LONG_CLAUSES = ["RING-CHAIN-1", "RING-INDIRECT-2", "RING-INDIRECT-1", "RING-SPLIT-2", "RING-NOTIFY-3", "RING-PACKED-12"]
+
+
+@pytest.mark.parametrize(
+    ("most", "protocol_features"), [(8, LEAST), (16, PROTOCOL_FEATURES), (33, PROTOCOL_FEATURES)][: counts.SHORT_RINGS]
+)
+def test_a_device_with_a_short_ring(tmp_path: Path, most: int, protocol_features: ProtocolFeature) -> None:
+    with (
+        in_thread(tmp_path / "s", short_ring(most), protocol_features=protocol_features) as path,
+        VhostUserTarget(path) as target,
+    ):
+        assert target.start(play.WISH).ring_size == most & -8
+        judgement = judge(target, only=LONG_CLAUSES)
+        assert {judgement.verdicts[id_].verdict for id_ in LONG_CLAUSES[:-1]} == {Verdict.HOLDS}
+        assert (judgement.status, judgement.failures) == (0, ())
+
+
+@pytest.mark.parametrize("most", [4, 2])
+def test_a_device_whose_ring_is_too_short_to_be_judged(tmp_path: Path, most: int) -> None:
+    with in_thread(tmp_path / "s", short_ring(most)) as path, VhostUserTarget(path) as target:
+        assert target.start(play.WISH).ring_size == most
+        assert not (Capability.CHAINS | Capability.RING) & target.capabilities
+        judgement = judge(target, only=["MEM-PLUG-3", "RING-CHAIN-1"])
+        verdicts = [judgement.verdicts[id_].verdict for id_ in ("MEM-PLUG-3", "RING-CHAIN-1")]
+        assert verdicts == [Verdict.HOLDS, Verdict.NOT_TESTABLE]
+        assert judgement.verdicts["RING-CHAIN-1"].reason == "vhost-user can't: CHAINS"
+
+
+def test_a_device_that_takes_no_ring(tmp_path: Path) -> None:
+    with (
+        in_thread(tmp_path / "s", short_ring(1)) as path,
+        pytest.raises(TargetFailure, match="takes no ring of 2 to 64 entries"),
+    ):
+        VhostUserTarget(path)
+
+
 def test_a_device_without_a_configuration_space(tmp_path: Path) -> None:
     without = PROTOCOL_FEATURES & ~ProtocolFeature.CONFIG
     with (

@@ -27,7 +27,7 @@ COUNTS = (1, 5, 1, 16)
 def served(session: Session, one: Probe, count: int, *, flags: int = 0, ahead: int = 0) -> Looked:
     """What is seen of `count` requests that are made while the driver's area says this."""
     session.chain(Chain(one.request))
-    session.offer([Chain(one.request)] * count, flags=flags, ahead=ahead)
+    session.offer([Chain(one.request)] * min(count, session.subject.ring_size // 2), flags=flags, ahead=ahead)
     session.kick()
     return session.look()
 

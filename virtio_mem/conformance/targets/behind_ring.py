@@ -13,9 +13,9 @@ from vhost_user.errors import UsageError
 from vhost_user.mapping import Mapping
 from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import MIB, ByteCount, GuestAddress
-from virtio_mem.conformance.target import Asks, Capability, Chain, Registers, Seen, TargetFailure, Used
+from virtio_mem.conformance.target import RING_SIZE, Asks, Capability, Chain, Registers, Seen, TargetFailure, Used
 from virtio_mem.conformance.targets.in_process import OURS, InProcess, InProcessTarget, Made, Parts, alive
-from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.conformance.targets.ring_driver import RingDriver
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_registers import Interrupt, Register, Status
 from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Feature

@@ -19,9 +19,6 @@ from vhost_user.vring.driver import DESCRIPTOR, INDIRECT, WRITE, Element
 from virtio_mem.conformance.target import FILL, Asks, Chain, Odd, TargetFailure, Used
 from virtio_mem.protocol import Feature
 
-RING_SIZE = 64
-"""Descriptors of the ring: what a check has in flight at one time."""
-
 _NAMED = 2
 """RING_EVENT_FLAGS_DESC: a packed ring's driver wants a notification for the descriptor that it names."""
 
@@ -110,12 +107,14 @@ class RingDriver:
                 behind = GuestAddress(address + length)
                 self._untouched.append((behind, FILL * _GAP, "behind the room for an answer"))
             table = None
+            if (pieces := len(readable) + len(room)) > self.layout.size:
+                raise UsageError("chain", f"{pieces} descriptors", f"at most the {self.layout.size} of the ring")
             if chain.indirect:
-                (table, _) = self._piece((len(readable) + len(room)) * DESCRIPTOR.size)
+                (table, _) = self._piece(pieces * DESCRIPTOR.size)
             self.queue.odd = chain.odd
             token = self.queue.add(readable, room, indirect_table=table)
             self._rooms[token] = room
-            self._sizes[token] = 1 if table is not None else len(readable) + len(room)
+            self._sizes[token] = pieces if table is None else 1
             self._tokens.append(token)
         if isinstance(self.layout, SplitLayout) or not chains:
             # A packed ring's descriptors are the device's to write, but for those that it does not have.

@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from vhost_user.connection import connect
 from vhost_user.errors import Disconnected, FieldError, HostError, Refused
 from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.memory import GuestMemory, Region
-from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, U64, FrontendRequest, ProtocolFeature
+from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, U64, FrontendRequest, ProtocolFeature, VringState
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset, align_up
-from virtio_mem.conformance.target import TargetFailure
+from virtio_mem.conformance.target import RING_SIZE, TargetFailure
 from virtio_mem.hostmem import facts, files
 from virtio_mem.hostmem.backing import Hugetlb, Memfd
 from virtio_mem.hostmem.memory import HostMemory
@@ -33,6 +34,9 @@ PATIENCE = 5.0
 
 _LOOK = 0.1
 """Seconds between two looks whether the device is still there, while a buffer is waited for."""
+
+_RING_SIZES = tuple(RING_SIZE >> shift for shift in range(6))
+"""What is tried, in this order. A request and its answer take two entries."""
 
 _MOST_REGION = 1 << 45
 """Bytes of a region that are mapped: a fourth of what a process on x86-64 can address."""
@@ -91,6 +95,7 @@ class Link:
             undo.callback(self.guest.replace, ())
             self.frontend.regions.share([_shared(self._region, start), _shared(ram, self.ram)])
             self.vring = self.frontend.vring(0)
+            self.ring_size = self._ring_size()
             self._undo = undo.pop_all()
 
     @contextmanager
@@ -104,6 +109,14 @@ class Link:
         except FieldError as error:
             self.broken = True
             raise TargetFailure(f"{self.path}: {error}") from error
+
+    def _ring_size(self) -> int:
+        """How many entries the ring gets: the most that the device takes, as far as anybody needs them."""
+        for entries in _RING_SIZES:
+            size = VringState(self.vring.index, entries)
+            if self._taken(partial(self.frontend.requests.tell, FrontendRequest.SET_VRING_NUM, size)):
+                return entries
+        raise TargetFailure(f"{self.path}: the device takes no ring of {_RING_SIZES[-1]} to {_RING_SIZES[0]} entries")
 
     @property
     def offered_features(self) -> int:
@@ -182,7 +195,7 @@ class Link:
         """SET_FEATURES; whether the device took them."""
         bits = features | self.frontend.offered & F_PROTOCOL_FEATURES
         with self.alive():
-            agreed = self._taken(lambda: self.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(bits)))
+            agreed = self._taken(partial(self.frontend.requests.tell, FrontendRequest.SET_FEATURES, U64(bits)))
         if agreed:
             self.frontend.features = bits
         return agreed
@@ -190,7 +203,7 @@ class Link:
     def write_config(self, offset: int, data: bytes) -> None:
         """SET_CONFIG of what the driver writes, which the device is to refuse where it is not the driver's to write."""
         with self.alive():
-            self._taken(lambda: self.frontend.set_config(offset, data))
+            self._taken(partial(self.frontend.set_config, offset, data))
 
     def _taken(self, tell: Callable[[], None]) -> bool:
         """Whether the device took a message. One that breaks off instead has refused it, and is come back to."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from vhost_user.errors import HostError, UsageError
 from vhost_user.message import ProtocolFeature
 from virtio_mem.conformance.target import (
+    LEAST_RING,
     Asks,
     Capability,
     Chain,
@@ -26,7 +27,7 @@ from virtio_mem.conformance.target import (
     Wish,
     clear,
 )
-from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.conformance.targets.ring_driver import RingDriver
 from virtio_mem.conformance.targets.vhost_user_host import HostSide
 from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
 from virtio_mem.mmio_registers import Status
@@ -55,6 +56,7 @@ class VhostUserSubject(Subject):
         self._ring_before: RingDriver | None = None
         self._counted = link.config_changes()
         self.offered_features = link.offered_features
+        self.ring_size = link.ring_size
 
     @property
     def _has_status(self) -> bool:
@@ -72,7 +74,7 @@ class VhostUserSubject(Subject):
                 self.device_reset()
                 return False
             self._counted = link.config_changes()
-            self._ring = RingDriver(link.guest, link.ram, RAM_SIZE, features, RING_SIZE)
+            self._ring = RingDriver(link.guest, link.ram, RAM_SIZE, features, link.ring_size)
             link.vring.start(self._ring.layout)
             self._set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
         return True
@@ -261,7 +263,9 @@ class VhostUserTarget(Target):
         """What can be done here. HostError where there is no memory to do it with."""
         if shortage := link.shortage(Wish().region_size):
             raise shortage
-        capabilities = Capability.CHAINS | Capability.CONTENT | Capability.RING | Capability.CONFIG_WRITES
+        capabilities = Capability.CONTENT | Capability.CONFIG_WRITES
+        if link.ring_size >= LEAST_RING:
+            capabilities |= Capability.CHAINS | Capability.RING
         with suppress(HostError):
             link.held(0, 1)
             capabilities |= Capability.HELD

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import MIB, GuestAddress
-from virtio_mem.conformance.target import Asks, Chain, Registers, Seen, Used
+from virtio_mem.conformance.target import RING_SIZE, Asks, Chain, Registers, Seen, Used
 from virtio_mem.conformance.targets.qtest.client import Failure, QTest
 from virtio_mem.conformance.targets.qtest.pci import MSIX, VENDOR, PciFunction
-from virtio_mem.conformance.targets.ring_driver import RING_SIZE, RingDriver
+from virtio_mem.conformance.targets.ring_driver import RingDriver
 from virtio_mem.mmio_registers import Interrupt, Status
 from virtio_mem.protocol import CONFIG_SIZE, VIRTIO_ID_MEM, ConfigSpace
 
