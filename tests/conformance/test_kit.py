@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -29,9 +30,10 @@ from virtio_mem.conformance.kit import (
     judge,
     judgement_of,
     run_checks,
+    shorten_evidence,
 )
 from virtio_mem.conformance.session import Session
-from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
+from virtio_mem.conformance.target import Capability, Chain, Subject, Target, TargetFailure, Used, Wish
 from virtio_mem.conformance.targets.ours import OurTarget
 
 A, B = "MEM-PLUG-3", "MEM-PLUG-4"
@@ -185,6 +187,67 @@ def test_a_fault_of_the_kit_is_told_from_one_of_the_device(caplog: pytest.LogCap
         judgement = judged(make(fails, A), make(breaks_a, B))
     assert judgement.failures == ("fails: ZeroDivisionError: oops", f"breaks_a is no check of {A}")
     assert judged(make(fails, A)).status == 2
+
+
+class Sleepy(Parrot):
+    """Lets its time go by whatever it is asked, if `asleep`."""
+
+    def __init__(self, asleep: bool) -> None:
+        super().__init__()
+        self.asleep = asleep
+
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        if self.asleep:
+            raise TargetFailure("nothing within 10 s", silent=True)
+        return [Used(10, bytes(10)) for _ in chains]
+
+
+class Bedroom(Stage):
+    """Its devices sleep where `sleeps` says so of their number."""
+
+    def __init__(self, sleeps: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.sleeps = sleeps
+
+    def start(self, wish: Wish) -> Subject:
+        self.subjects.append(Sleepy(self.sleeps(len(self.subjects))))
+        return self.subjects[-1]
+
+
+def asks(session: Session) -> None:
+    session.begin()
+    session.unplug_all()
+
+
+def test_a_device_that_answers_nothing_is_asked_no_more() -> None:
+    target = Bedroom(lambda _: True)
+    run = run_checks(target, [make(asks, A), *[make(asks, B)] * 50])
+    assert len(target.subjects) == 2  # the check, and whether there is a sign of life
+    shorten_evidence(target, run)
+    assert len(target.subjects) == 2
+    judgement = judgement_of(target, run, Profile.QUICK, 0, 0.0)
+    assert verdicts(judgement) == (Verdict.VIOLATED, Verdict.NOT_TESTABLE)
+    assert (judgement.status, judgement.failures) == (1, (judgement.verdicts[B].reason,))
+    assert judgement.failures[0] == "not judged any more, since the device answers nothing: nothing within 10 s"
+    run_checks(target, [make(asks, B)], run=run)
+    assert len(target.subjects) == 2
+
+
+def test_a_device_that_is_silent_once_is_judged_on() -> None:
+    target = Bedroom(lambda number: number == 0)
+    run = run_checks(target, [make(asks, A), make(asks, B)])
+    shorten_evidence(target, run)
+    assert len(target.subjects) == 3
+    judgement = judgement_of(target, run, Profile.QUICK, 0, 0.0)
+    assert verdicts(judgement) == (Verdict.VIOLATED, Verdict.HOLDS)
+    assert judgement.failures == ()
+
+
+def test_a_device_that_is_silent_again_and_again_is_given_up() -> None:
+    target = Bedroom(lambda number: number % 2 == 0)
+    judgement = judgement_of(target, run_checks(target, [make(asks, A)] * 50), Profile.QUICK, 0, 0.0)
+    assert judgement.failures == ("not judged any more, since the device did not answer in time in 4 checks",)
+    assert len(target.subjects) == 7
 
 
 def test_progress_is_told() -> None:

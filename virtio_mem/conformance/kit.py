@@ -27,9 +27,12 @@ from virtio_mem.conformance.check import WISH, Check, NotOffered, Unsuitable, Vi
 from virtio_mem.conformance.clauses import DeviceClause, device_clauses, expected_clauses
 from virtio_mem.conformance.replay import shorten
 from virtio_mem.conformance.session import Session
-from virtio_mem.conformance.target import Target, TargetFailure, Wish
+from virtio_mem.conformance.target import Target, TargetFailure, Wish, clear
 
 log = logging.getLogger(__name__)
+
+_MOST_SILENCES = 4
+"""Checks that a device may let its time go by in: at 10 seconds each there is better use for the time."""
 
 
 class Profile(StrEnum):
@@ -129,6 +132,10 @@ class Run:
     evidence: list[Evidence] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     calls: int = 0
+    silences: list[tuple[str, ...]] = field(default_factory=list)
+    """Sessions that ended since the device had let its time go by: each of them was waited for."""
+    gone: str = ""
+    """Why the target is not asked any more, in words; "" as long as it is."""
 
     @property
     def violated(self) -> set[str]:
@@ -174,17 +181,43 @@ def run_checks(
     progress: Callable[[Progress], None] = lambda _: None,
     run: Run | None = None,
 ) -> Run:
-    """Run each check once for each of its wishes. Ends early where the target can't be started any more."""
+    """Run each check once for each of its wishes. Ends early where the target can't be started any more.
+
+    Where a device let its time go by, it is looked whether one still answers at all. If not, or if it happened too
+    often, the checks that are left are not run: each would wait as long.
+    """
     run = run or Run()
     steps = [(check, wish) for check in checks for wish in check.wishes]
     for done, (check, wish) in enumerate(steps):
         progress(Progress(done, len(steps), check.name, len(run.violated)))
-        if lacking := target.lacks(check.needs):
+        silences = len(run.silences)
+        if run.gone:
+            run.without(check.clauses, check.name, run.gone, Verdict.NOT_TESTABLE)
+        elif lacking := target.lacks(check.needs):
             run.without(check.clauses, check.name, lacking, Verdict.NOT_TESTABLE)
         elif not _run_check(target, check, wish, run):
             break
+        elif len(run.silences) > silences:
+            run.gone = _gone(target, run)
+    if run.gone:
+        run.failures.append(run.gone)
     progress(Progress(len(steps), len(steps), "", len(run.violated)))
     return run
+
+
+def _gone(target: Target, run: Run) -> str:
+    """Why there is no use in asking a target on that was silent; "" where there is."""
+    if len(run.silences) >= _MOST_SILENCES:
+        return f"not judged any more, since the device did not answer in time in {len(run.silences)} checks"
+    try:
+        subject = target.start(WISH)
+        try:
+            clear(subject)
+        finally:
+            subject.close()
+    except (TargetFailure, FieldError) as failure:
+        return f"not judged any more, since the device answers nothing: {failure}"
+    return ""
 
 
 def _run_check(target: Target, check: Check, wish: Wish, run: Run) -> bool:
@@ -216,6 +249,8 @@ def _evidence(check: Check, session: Session, run: Run) -> Iterator[Evidence]:
             run.failures.append(f"{check.name} is no check of {violation.clause}")
         yield _against(violation.clause, check, session, violation.was, violation.should)
     except TargetFailure as failure:
+        if failure.silent:
+            run.silences.append(tuple(session.lines))
         judged = {one.clause for one in run.evidence if _is_verdict(one)}
         for clause in [one for one in check.clauses if one not in judged] or check.clauses:
             yield _against(clause, check, session, failure.what, "a device that is there")
@@ -255,7 +290,8 @@ def shorten_evidence(target: Target, run: Run) -> None:
                 shortest[one.clause] = number
     for number in shortest.values():
         one = run.evidence[number]
-        run.evidence[number] = one._replace(lines=shorten(target, one.lines))
+        if not run.gone and one.lines not in run.silences:  # who is silent is waited for at each attempt
+            run.evidence[number] = one._replace(lines=shorten(target, one.lines))
 
 
 def judgement_of(

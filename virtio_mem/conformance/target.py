@@ -61,11 +61,13 @@ class TargetFailure(Exception):  # noqa: N818
     """The device is gone, does not answer in time, or broke the transport. `what` says it in words.
 
     During a check it is a violation, the worst there is. While a target is started it means that nothing can be judged.
+    `silent`: it was time that ran out, as it will again where the device hangs.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, silent: bool = False) -> None:
         super().__init__(what)
         self.what = what
+        self.silent = silent
 
 
 class Refused(Exception):  # noqa: N818

@@ -14,13 +14,18 @@ from tests.conformance.targets import play
 from tests.conformance.targets.play import BLOCK
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import GIB, MIB
+from virtio_mem.conformance.kit import Verdict, judge
 from virtio_mem.conformance.target import Capability, Chain, Refused, Subject, TargetFailure, Wish
 from virtio_mem.conformance.targets.qemu import QemuSubject, QemuTarget
 from virtio_mem.protocol import BlockState, Feature, RequestType, ResponseType
 
 pytestmark = pytest.mark.needs_peers
 
-PARTS = (play.requests, play.notices, play.system_reset, play.memory, play.held, play.pause)
+PARTS = (
+    *(play.requests, play.notices, play.system_reset, play.memory, play.held, play.pause),
+    *(play.ring, play.odd_tables, play.start_in_two, play.registers, play.needs_reset, play.config_writes),
+    play.unplugged,
+)
 """What QEMU's device does as ours does."""
 
 
@@ -256,3 +261,27 @@ def test_what_it_is() -> None:
         assert target.name == "qemu,memory=ram,prealloc=on"
         assert target.version.startswith("QEMU ")
         assert target.lacks(Capability.HOST_REFUSES) == "qemu can't: HOST_REFUSES"
+
+
+class Stopped(QemuTarget):
+    """QEMUs that are stopped as soon as they are there."""
+
+    started = 0
+
+    def start(self, wish: Wish) -> QemuSubject:
+        subject = super().start(wish)
+        self.started += 1
+        if self.started > 1:  # the first one shows whether the host tells what it holds
+            os.kill(subject.machine.pid, signal.SIGSTOP)
+        return subject
+
+
+def test_a_qemu_that_hangs_is_given_up_after_its_first_time_limit() -> None:
+    target = Stopped(patience=0.2)
+    with closing(target):
+        judgement = judge(target)
+    assert target.started == 3
+    assert judgement.status == 1
+    (failure,) = judgement.failures
+    assert failure.startswith("not judged any more, since the device answers nothing: QEMU did not answer")
+    assert len(judgement.of(Verdict.HOLDS)) == 0

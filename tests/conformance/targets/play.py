@@ -241,7 +241,6 @@ def start_in_two(subject: Subject) -> None:
     (used,) = subject.look(True).used
     assert used is not None
     assert response(used).state is BlockState.UNPLUGGED
-    assert not subject.prepare(1 << 63)
 
 
 def registers(subject: Subject) -> None:

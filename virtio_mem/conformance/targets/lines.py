@@ -85,7 +85,9 @@ class LineProcess:
             if left <= 0:
                 self.silent = True
                 did = "does not read" if self._unsent else "says nothing"
-                raise self.failure(f"{did} within {timeout:g} s{self._muttered()}")
+                failure = self.failure(f"{did} within {timeout:g} s{self._muttered()}")
+                failure.silent = True
+                raise failure
             self._exchange(left)
         line, _, self._unread = self._unread.partition(b"\n")
         return line

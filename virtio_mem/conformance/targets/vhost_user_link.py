@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from vhost_user.connection import connect
-from vhost_user.errors import Disconnected, FieldError, HostError, Refused
+from vhost_user.errors import Disconnected, FieldError, HostError, Refused, TimedOut
 from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.memory import GuestMemory, Region
@@ -108,7 +108,7 @@ class Link:
             raise
         except FieldError as error:
             self.broken = True
-            raise TargetFailure(f"{self.path}: {error}") from error
+            raise TargetFailure(f"{self.path}: {error}", silent=isinstance(error, TimedOut)) from error
 
     def _ring_size(self) -> int:
         """How many entries the ring gets: the most that the device takes, as far as anybody needs them."""

@@ -106,7 +106,7 @@ class VhostUserSubject(Subject):
                     continue
                 if not link.wait_for_call(deadline):
                     what = "all buffers came back, and no call did" if ring.collect() else ring.missing
-                    raise TargetFailure(f"{link.path}: {what} within {PATIENCE:g} s")
+                    raise TargetFailure(f"{link.path}: {what} within {PATIENCE:g} s", silent=True)
                 called = True
         return ring.results()
 
@@ -135,7 +135,7 @@ class VhostUserSubject(Subject):
         with link.alive():
             while not ring.collect() and whole:
                 if time.monotonic() > deadline:
-                    raise TargetFailure(f"{link.path}: {ring.missing} within {PATIENCE:g} s")
+                    raise TargetFailure(f"{link.path}: {ring.missing} within {PATIENCE:g} s", silent=True)
                 link.listen(_POLL)
             if not whole:
                 link.listen(_QUIET)

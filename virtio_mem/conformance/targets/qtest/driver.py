@@ -200,7 +200,9 @@ class PciDriver:
             elif time.monotonic() > deadline:
                 self._given_up = f"{ring.missing} within {self._seconds:g} s"
             if self._given_up:
-                raise self._failure(self._given_up)
+                failure = self._failure(self._given_up)
+                failure.silent = time.monotonic() > deadline
+                raise failure
             time.sleep(_POLL_SECONDS)
 
     def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
