@@ -209,6 +209,9 @@ SESSIONS_OF_OLD_QEMU = count(quick=3, ci=50, soak=50)
 # Wrong devices that the kit's state machine is to find, and to shrink what it does to them.
 MACHINE_FAULTS = count(quick=2, ci=8, soak=8)
 
+# Ways to end a soak by a signal, with workers and without.
+SOAK_ENDINGS = count(quick=2, ci=6, soak=6)
+
 # Runs of pytest whose workers judge a target together.
 PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)
 

@@ -19,7 +19,7 @@ from vhost_user.errors import UsageError
 from virtio_mem.conformance.calls import action_of
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Target, TargetFailure, Wish
-from virtio_mem.conformance.words import ARROW, BESIDE, parse_wish, wish_words
+from virtio_mem.conformance.words import ARROW, BESIDE, NO_FLAG, parse_wish, wish_words
 
 _OWN = ("addr=", "node_id=")
 """Fields of a configuration space that are a device's own affair."""
@@ -181,7 +181,7 @@ class _Gaps:
             elif not self._lost and not _is_idle(step) and word not in _PASSED_OVER:
                 self._lost = f"what follows line {step.number}, since {lacking}"
             return True
-        if self._hindrances and step.answer == BUSY:
+        if self._hindrances and step.answer.removesuffix(NO_FLAG) == BUSY:
             self.why = self._owed = next(iter(self._hindrances.values()))
         return bool(self.why)
 
@@ -221,7 +221,7 @@ def shorten(target: Target, lines: Sequence[str]) -> tuple[str, ...]:
 def _is_idle(step: Step) -> bool:
     if step.call.split()[0] in _LOOKS:
         return True
-    return set(step.answer.split(BESIDE)) <= _CHANGES_NOTHING
+    return set(step.answer.replace(NO_FLAG, "").split(BESIDE)) <= _CHANGES_NOTHING
 
 
 def _ends_alike(target: Target, script: Script) -> bool:

@@ -162,10 +162,15 @@ class Registers(NamedTuple):
 
 
 class Used(NamedTuple):
-    """What came back of a chain: the length that the device said it wrote, and all the bytes of the room."""
+    """What came back of a chain: the length that the device said it wrote, and all the bytes of the room.
+
+    `flagged` is False where a packed ring's used descriptor has the length and not the write flag, without which the
+    length has no meaning. Drivers that exist take it all the same, and so does the kit, but for what it says of that.
+    """
 
     length: int
     room: bytes
+    flagged: bool = True
 
 
 class Subject(ABC):

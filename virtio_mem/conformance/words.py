@@ -28,6 +28,9 @@ ARROW = " -> "
 BESIDE = " | "
 """Between the requests of one kick, and between their answers."""
 
+NO_FLAG = " without the write flag"
+"""Behind an answer that a driver would have to take for none."""
+
 NEAR = 2**20
 """Up to so many blocks away from the region an address is told by its block."""
 
@@ -84,7 +87,8 @@ class Answer(NamedTuple):
         if self.type is None:
             return f"{self.used.length} bytes: {self.used.room[: max(self.used.length, RESPONSE_SIZE)].hex()}"
         words = self.type.name if self.state is None else f"{self.type.name} {self.state.name}"
-        return words if self.used.length == RESPONSE_SIZE else f"{words} in {self.used.length} bytes"
+        words = words if self.used.length == RESPONSE_SIZE else f"{words} in {self.used.length} bytes"
+        return words if self.used.flagged else words + NO_FLAG
 
 
 class Looked(NamedTuple):

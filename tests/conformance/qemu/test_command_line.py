@@ -62,9 +62,13 @@ def test_only_options_that_it_has() -> None:
     assert told(NEW, "prealloc=on,packed=on,dynamic_memslots=on").endswith(
         ",dynamic-memslots=on,prealloc=on,packed=on,ioeventfd=off"
     )
+    assert "unplugged-inaccessible" not in told(NEW, "unplugged_inaccessible=on")
+    assert told(NEW, "unplugged_inaccessible=off").endswith(",unplugged-inaccessible=off,ioeventfd=off")
     require_options(QemuOptions.parse("prealloc=on"), OLD)
     with pytest.raises(UsageError, match=r"qemu dynamic-memslots=on: QEMU 7\.2\.22 does not have it"):
         require_options(QemuOptions.parse("dynamic_memslots=on"), OLD)
+    with pytest.raises(UsageError, match=r"qemu unplugged-inaccessible=off: QEMU 7\.2\.22 does not have it"):
+        require_options(QemuOptions.parse("unplugged_inaccessible=off"), OLD)
 
 
 def test_nodes_up_to_the_one_that_is_wished() -> None:

@@ -11,7 +11,7 @@ from tests import host
 from tests.conformance.targets import play
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import MIB, ByteCount, HostOffset
-from virtio_mem.conformance.target import Capability, Chain, Subject, TargetFailure, Wish
+from virtio_mem.conformance.target import Capability, Chain, Subject, TargetFailure, Used, Wish
 from virtio_mem.conformance.targets.behind_ring import RingTarget
 from virtio_mem.conformance.targets.in_process import OURS, Parts
 from virtio_mem.conformance.targets.ours import OurTarget
@@ -129,7 +129,7 @@ def test_a_short_answer_leaves_the_rest_of_the_room_as_it_was() -> None:
     with OurTarget("anonymous", parts=dataclasses.replace(OURS, answer=_two_bytes)) as target:
         subject = target.start(play.WISH)
         play.begin(subject)
-        assert subject.submit([Chain(bytes(24))]) == [(2, b"\0\0" + b"\xa5" * 8)]
+        assert subject.submit([Chain(bytes(24))]) == [Used(2, b"\0\0" + b"\xa5" * 8)]
 
 
 class _Dies(VirtioMemDevice):

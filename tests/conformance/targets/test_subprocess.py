@@ -21,7 +21,18 @@ from tests.conformance.targets import play
 from tests.peers.processes import wait_until
 from vhost_user.errors import UsageError
 from virtio_mem.conformance.kit import Verdict, judge
-from virtio_mem.conformance.target import Asks, Capability, Chain, Odd, Refused, Registers, Subject, TargetFailure, Wish
+from virtio_mem.conformance.target import (
+    Asks,
+    Capability,
+    Chain,
+    Odd,
+    Refused,
+    Registers,
+    Subject,
+    TargetFailure,
+    Used,
+    Wish,
+)
 from virtio_mem.conformance.targets import lines
 from virtio_mem.conformance.targets import subprocess as program
 from virtio_mem.conformance.targets.lines import LineProcess
@@ -190,7 +201,7 @@ def test_all_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chains_go_as_they_are(tmp_path: Path) -> None:
     with clerk(tmp_path, "RESTART", "CHAINS", room=2) as target:
         subject = target.start(Wish())
-        assert subject.submit([Chain(b"\1\2", (1, 7), (2,), True)]) == [(0, bytes(2))]
+        assert subject.submit([Chain(b"\1\2", (1, 7), (2,), True)]) == [Used(0, bytes(2))]
         with pytest.raises(TargetFailure, match="gives 1 of 2 buffers back"):
             subject.submit([Chain(bytes(24))] * 2)
         with pytest.raises(TargetFailure, match="has a room of 2 bytes, and that of the chain has 10"):

@@ -168,6 +168,19 @@ class HalfAPackedRing(_Reader):
         return self.position % self.queue.size < self.queue.size // 2
 
 
+@fault("RING-PACKED-5", ring="packed", source="QEMU, virtqueue_packed_fill_desc")
+class NoWriteFlag(_Reader):
+    """A used descriptor has its length, and not the flag without which that has no meaning."""
+
+    def _serve(self, chain: Chain) -> None:
+        flags = self.area("desc", DESCRIPTOR.size * (self.position % self.queue.size) + 14)
+        super()._serve(chain)
+        memory_of(self).store16(flags, memory_of(self).load16(flags) & ~WRITE)
+
+    def likes(self, chain: Chain) -> bool:
+        return True
+
+
 @fault("RING-PACKED-12", ring="packed")
 class LastComesFirst(GuestRequestQueue):
     """Of requests that are there at once the last one is carried out first."""

@@ -106,8 +106,9 @@ def judge_length(session: Session, one: Probe, length: str, whole: str) -> None:
     """Violation of `length` where it is none of a response, of `whole` where the answer is not in the room."""
     for room in ((RESPONSE_SIZE,), (64,), (2, 8)):
         answer = session.chain(Chain(one.request, readable=(REQUEST_SIZE - 8, 8), room=room))
-        used = answer.used.length
+        used, _, flagged = answer.used
         expect(length, RESPONSE_SIZE <= used <= sum(room), f"a used length of {used}", f"{RESPONSE_SIZE}")
+        expect(length, flagged, f"a used length of {used} without the write flag", "the write flag beside it")
         one.judge(whole, answer)
 
 

@@ -104,8 +104,9 @@ def ring_form(session: Session, packed: bool) -> None:
 def judge_length(session: Session, clause: str) -> None:
     """In a room of 64 bytes: no fewer than the response has, and none that was not written."""
     request = request_bytes(RequestType.STATE, session.addr(0), 2)
-    length, room = session.chain(Chain(request, room=(64,))).used
+    length, room, flagged = session.chain(Chain(request, room=(64,))).used
     expect(clause, length >= RESPONSE_SIZE, f"a used length of {length}", f"{RESPONSE_SIZE}")
+    expect(clause, flagged, f"a used length of {length} without the write flag", "the write flag beside it")
     rest = room[RESPONSE_SIZE:length]
     unwritten = bool(rest) and rest == FILL * len(rest)
     expect(clause, not unwritten, f"a used length of {length}", f"{RESPONSE_SIZE}: the rest was not written")

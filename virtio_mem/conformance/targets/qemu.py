@@ -5,8 +5,8 @@
     qemu,memory=hugetlb,prealloc=on          in huge pages, which the device allocates when it plugs
 
 Options: memory=memfd, hugetlb, ram (QEMU's own) or tmpfs (a host that can run out of it: for root, and with
-prealloc=on); dynamic-memslots=, prealloc= and packed= on or off, the device's own; block-size=, in bytes or with a
-suffix such as M, in place of what a check wishes for.
+prealloc=on); dynamic-memslots=, prealloc=, packed= and unplugged-inaccessible= on or off, the device's own;
+block-size=, in bytes or with a suffix such as M, in place of what a check wishes for.
 
 Each device is a process of its own, made as the check wishes, but for what QEMU can't do: blocks have at least 1 MiB,
 and at least a page, and there is always a node (ACPI_PXM), 127 being the highest. The host's target is set by the

@@ -22,6 +22,9 @@ from virtio_mem.protocol import Feature
 _NAMED = 2
 """RING_EVENT_FLAGS_DESC: a packed ring's driver wants a notification for the descriptor that it names."""
 
+_LENGTH_AT = 8
+"""Where a packed ring's descriptor has its length."""
+
 _GAP = 16
 """Bytes between two buffers, at least; they begin at multiples of 8, as a driver's would."""
 
@@ -37,15 +40,29 @@ class _OddSplit(SplitDriver):
     """Sets in a chain's descriptors what `odd` says."""
 
     odd = Odd(0)
+    flagged = True
 
     def _make_available(self, elements: list[Element]) -> int:
         return super()._make_available(_written(elements, self.odd))
 
 
 class _OddPacked(PackedDriver):
-    """The same, and in indirect tables too."""
+    """The same, and in indirect tables too. A used descriptor may lack its write flag; `flagged` says of the last one
+    whether it did."""
 
     odd = Odd(0)
+    flagged = True
+
+    def _peek_used(self) -> tuple[int, int] | None:
+        used = super()._peek_used()
+        self.flagged = True
+        if used is None or used[1]:
+            return used
+        token, _ = used
+        length = self._memory.load32(GuestAddress(self._slot(self._next_used) + _LENGTH_AT))
+        posted = self._posted.get(token)
+        self.flagged = not (posted is not None and 0 < length <= posted.writable)
+        return used if self.flagged else (token, length)
 
     def _make_available(self, elements: list[Element]) -> int:
         return super()._make_available(_written(elements, self.odd))
@@ -153,7 +170,8 @@ class RingDriver:
                 token, length = used
                 pieces = self._rooms.pop(token)
                 self._position += 1 if isinstance(self.layout, SplitLayout) else self._sizes[token]
-                self._used[token] = Used(length, b"".join(self._memory.read(*piece) for piece in pieces))
+                room = b"".join(self._memory.read(*piece) for piece in pieces)
+                self._used[token] = Used(length, room, self.queue.flagged)
         except PeerError as error:
             raise TargetFailure(f"the used ring is wrong: {error}") from error
         return not self._rooms

@@ -53,6 +53,7 @@ class QemuOptions(Option):
     dynamic_memslots: bool = field(default=False, metadata=kind(Toggle()))
     prealloc: bool = field(default=False, metadata=kind(Toggle()))
     packed: bool = field(default=False, metadata=kind(Toggle()))
+    unplugged_inaccessible: bool = field(default=True, metadata=kind(Toggle()))
     block_size: ByteCount | None = field(default=None, metadata=kind(Size(zero=False)))
 
 
@@ -77,10 +78,10 @@ def shape_of(wish: Wish, options: QemuOptions) -> Shape:
 
 def require_options(options: QemuOptions, program: Program) -> None:
     """UsageError for one that this version does not have."""
-    for name, on in _switches(options):
-        if on and name not in program.device_options:
+    for name, value in _switches(options):
+        if name not in program.device_options:
             limit = f"QEMU {program.qemu.release} does not have it"
-            raise UsageError(f"qemu {name}", "on", limit, "leave it out, or name a later QEMU")
+            raise UsageError(f"qemu {name}", value, limit, "leave it out, or name a later QEMU")
 
 
 def command_line(program: Program, options: QemuOptions, shape: Shape, ram: Ram, region: RegionMemory) -> list[str]:
@@ -111,17 +112,17 @@ def _device(program: Program, options: QemuOptions, shape: Shape) -> list[str]:
     words = [
         f"virtio-mem-pci,id={DEVICE},addr={SLOT:#x},memdev={MEMDEV}",
         f"block-size={shape.block_size},requested-size={shape.requested_size},node={shape.node_id or 0}",
-        *(f"{name}=on" for name, on in _switches(options) if on),
+        *(f"{name}={value}" for name, value in _switches(options)),
     ]
     if "ioeventfd" in program.device_options:
         words.append("ioeventfd=off")  # a notification is served before it is answered
     return ["-device", ",".join(words)]
 
 
-def _switches(options: QemuOptions) -> list[tuple[str, bool]]:
-    """The device's own, by QEMU's names."""
-    return [
-        ("dynamic-memslots", options.dynamic_memslots),
-        ("prealloc", options.prealloc),
-        ("packed", options.packed),
-    ]
+def _switches(options: QemuOptions) -> list[tuple[str, str]]:
+    """The device's own that are set, by QEMU's names, and what to."""
+    on = {"dynamic-memslots": options.dynamic_memslots, "prealloc": options.prealloc, "packed": options.packed}
+    switches = [(name, "on") for name, is_on in on.items() if is_on]
+    if not options.unplugged_inaccessible:
+        switches.append(("unplugged-inaccessible", "off"))
+    return switches
