@@ -203,14 +203,15 @@ MACHINE_SEQUENCES = count(quick=10, ci=150, soak=1_500)
 
 # Kinds of QEMU's device that the conformance kit judges by all that its profile quick has. The second one is QEMU 7.2,
 # for a minute, most of which it waits. Of the sessions in spec-notes/peers.md, those that this one goes through.
-QEMUS_JUDGED = count(quick=0, ci=3, soak=5)
+QEMUS_JUDGED = count(quick=0, ci=3, soak=6)
 SESSIONS_OF_OLD_QEMU = count(quick=3, ci=50, soak=50)
 
 # Wrong devices that the kit's state machine is to find, and to shrink what it does to them.
 MACHINE_FAULTS = count(quick=2, ci=8, soak=8)
 
-# Ways to end a soak by a signal, with workers and without.
+# Ways to end a soak by a signal, with workers and without; and soaks that go on until something is found.
 SOAK_ENDINGS = count(quick=2, ci=6, soak=6)
+SOAKS_THAT_FIND = count(quick=0, ci=1, soak=5)
 
 # Runs of pytest whose workers judge a target together.
 PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)

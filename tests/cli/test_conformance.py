@@ -77,6 +77,8 @@ def test_a_replay_of_which_the_target_can_do_nothing(capsys: pytest.CaptureFixtu
         (["self", "--report", "report.txt"], "report=report.txt"),
         (["self", "--replay", "/nowhere/at/all"], "replay=/nowhere/at/all"),
         (["self", "--seed", "x"], "invalid int value"),
+        (["self", "--workers", "2"], "workers=2: there is one at least, and more of them with the profile soak only"),
+        (["self", "--profile", "soak", "--workers", "0"], "workers=0"),
         (["self", "--profile", "slow"], "invalid choice"),
         ([], "TARGET"),
     ],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.bare import Bare
 from tests.conformance.small import on_small_blocks
 from tests.conformance.test_machine import SMALL
 from tests.conformance.wrong import FAULTS
@@ -15,7 +17,7 @@ from vhost_user.errors import UsageError
 from virtio_mem.conformance import kit, trial
 from virtio_mem.conformance.check import Check
 from virtio_mem.conformance.kit import Profile, Progress, Verdict
-from virtio_mem.conformance.target import Subject, TargetFailure, Wish
+from virtio_mem.conformance.target import Capability, Subject, TargetFailure, Wish
 from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.conformance.trial import MACHINE, Effort, Trial, open_database
 
@@ -86,6 +88,28 @@ def test_soak_goes_on_until_it_is_interrupted() -> None:
     assert not judgement.of(Verdict.VIOLATED)
     assert max(seen) == 5
     assert judgement.calls > 100, "the rounds before the last one count"
+
+
+@pytest.mark.parametrize("moves", [0, 10, 40])
+def test_soak_goes_on_until_it_is_stopped(moves: int) -> None:
+    looks = count()
+    with Small("anonymous") as target:
+        judgement = Trial(Profile.SOAK, stopped=lambda: next(looks) > moves).hold(target)
+    assert not judgement.of(Verdict.VIOLATED)
+    assert judgement.failures == ()
+
+
+def test_soak_ends_with_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FAULTS["error-beyond-the-target"].target() as target:
+        start = target.start
+        monkeypatch.setattr(target, "start", lambda _: start(SMALL))
+        judgement = Trial(Profile.SOAK, seed=1).hold(target)
+    assert judgement.status == 1
+
+
+def test_workers_need_devices_of_their_own() -> None:
+    with Bare("vhost-user", Capability(0)) as target, pytest.raises(UsageError, match="vhost-user can't: RESTART"):
+        Trial(Profile.SOAK, workers=2).hold(target)
 
 
 def test_an_interruption_ends_the_other_profiles() -> None:

@@ -7,7 +7,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vhost_user.errors import FieldError, UsageError
@@ -16,10 +16,12 @@ from virtio_mem.conformance.kit import Profile, Progress
 from virtio_mem.conformance.replay import Replay, parse_script, replay
 from virtio_mem.conformance.report import check_path, write
 from virtio_mem.conformance.report.terminal import lines_of
+from virtio_mem.conformance.stop import Stop, asked_by_signals
 from virtio_mem.conformance.target import Target, TargetFailure
 from virtio_mem.conformance.targets.parse import parse_target
 from virtio_mem.conformance.trial import Trial
 from virtio_mem.picture.spans import Line, Role, Span, printable
+from virtio_mem.serve.ending import in_order
 
 HOLDS, VIOLATED, NOT_JUDGED = 0, 1, 2
 
@@ -28,7 +30,8 @@ exit status:
   0    all that could be tested holds; with --replay, all that could be compared
   1    a clause is violated; with --replay, an answer is another
   2    it could not be judged, or an argument can't be
-  130  interrupted by Ctrl-C, which with --profile soak just ends the run"""
+  130  interrupted by Ctrl-C, or 143 by SIGTERM. A soak ends at the first of these
+       signals with what was found by then, and its exit status, and at the second"""
 
 _MORE = """\
 TARGET is one of
@@ -59,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile",
         choices=[profile.value for profile in Profile],
         default=Profile.QUICK.value,
-        help="quick: under half a minute; full: some minutes; soak: until Ctrl-C (quick)",
+        help="quick: under half a minute; full: some minutes; soak: until a sequence goes wrong, or Ctrl-C (quick)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="soak in N processes, each with devices of its own (1)"
     )
     parser.add_argument(
         "--report",
@@ -93,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.replay and not any(script.steps for script in scripts):
         raise UsageError("replay", str(arguments.replay), "a file of sequences: there is none in it")
     try:
-        with parse_target(arguments.target) as target:
+        with in_order(), parse_target(arguments.target) as target:
             if arguments.replay:
                 return _show_replays([replay(target, script) for script in scripts])
             return _judge(target, arguments)
@@ -105,8 +111,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _judge(target: Target, arguments: argparse.Namespace) -> int:
     seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
-    with _live() as progress:
-        trial = Trial(Profile(arguments.profile), seed, arguments.only, arguments.database, progress)
+    profile, stop = Profile(arguments.profile), Stop()
+    with asked_by_signals(stop.ask) if profile is Profile.SOAK else nullcontext(), _live() as progress:
+        trial = Trial(
+            profile,
+            seed,
+            arguments.only,
+            database=arguments.database,
+            workers=arguments.workers,
+            progress=progress,
+            stopped=stop,
+        )
         judgement = trial.hold(target)
     screen = Screen()
     screen.show(lines_of(judgement))

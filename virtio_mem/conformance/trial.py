@@ -1,7 +1,7 @@
 """All that the kit has, against one target: the checks, the drivers among them, and then the state machine.
 
-With the profile soak the machine goes on with new seeds until it is interrupted; what was found by then is the
-judgement. Clauses that a check has found violated are passed over by the machine, which looks for others.
+With the profile soak the machine goes on with new seeds until it finds something, or is stopped; what was found by then
+is the judgement. Clauses that a check has found violated are passed over by the machine, which looks for others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhost_user.errors import FieldError, UsageError
+from vhost_user.errors import FieldError, HostError, UsageError
 from virtio_mem.conformance.check import Unsuitable
 from virtio_mem.conformance.clauses import device_clauses, expected_clauses
 from virtio_mem.conformance.kit import (
@@ -29,7 +29,7 @@ from virtio_mem.conformance.kit import (
     run_checks,
     shorten_evidence,
 )
-from virtio_mem.conformance.target import Target, TargetFailure
+from virtio_mem.conformance.target import Capability, Target, TargetFailure
 
 if TYPE_CHECKING:
     from hypothesis.database import ExampleDatabase
@@ -55,6 +55,12 @@ EFFORTS = {
 }
 """A profile's. Quick has to be done in half a minute, checks included."""
 
+_REDIS = ("redis://", "rediss://", "unix://")
+"""What a URL of Redis begins with."""
+
+_REDIS_SECONDS = 10.0
+"""What a server has to answer, which takes it a millisecond."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -64,18 +70,27 @@ class Trial:
     seed: int = 0
     only: Sequence[str] = ()
     database: str | None = None
-    """Where the machine keeps what went wrong, to begin with it the next time: a directory, or redis://HOST."""
+    """Where the machine keeps what went wrong, to begin with it the next time: a directory, or a URL of Redis."""
+    workers: int = 1
+    """Processes that a soak's machines run in, each with a target of its own, which is made from the target's name."""
+    stride: int = 1
+    """From one seed of a soak to its next one: so many share them."""
     progress: Callable[[Progress], None] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
+    """Whether a soak is to end. It is asked between two checks, and between two moves."""
 
     def hold(self, target: Target) -> Judgement:
-        """Judge `target`. UsageError for a clause that there is not, and where hypothesis is not installed."""
+        """Judge `target`. UsageError for a clause that there is not, for workers where there can be none, and where
+        hypothesis is not installed; HostError for a database that can't be reached."""
         if unknown := sorted(set(self.only) - device_clauses().keys()):
             raise UsageError("clause", unknown[0], "the id of a clause on devices", "see spec-notes/")
+        if self.workers != 1:
+            self._check_workers(target)
         machine = None if self.only else _Machine(self)  # at once: what it lacks should not be known at the end
         began = time.monotonic()
         run = Run()
         with suppress(KeyboardInterrupt) if self.profile is Profile.SOAK else nullcontext():
-            run_checks(target, chosen_checks(self.profile, self.only), self.progress, run)
+            run_checks(target, chosen_checks(self.profile, self.only), self._tell, run)
             if machine is not None and not run.failures:
                 machine.go(target, run)
         shorten_evidence(target, run)
@@ -86,47 +101,71 @@ class Trial:
         """The state machine alone: its evidence and failures go to `run`."""
         _Machine(self).go(target, run)
 
+    def _check_workers(self, target: Target) -> None:
+        if self.workers < 1 or self.profile is not Profile.SOAK:
+            limit = "there is one at least, and more of them with the profile soak only"
+            raise UsageError("workers", self.workers, limit, "leave it out, or add --profile soak")
+        if lacking := target.lacks(Capability.RESTART):
+            raise UsageError("workers", self.workers, f"each needs a device of its own: {lacking}", "leave it out")
+
+    def _tell(self, progress: Progress) -> None:
+        if self.stopped():
+            raise KeyboardInterrupt
+        self.progress(progress)
+
 
 class _Machine:
     """The state machine, as a source of evidence."""
 
     def __init__(self, trial: Trial) -> None:
         try:
-            from virtio_mem.conformance.explore import explore  # noqa: PLC0415 - an extra, and a second
+            from virtio_mem.conformance.explore import (  # noqa: PLC0415 - an extra, and a second
+                MOST_ROUNDS,
+                DatabaseFailure,
+                explore,
+            )
         except ImportError as error:
             way_out = "pip install 'virtio-mem[conformance]'"
             raise UsageError("conformance", "the state machine", f"needs hypothesis: {error}", way_out) from error
-        self.explore = explore
+        self._explore, self._most_rounds = explore, MOST_ROUNDS
+        self._failures = (TargetFailure, FieldError, Unsuitable, DatabaseFailure)
         self.trial = trial
         self.database = open_database(trial.database)
-        self._sequences = 0
 
     def go(self, target: Target, run: Run) -> None:
-        """Run it once, or with the profile soak until it is interrupted."""
-        effort = EFFORTS[self.trial.profile]
-        seeds = count(self.trial.seed) if self.trial.profile is Profile.SOAK else [self.trial.seed]
-        for seed in seeds:
-            known = set(run.violated)
-            self._sequences = 0
+        """Run it once, or with the profile soak until it found something or is stopped."""
+        if self.trial.workers > 1:
+            from virtio_mem.conformance.workers import explore_together  # noqa: PLC0415 - for those who want many
 
-            def watch(exploration: Exploration, known: set[str] = known) -> None:
-                self._told(exploration, run, effort, len(known))
-
+            explore_together(self.trial, target.name, run)
+            return
+        soaks = self.trial.profile is Profile.SOAK
+        for seed in count(self.trial.seed, self.trial.stride) if soaks else [self.trial.seed]:
             try:
-                exploration = self.explore(
-                    target,
-                    sequences=effort.sequences,
-                    steps=effort.steps,
-                    seconds=effort.seconds,
-                    seed_=seed,
-                    pass_over=known,
-                    database=self.database,
-                    progress=watch,
-                )
-            except (TargetFailure, FieldError, Unsuitable) as error:
+                exploration = self._explored(target, run, seed)
+            except self._failures as error:
                 run.failures.append(f"{MACHINE}: {error}")
                 return
             run.calls += exploration.moves
+            if exploration.found or self.trial.stopped():
+                return
+
+    def _explored(self, target: Target, run: Run, seed: int) -> Exploration:
+        effort, known = EFFORTS[self.trial.profile], set(run.violated)
+        # A soak is over with the first violation; what lies behind it is for another one.
+        rounds = 1 if self.trial.profile is Profile.SOAK else self._most_rounds
+        return self._explore(
+            target,
+            sequences=effort.sequences,
+            steps=effort.steps,
+            seconds=effort.seconds,
+            rounds=rounds,
+            stopped=self.trial.stopped,
+            seed_=seed,
+            pass_over=known,
+            database=self.database,
+            progress=lambda exploration: self._told(exploration, run, effort, len(known)),
+        )
 
     def _told(self, exploration: Exploration, run: Run, effort: Effort, known: int) -> None:
         """Take over what was found as soon as it is: an interruption must not lose it."""
@@ -140,10 +179,11 @@ class _Machine:
 
 
 def open_database(where: str | None) -> ExampleDatabase | None:
-    """The database of a directory or of a Redis server. UsageError where its library is missing."""
+    """The database of a directory or of a Redis server. UsageError where its library is missing, HostError without a
+    server."""
     if where is None:
         return None
-    if not where.startswith("redis://"):
+    if not where.startswith(_REDIS):
         from hypothesis.database import DirectoryBasedExampleDatabase  # noqa: PLC0415 - an extra
 
         return DirectoryBasedExampleDatabase(where)
@@ -152,5 +192,11 @@ def open_database(where: str | None) -> ExampleDatabase | None:
 
         redis = import_module("redis")
     except ImportError as error:
-        raise UsageError("database", where, f"needs the redis package: {error}", "pip install redis") from error
-    return RedisExampleDatabase(redis.Redis.from_url(where))
+        way_out = "pip install 'virtio-mem[redis]'"
+        raise UsageError("database", where, f"needs the redis package: {error}", way_out) from error
+    try:
+        client = redis.Redis.from_url(where, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS)
+        client.ping()
+    except (ValueError, redis.RedisError) as error:
+        raise HostError("database", where, f"can't be reached: {error}", "name a Redis server that runs") from error
+    return RedisExampleDatabase(client)

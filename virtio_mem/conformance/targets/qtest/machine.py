@@ -130,6 +130,7 @@ class Machine:
                 stdout=self._words,
                 stderr=self._words,
                 pass_fds=[*fds, *(sock.fileno() for sock in theirs)],
+                process_group=0,  # Ctrl-C is for the kit: a QEMU that ends by it would be a device that died
             )
         except OSError as error:
             raise TargetFailure(f"QEMU does not start: {error}") from error
