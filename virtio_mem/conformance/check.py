@@ -32,6 +32,9 @@ WISH = Wish(region_size=1 * GIB, block_size=2 * MIB, requested_size=64 * MIB)
 
 
 NOTHING = Capability(0)
+MOMENT = 3.0
+"""Seconds that a device which is BUSY of its own accord has until it is asked again."""
+
 _MOST_PLUGGED = 4096
 """Blocks: a check that has to meet the target plugs no more than that."""
 
@@ -200,10 +203,14 @@ def need_feature(session: Session, feature: Feature) -> None:
 
 
 def granted(session: Session, answer: Answer) -> None:
-    """A step on the way that the device may put off but not turn down. Unsuitable where it does.
+    """The answer to the last request, a step on the way that the device may put off but not turn down. Unsuitable where
+    it does, a second time where it was BUSY.
 
     That a plain PLUG, UNPLUG or UNPLUG ALL is granted is a matter of checks of their own.
     """
+    if answer.type is ResponseType.BUSY:
+        session.advance(MOMENT)
+        answer = session.again()
     if answer.type is not ResponseType.ACK:
         raise Unsuitable(f"{session.lines[-1]!r} is no ACK")
 

@@ -20,6 +20,7 @@ from virtio_mem.blocks import BlockIndex, BlockMap, Run
 from virtio_mem.conformance.check import Violation, expect
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability
+from virtio_mem.conformance.words import Answer
 from virtio_mem.guest.memory_driver import MEMORY_BLOCK_SIZE, GuestRange, MemoryDriver
 from virtio_mem.protocol import BlockState, ConfigSpace, Request, RequestType, Response, ResponseType
 
@@ -113,6 +114,8 @@ class WindowsDriver:
     def __init__(self, session: Session, pieces: int = 1) -> None:
         self.session = session
         self.pieces = pieces
+        self.busy = False
+        """Whether the last attempt ended by BUSY."""
         config = session.config()
         if not config.block_size:
             raise PeerError("block_size", 0, "at least 1")
@@ -129,7 +132,7 @@ class WindowsDriver:
 
     def wake(self) -> bool:
         """What it does at a notice; whether the target is reached then."""
-        config = self.session.config()
+        config, self.busy = self.session.config(), False
         missing = (config.requested_size - config.plugged_size) // self.session.block_size
         if missing > 0:
             self._add(missing)
@@ -139,7 +142,7 @@ class WindowsDriver:
 
     def _add(self, missing: int) -> None:
         run = _longest(self.blocks.unplugged_runs(Run(BlockIndex(0), len(self.blocks))), missing)
-        if run is not None and self.session.plug(*run).type is ResponseType.ACK:
+        if run is not None and self._granted(self.session.plug(*run)):
             self.blocks.plug(run)
 
     def _remove(self, surplus: int) -> None:
@@ -149,8 +152,12 @@ class WindowsDriver:
         piece = max(1, run.nb_blocks // self.pieces)
         for first in range(run.first, run.first + run.nb_blocks, piece):
             part = Run(BlockIndex(first), min(piece, run.first + run.nb_blocks - first))
-            if self.session.unplug(*part).type is ResponseType.ACK:
+            if self._granted(self.session.unplug(*part)):
                 self.blocks.unplug(part)
+
+    def _granted(self, answer: Answer) -> bool:
+        self.busy |= answer.type is ResponseType.BUSY
+        return answer.type is ResponseType.ACK
 
     def _plugged_in(self, first: int, nb_blocks: int) -> Iterator[Run]:
         """Which blocks of a range are plugged, by halving it."""

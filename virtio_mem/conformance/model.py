@@ -23,7 +23,7 @@ from virtio_mem.protocol import BlockState, ConfigSpace, Request, RequestType, R
 ACK, NACK, BUSY, ERROR = ResponseType
 ANYTHING = frozenset(ResponseType)
 NOT_NOW = frozenset({ACK, BUSY})
-"""What the standard names for a request that is in order."""
+"""What the standard names for a request that is in order. Drivers depend on it that BUSY passes: `Referee` waits."""
 
 _KNOWN = {RequestType.PLUG: "PLUG", RequestType.UNPLUG: "UNPLUG", RequestType.STATE: "STATE"}
 
@@ -190,7 +190,7 @@ class Model:
             return Expectation(ANYTHING, clause, "the device is paused", frozenset({BUSY}), rule)
         if self.host_refuses:
             return Expectation(ANYTHING, clause, "the host refuses", NOT_NOW, rule)
-        return Expectation(NOT_NOW, clause, why, frozenset({ACK}), "DEP-BUSY-4")
+        return Expectation(NOT_NOW, clause, why, NOT_NOW, "DEP-BUSY-4")
 
     # The host.
 

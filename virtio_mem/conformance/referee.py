@@ -14,7 +14,7 @@ from virtio_mem.conformance.check import Unsuitable, Violation
 from virtio_mem.conformance.model import ACK, BUSY, Finding, Model, finding_of
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Chain, TargetFailure
-from virtio_mem.conformance.words import request_bytes
+from virtio_mem.conformance.words import Answer, request_bytes
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, BlockState, ConfigSpace, Request, RequestType
 
 MOST_BLOCKS = 0xFFFF
@@ -88,26 +88,47 @@ class Referee:
         room: tuple[int, ...] = (RESPONSE_SIZE,),
         indirect: bool = False,
     ) -> None:
-        """Any request, cut up in any way: see `Chain`."""
+        """Any request, cut up in any way: see `Chain`. One that is BUSY with nothing against it is made again later."""
         request = Request(type_, addr, nb_blocks)  # type: ignore[arg-type]
+        chain = Chain(request_bytes(type_, addr, nb_blocks), readable, room, indirect)
+        told = _NOTHING if type_ == RequestType.STATE else _REFUSED
+        answer = self._answer(request, chain)
+        if answer.type is BUSY and not self.model.hindered:
+            self.look(told)
+            answer = self._answer_later(request, chain)
+        if answer.type is ACK and type_ in _GRANTED:
+            told = _GRANTED[RequestType(type_)]
+            self._granted(request)
+        elif self.model.expect(request).clause in _FOR_UNPLUGGED_BLOCKS:
+            self._look_at_host(*self._range(request), "DEP-HOST-4")
+        self.look(told)
+
+    def _answer(self, request: Request, chain: Chain) -> Answer:
+        """One answer, which is as it may be."""
         expectation = self.model.expect(request)
         try:
-            answer = self.session.chain(Chain(request_bytes(type_, addr, nb_blocks), readable, room, indirect))
+            answer = self.session.chain(chain)
         except TargetFailure as failure:
             clause = expectation.clause or expectation.rule or _NO_ANSWER
             raise violation(Finding(clause, failure.what, "an answer")) from failure
-        told = _NOTHING if type_ == RequestType.STATE else _REFUSED
         if answer.type is not None:
             _judge(finding_of(expectation, answer.type, answer.state))
             self._owes_notice |= answer.type is BUSY
         elif expectation.clause:
             _judge(Finding(_NO_ANSWER, str(answer), "a response of 10 bytes"))
-        if answer.type is ACK and type_ in _GRANTED:
-            told = _GRANTED[RequestType(type_)]
-            self._granted(request)
-        elif expectation.clause in _FOR_UNPLUGGED_BLOCKS:
-            self._look_at_host(*self._range(request), "DEP-HOST-4")
-        self.look(told)
+        return answer
+
+    def _answer_later(self, request: Request, chain: Chain) -> Answer:
+        """The answer to a request that was BUSY though the host did nothing: it is granted soon, and woken for."""
+        self.session.advance(PATIENCE)
+        woken = self._notices_come()
+        answer = self._answer(request, chain)
+        if answer.type is BUSY:
+            should = "ACK by then: the host does nothing against it"
+            _judge(Finding("DEP-BUSY-4", f"BUSY, and again {PATIENCE} s later", should))
+        if not woken:
+            _judge(Finding("DEP-BUSY-5", "no notice after BUSY", f"one within {PATIENCE} s, as the request is granted"))
+        return answer
 
     def write(self, block: int, seed: int) -> None:
         """Fill a plugged block."""

@@ -68,7 +68,8 @@ class Session:
         self.lines = [wish_words(wish)]
         self.features = 0
         self._first: ConfigSpace | None = None
-        self._offered: list[Chain] = []
+        self._offered: Sequence[Chain] = []
+        self._submitted: Sequence[Chain] = []
 
     # What does not change but by a system reset, from the first look at the configuration space.
 
@@ -283,7 +284,14 @@ class Session:
         self.features = wanted if agreed else 0
         return agreed
 
+    def again(self) -> Answer:
+        """The last request once more, which has to be one by itself."""
+        (chain,) = self._submitted
+        return self.chain(chain)
+
     def _submit(self, call: str, chains: Sequence[Chain]) -> list[Answer]:
+        self._submitted = chains
+
         def submit() -> list[Answer]:
             used = self.subject.submit(chains)
             return [Answer.of(chain.request, one) for chain, one in zip(chains, used, strict=True)]

@@ -14,7 +14,7 @@ from virtio_mem.conformance.check import (
     set_target,
     usable_blocks,
 )
-from virtio_mem.conformance.checks.dependable import PATIENCE
+from virtio_mem.conformance.checks.dependable import PATIENCE, soon
 from virtio_mem.conformance.checks.notices import some
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Wish
@@ -109,8 +109,8 @@ def usable_region_and_requests(session: Session) -> None:
     ready(session, 8)
     session.notices()
     usable = session.config().usable_region_size
-    for answer in (session.plug(0, 4), session.plug(4, 4), session.unplug(2, 4)):
-        granted(session, answer)
+    for ask, block in ((session.plug, 0), (session.plug, 4), (session.unplug, 2)):
+        granted(session, ask(block, 4))
         before, usable = usable, session.config().usable_region_size
         if usable != before:
             some(session, "MEM-CONF-17")
@@ -201,8 +201,8 @@ def refused_several_times(session: Session) -> None:
     size = session.config().plugged_size
     expect("DEP-REFUSED-1", size == 2 * session.block_size, f"plugged_size {size}", "2 blocks, as before")
     session.refuse(False)
-    expect_answer("DEP-BUSY-4", session.unplug(0, 1), ACK)
-    expect_answer("DEP-BUSY-4", session.plug(2, 2), ACK)
+    expect_answer("DEP-BUSY-4", soon(session, lambda: session.unplug(0, 1)), ACK)
+    expect_answer("DEP-BUSY-4", soon(session, lambda: session.plug(2, 2)), ACK)
 
 
 @check("DEP-BUSY-5", needs=Capability.HOST_REFUSES | Capability.NOTICES)

@@ -51,6 +51,8 @@ def plugging_is_no_news(session: Session) -> None:
     granted(session, session.plug(0, 4))
     granted(session, session.unplug(1, 2))
     granted(session, session.plug(1, 1))
+    if any(line.endswith("-> BUSY") for line in session.lines):
+        raise Unsuitable("the device was busy, which it may be, and there has to be a notice of its end")
     notices = session.notices()
     if session.config().usable_region_size != usable:
         raise Unsuitable("the usable region changes with what is plugged, and there has to be a notice of it")
