@@ -31,11 +31,12 @@ _PROBES = 16
 class Event:
     """Something to wake up with, or to be woken by. Owns its descriptor; closing twice is allowed."""
 
-    __slots__ = ("_fd", "_is_pipe")
+    __slots__ = ("_fd", "is_pipe")
 
     def __init__(self, fd: OwnedFd, *, is_pipe: bool = False) -> None:
         self._fd = fd
-        self._is_pipe = is_pipe
+        self.is_pipe = is_pipe
+        """Whether it is an end of a pipe, and no eventfd."""
 
     @classmethod
     def create(cls) -> Self:
@@ -82,7 +83,7 @@ class Event:
     def signal(self) -> None:
         """Wake the other side. Never waits: what is full needs no further ring, and who is gone hears none."""
         try:
-            if self._is_pipe:
+            if self.is_pipe:
                 os.write(self._fd.fileno(), _RING)
             else:
                 _native.event_signal(self._fd.fileno())

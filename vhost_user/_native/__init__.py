@@ -4,6 +4,18 @@ Lengths are checked by the callers, return codes here: a negated errno becomes a
 GIL while it is in C, so a long populate or discard holds up no other thread.
 """
 
+from vhost_user._native.batch import (
+    ASKS,
+    KEY_SIZE,
+    MALFORMED,
+    MEMORY_GONE,
+    NO_ROOM,
+    TOO_SHORT,
+    Answerer,
+    Batch,
+    SplitInflight,
+    queue_await,
+)
 from vhost_user._native.faults import (
     fault_fill,
     fault_take,
@@ -61,9 +73,14 @@ from vhost_user._native.system import (
 )
 
 __all__ = [
+    "ASKS",
     "CHAIN",
     "DESCRIPTOR",
     "GUARD_SLOTS",
+    "KEY_SIZE",
+    "MALFORMED",
+    "MEMORY_GONE",
+    "NO_ROOM",
     "READ",
     "REGION",
     "RING_BROKEN",
@@ -71,9 +88,13 @@ __all__ = [
     "RING_MISS",
     "RING_UNMAPPED",
     "SEGMENT",
+    "TOO_SHORT",
     "WRITE",
+    "Answerer",
+    "Batch",
     "MemoryTable",
     "Ring",
+    "SplitInflight",
     "address_of",
     "chain_read",
     "chain_write",
@@ -103,6 +124,7 @@ __all__ = [
     "memory_write",
     "page_size",
     "private_held",
+    "queue_await",
     "store16",
     "store32",
     "userfault_open",

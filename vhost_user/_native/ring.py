@@ -48,7 +48,7 @@ class Ring:
     address, size and alignment; a position a slot and its wrap counter.
     """
 
-    __slots__ = ("_chain", "_chain_bytes", "_descriptors", "_queue")
+    __slots__ = ("_chain", "_chain_bytes", "_descriptors", "queue")
 
     def __init__(
         self,
@@ -66,34 +66,34 @@ class Ring:
         fields |= {"size": size, "packed": packed, "event_idx": event_idx, "indirect": indirect}
         fields["translated"] = translated
         fields |= {"next_avail": avail[0], "avail_wrap": avail[1], "next_used": used[0], "used_wrap": used[1]}
-        self._queue = ffi.new("struct vu_queue *", fields)
+        self.queue = ffi.new("struct vu_queue *", fields)
         self._chain = ffi.new("struct vu_chain *", {"segments": size})
         self._chain_bytes = ffi.cast("char *", self._chain)
         self._descriptors = ffi.NULL
 
     def keep_descriptors(self) -> None:
         """From now on let `take` keep a packed chain's descriptors of the ring."""
-        self._descriptors = ffi.new("struct vu_descriptor[]", self._queue.size)
+        self._descriptors = ffi.new("struct vu_descriptor[]", self.queue.size)
 
     def pop(self, table: MemoryTable) -> int:
         """The number of segments of the next good chain, which `chain()` then copies; or 0."""
-        result: int = lib.vu_queue_pop(self._queue, table.pointer, self._chain)
+        result: int = lib.vu_queue_pop(self.queue, table.pointer, self._chain)
         return result
 
     def take(self, table: MemoryTable) -> int:
         """The number of segments of the next chain; 0; or RING_MALFORMED for one that the caller has to give back."""
-        result: int = lib.vu_queue_take(self._queue, table.pointer, self._chain, self._descriptors)
+        result: int = lib.vu_queue_take(self.queue, table.pointer, self._chain, self._descriptors)
         return result
 
     def reload(self, table: MemoryTable, head: int) -> int:
         """What `take` said of a split queue's chain with this head, which is in flight."""
-        result: int = lib.vu_queue_reload(self._queue, table.pointer, self._chain, head)
+        result: int = lib.vu_queue_reload(self.queue, table.pointer, self._chain, head)
         return result
 
     def rebuild(self, table: MemoryTable, descriptors: bytes) -> int:
         """What `take` said of a packed queue's chain of these descriptors, 1 to the queue's size, in flight."""
         ring, count = ffi.from_buffer("struct vu_descriptor[]", descriptors), len(descriptors) // DESCRIPTOR.size
-        result: int = lib.vu_queue_rebuild(self._queue, table.pointer, self._chain, ring, count)
+        result: int = lib.vu_queue_rebuild(self.queue, table.pointer, self._chain, ring, count)
         return result
 
     def chain(self, segments: int) -> bytes:
@@ -110,40 +110,40 @@ class Ring:
 
     def push(self, table: MemoryTable, chain_id: int, slots: int, written: int) -> int:
         """Gives a chain back."""
-        result: int = lib.vu_queue_push(self._queue, table.pointer, chain_id, slots, written)
+        result: int = lib.vu_queue_push(self.queue, table.pointer, chain_id, slots, written)
         return result
 
     def should_notify(self, table: MemoryTable) -> int:
         """Whether the driver wants to hear of what was given back since the last call."""
-        result: int = lib.vu_queue_should_notify(self._queue, table.pointer)
+        result: int = lib.vu_queue_should_notify(self.queue, table.pointer)
         return result
 
     def disable_notifications(self, table: MemoryTable) -> int:
         """Advises the driver not to notify."""
-        result: int = lib.vu_queue_disable_notifications(self._queue, table.pointer)
+        result: int = lib.vu_queue_disable_notifications(self.queue, table.pointer)
         return result
 
     def enable_notifications(self, table: MemoryTable) -> int:
         """Asks the driver to notify; 1 if something is available already."""
-        result: int = lib.vu_queue_enable_notifications(self._queue, table.pointer)
+        result: int = lib.vu_queue_enable_notifications(self.queue, table.pointer)
         return result
 
     def positions(self) -> tuple[tuple[int, bool], tuple[int, bool]]:
         """Where the next available and the next used chain are."""
-        queue = self._queue
+        queue = self.queue
         return (queue.next_avail, bool(queue.avail_wrap)), (queue.next_used, bool(queue.used_wrap))
 
     def broken(self) -> tuple[str, int]:
         """Why the ring is broken, "not" if it is not, and the value that broke it."""
-        return _BROKEN[self._queue.broken], self._queue.broken_value
+        return _BROKEN[self.queue.broken], self.queue.broken_value
 
     def miss(self) -> tuple[int, int]:
         """The address that the last RING_MISS is about, and what was to be done there: READ, WRITE or both."""
-        return self._queue.miss.address, self._queue.miss.access
+        return self.queue.miss.address, self.queue.miss.access
 
     def malformed(self) -> dict[str, int]:
         """How many chains went back with length 0, by reason."""
-        return dict(zip(_MALFORMED, self._queue.malformed[1 : len(_MALFORMED) + 1], strict=True))
+        return dict(zip(_MALFORMED, self.queue.malformed[1 : len(_MALFORMED) + 1], strict=True))
 
 
 def chain_read(table: MemoryTable, chain: bytes, offset: int, size: int) -> bytes:

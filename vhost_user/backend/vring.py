@@ -26,7 +26,7 @@ from vhost_user.inflight import InflightBuffer, PackedInflight, SplitInflight
 from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, VringAddr
 from vhost_user.message.numbers import IotlbPermission
 from vhost_user.units import GuestAddress, UserAddress, is_power_of_two
-from vhost_user.vring import DeviceQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
+from vhost_user.vring import BatchedQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
 from vhost_user.vring.device import Miss
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Vring:
         self.address: VringAddr | None = None
         self.base: int | None = None
         self.enabled = False
-        self.queue: DeviceQueue | None = None
+        self.queue: BatchedQueue | None = None
         self.kick: Event | None = None
         self.call: Event | None = None
         self.err: Event | None = None
@@ -78,18 +78,18 @@ class Vring:
 
     def pop(self) -> Chain | None:
         """The next chain, or None. PeerError where the ring is broken, and of a ring that is not active."""
-        chain = self._queue().pop()
+        chain = self.running().pop()
         self.in_flight += chain is not None
         return chain
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a chain back, the first `written` bytes of its writable part filled. Then `notify()`."""
-        self._queue().push(chain, written)
+        self.running().push(chain, written)
         self.in_flight -= 1
 
     def notify(self) -> None:
         """Call the driver, if it asked to hear of what was pushed since the last call."""
-        queue = self._queue()
+        queue = self.running()
         if queue.should_notify() and self.call is not None:
             self.call.signal()
         if queue.miss is not None:
@@ -104,7 +104,7 @@ class Vring:
         ring is to be served again without a kick. A chain that `handle` refuses with a PeerError goes back with length
         0 and is counted.
         """
-        queue = self._queue()
+        queue = self.running()
         queue.disable_notifications()
         for _ in range(queue.size):
             chain = self.pop()
@@ -126,7 +126,8 @@ class Vring:
         self.notify()
         return True
 
-    def _queue(self) -> DeviceQueue:
+    def running(self) -> BatchedQueue:
+        """The queue. PeerError of a ring that is stopped."""
         if self.queue is None:
             raise PeerError(str(self), "stopped", "started before it is used")
         return self.queue
@@ -238,7 +239,7 @@ class Vring:
             layout.check(self._negotiated.memory.guest_memory)
         return layout
 
-    def _make_queue(self, layout: SplitLayout | PackedLayout) -> DeviceQueue:
+    def _make_queue(self, layout: SplitLayout | PackedLayout) -> BatchedQueue:
         negotiated, memory = self._negotiated, self._negotiated.ring_memory
         inflight = self._inflight()
         event_idx = bool(negotiated.features & VIRTIO_F_EVENT_IDX)

@@ -40,7 +40,7 @@ void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t le
 	uint64_t found = length;
 	char *host = piece(memory, address, &found, access);
 
-	if (!host || found < length || address % alignment || (uintptr_t)host % alignment)
+	if (!host || found < length || (address | (uintptr_t)host) & (alignment - 1))
 		return NULL;
 	return host;
 }
@@ -48,7 +48,11 @@ void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t le
 int vu_memory_lacks(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int access,
 		    uint64_t *missing)
 {
+	uint64_t whole = length;
+
 	*missing = address;
+	if (piece(memory, address, &whole, access) && whole == length)
+		return false;
 	if (length && address + (length - 1) < address)
 		return true;
 	while (length) {
@@ -71,8 +75,13 @@ int vu_memory_covers(const struct vu_memory *memory, uint64_t address, uint64_t 
 
 int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint64_t length)
 {
-	char *next = to;
+	uint64_t whole = length;
+	char *next = to, *all = piece(memory, address, &whole, VU_READ);
 
+	if (all && whole == length) {
+		memcpy(to, all, length);
+		return 0;
+	}
 	if (!vu_memory_covers(memory, address, length, VU_READ))
 		return -EFAULT;
 	while (length) {
@@ -89,8 +98,14 @@ int read_memory(const struct vu_memory *memory, uint64_t address, void *to, uint
 
 int write_memory(const struct vu_memory *memory, uint64_t address, const void *from, uint64_t length)
 {
+	uint64_t whole = length;
+	char *all = piece(memory, address, &whole, VU_WRITE);
 	const char *next = from;
 
+	if (all && whole == length) {
+		memcpy(all, from, length);
+		return 0;
+	}
 	if (!vu_memory_covers(memory, address, length, VU_WRITE))
 		return -EFAULT;
 	while (length) {

@@ -11,7 +11,10 @@
 
 #include "memory_api.h"
 
-/* Where a contiguous, aligned range lies in this process, or NULL; also where it may not be accessed so. */
+/*
+ * Where a contiguous, aligned range lies in this process, or NULL; also where it may not be accessed so. `alignment` is a
+ * power of two.
+ */
 void *vu_memory_at(const struct vu_memory *memory, uint64_t address, uint64_t length, unsigned int alignment,
 		   unsigned int access);
 

@@ -6,7 +6,7 @@
 #include "guard.h"
 #include "ring.h"
 
-static const struct format *format_of(const struct vu_queue *queue)
+const struct format *format_of(const struct vu_queue *queue)
 {
 	return queue->packed ? &vu_packed_format : &vu_split_format;
 }
@@ -49,8 +49,7 @@ static bool misses_area(struct vu_queue *queue, const struct vu_memory *memory)
 	       misses(queue, memory, queue->device.address, queue->device.size, VU_READ | VU_WRITE);
 }
 
-/* The table may have changed since the last call, so nothing is kept: finding costs less than keeping it right. */
-static int find_areas(struct vu_queue *queue, const struct vu_memory *memory, struct areas *areas)
+int find_areas(struct vu_queue *queue, const struct vu_memory *memory, struct areas *areas)
 {
 	if (queue->broken)
 		return VU_RING_BROKEN;
@@ -113,7 +112,7 @@ enum vu_malformed check_indirect(struct vu_queue *queue, const struct vu_memory 
 	return VU_MALFORMED_NONE;
 }
 
-static void give_back(struct vu_queue *queue, const struct areas *areas, uint32_t id, uint32_t slots, uint32_t written)
+void give_back(struct vu_queue *queue, const struct areas *areas, uint32_t id, uint32_t slots, uint32_t written)
 {
 	format_of(queue)->give(queue, areas, id, slots, written);
 	if (queue->pending < 65536)
@@ -126,9 +125,8 @@ static bool is_miss(const struct vu_queue *queue, enum vu_malformed fault)
 	return fault == VU_MALFORMED_OUTSIDE_MEMORY && queue->translated;
 }
 
-/* The format's `take`, after which a chain that misses memory is still the next one. */
-static int take_next(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas,
-		     struct vu_chain *chain, struct vu_descriptor *ring, enum vu_malformed *fault)
+int take_next(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas, struct vu_chain *chain,
+	      struct vu_descriptor *ring, enum vu_malformed *fault)
 {
 	uint16_t next_avail = queue->next_avail;
 	uint8_t avail_wrap = queue->avail_wrap;
@@ -249,8 +247,7 @@ static int enable_notifications(struct vu_queue *queue, const struct vu_memory *
 	return format_of(queue)->available(queue, &areas);
 }
 
-/* A ring that the host has no memory for: how far the call had got can't be told, so only a new ring can go on. */
-static int no_memory(struct vu_queue *queue)
+int no_memory(struct vu_queue *queue)
 {
 	return break_ring(queue, VU_BROKEN_NO_MEMORY, 0);
 }
@@ -337,14 +334,14 @@ static int each_piece(const struct vu_memory *memory, const struct vu_segment *s
 }
 
 /* Out of line, so that no variable of theirs lives in the function that a fault returns to. */
-__attribute__((noinline)) static int read_chain(const struct vu_memory *memory, const struct vu_chain *from,
-						uint64_t offset, char *to, uint64_t length)
+__attribute__((noinline)) int read_chain(const struct vu_memory *memory, const struct vu_chain *from, uint64_t offset,
+					 char *to, uint64_t length)
 {
 	return each_piece(memory, from->segments, offset, to, length, read_piece);
 }
 
-__attribute__((noinline)) static int write_chain(const struct vu_memory *memory, const struct vu_chain *to,
-						 uint64_t offset, char *from, uint64_t length)
+__attribute__((noinline)) int write_chain(const struct vu_memory *memory, const struct vu_chain *to, uint64_t offset,
+					  char *from, uint64_t length)
 {
 	const struct vu_segment *first = to->segments + to->readables;
 	int result = each_piece(memory, first, offset, from, length, check_piece);

@@ -33,6 +33,26 @@ struct format {
 
 extern const struct format vu_split_format, vu_packed_format;
 
+const struct format *format_of(const struct vu_queue *queue);
+
+/* The table may have changed since the last call, so nothing is kept: finding costs less than keeping it right. */
+int find_areas(struct vu_queue *queue, const struct vu_memory *memory, struct areas *areas);
+
+/* The format's `take`, after which a chain that misses memory is still the next one. */
+int take_next(struct vu_queue *queue, const struct vu_memory *memory, const struct areas *areas, struct vu_chain *chain,
+	      struct vu_descriptor *ring, enum vu_malformed *fault);
+
+/* The format's `give`, counted for the next notification. */
+void give_back(struct vu_queue *queue, const struct areas *areas, uint32_t id, uint32_t slots, uint32_t written);
+
+/* vu_chain_read and vu_chain_write, for calls that are guarded as a whole. */
+int read_chain(const struct vu_memory *memory, const struct vu_chain *from, uint64_t offset, char *to, uint64_t length);
+int write_chain(const struct vu_memory *memory, const struct vu_chain *to, uint64_t offset, char *from,
+		uint64_t length);
+
+/* A ring that the host has no memory for: how far the call had got can't be told, so only a new ring can go on. */
+int no_memory(struct vu_queue *queue);
+
 /* Make a chain of what is known of it, and say what is wrong with it; see vu_queue_reload and vu_queue_rebuild. */
 enum vu_malformed reload_split(struct vu_queue *queue, const struct vu_memory *memory, struct vu_chain *chain,
 			       uint32_t head);

@@ -66,6 +66,8 @@ class InflightArea(ABC):
     """
 
     shape: ClassVar[Shape]
+    told: _native.SplitInflight | None = None
+    """By what the C core notes the chains of a batch here, if it can."""
 
     def __init__(self, view: memoryview, entries: int) -> None:
         assert len(view) == self.shape.size(entries)

@@ -21,6 +21,8 @@ chains that were taken are those that were used, as the ring's idx counts them, 
 
 Areas that another back end left may have batches of more than one. A batch is at most what the ring has entries, so the
 walk has an end.
+
+Where many chains are taken and given back in one call, csrc/batch.c makes the same stores, chain by chain.
 """
 
 from __future__ import annotations
@@ -47,9 +49,22 @@ class SplitInflight(InflightArea):
 
     shape = Shape(16, _ENTRY.size)
 
-    # What the area says too, as long as nobody else writes it.
-    _used_idx: int
-    _last_batch_head: int
+    def __init__(self, view: memoryview, entries: int) -> None:
+        # What the area says too, as long as nobody else writes it: used_idx, last_batch_head, and the next counter.
+        self.told: _native.SplitInflight = _native.SplitInflight(view)
+        super().__init__(view, entries)
+
+    @property
+    def _counter(self) -> int:
+        return self.told.counter
+
+    @_counter.setter
+    def _counter(self, value: int) -> None:
+        self.told.counter = value
+
+    def close(self) -> None:  # noqa: D102
+        self.told.close()
+        super().close()
 
     def take_over(
         self,
@@ -76,7 +91,7 @@ class SplitInflight(InflightArea):
         for at in batch:
             self._u8[self._at(at)] = 0
         self._u16[_USED_IDX] = used_idx
-        self._used_idx, self._last_batch_head = used_idx, head[_LAST_BATCH_HEAD]
+        self.told.used_idx, self.told.last_batch_head = used_idx, head[_LAST_BATCH_HEAD]
         self._retake(found)
         return ((used_idx + len(found)) % 2**16, False), (used_idx, False)
 
@@ -90,17 +105,18 @@ class SplitInflight(InflightArea):
         return chain_id
 
     def giving(self, entry: int) -> None:  # noqa: D102
-        self._u16[self._at(entry) // 2 + 3] = self._last_batch_head
+        self._u16[self._at(entry) // 2 + 3] = self.told.last_batch_head
         self._u16[_LAST_BATCH_HEAD] = entry
 
     def given(self, entry: int) -> None:  # noqa: D102
-        self._last_batch_head = entry
-        self._used_idx = (self._used_idx + 1) % 2**16
+        told = self.told
+        told.last_batch_head = entry
+        told.used_idx = used_idx = (told.used_idx + 1) % 2**16
         self._u8[self._at(entry)] = 0
-        self._u16[_USED_IDX] = self._used_idx
+        self._u16[_USED_IDX] = used_idx
 
     def kept(self) -> None:  # noqa: D102
-        self._u16[_LAST_BATCH_HEAD] = self._last_batch_head
+        self._u16[_LAST_BATCH_HEAD] = self.told.last_batch_head
 
     def _at(self, entry: int) -> int:
         """Where an entry's bytes begin."""
@@ -110,7 +126,7 @@ class SplitInflight(InflightArea):
         self._clear()
         self._u16[_USED_IDX] = used_idx
         self._publish()
-        self._used_idx, self._last_batch_head = used_idx, 0
+        self.told.used_idx, self.told.last_batch_head = used_idx, 0
         self._retake([])
 
 

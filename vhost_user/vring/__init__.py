@@ -27,10 +27,13 @@ A device that sleeps between notifications runs this loop whenever it wakes up:
         if not queue.enable_notifications():
             break
 
-The parts: `DeviceQueue` with `SplitQueue` and `PackedQueue` (device.py and its neighbours), `DriverQueue` with
-`SplitDriver` and `PackedDriver` (driver.py and its neighbours), `SplitLayout` and `PackedLayout` (layout.py).
+The parts: `DeviceQueue`, for many chains at a time `BatchedQueue`, with `SplitQueue` and `PackedQueue` (device.py and
+its neighbours), `DriverQueue` with `SplitDriver` and `PackedDriver` (driver.py and its neighbours), `SplitLayout` and
+`PackedLayout` (layout.py).
 """
 
+from vhost_user.vring.batch import Answerer, Batch
+from vhost_user.vring.batched_device import BatchedQueue
 from vhost_user.vring.device import DeviceQueue, PackedState, SplitState
 from vhost_user.vring.driver import DriverQueue
 from vhost_user.vring.errors import QueueFull, RingBroken
@@ -42,6 +45,9 @@ from vhost_user.vring.split_driver import SplitDriver
 
 __all__ = [
     "MAX_QUEUE_SIZE",
+    "Answerer",
+    "Batch",
+    "BatchedQueue",
     "DeviceQueue",
     "DriverQueue",
     "PackedDriver",

@@ -3,7 +3,7 @@
 Three things can be asked of a queue beyond that, all for a vhost-user back end: to mark in a dirty log what it writes
 (dirty_log.py), to note in an inflight area what it holds (inflight/), to live with memory behind an IOMMU (iotlb.py).
 Then chains are taken and given back one at a time, malformed ones too, so that `_give` is the one place where the used
-ring is written.
+ring is written. Many chains at a time: batched_device.py.
 
 Behind an IOMMU an address that has no translation is nobody's fault. The chain stays the next one, `miss` says what is
 missing, and there is nothing to pop until it is there. What can't be given back, because the ring's own part of memory

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
-from vhost_user.vring.device import DeviceQueue, PackedState, check_in_flight, slots_between
+from vhost_user.vring.batched_device import BatchedQueue
+from vhost_user.vring.device import PackedState, check_in_flight, slots_between
 from vhost_user.vring.layout import PackedLayout
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _DESCRIPTOR = 16  # bytes; the device writes its second half
 
 
-class PackedQueue(DeviceQueue):
+class PackedQueue(BatchedQueue):
     """The device's side of a packed virtqueue at `desc`, `driver` and `device`; arguments as for `SplitQueue`.
 
     With `inflight`, unless the area is a new one, all positions are what it says.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
-from vhost_user.vring.device import DeviceQueue, SplitState, check_in_flight
+from vhost_user.vring.batched_device import BatchedQueue
+from vhost_user.vring.device import SplitState, check_in_flight
 from vhost_user.vring.layout import SplitLayout
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _IDX, _RING, _ELEMENT = 2, 4, 8
 
 
-class SplitQueue(DeviceQueue):
+class SplitQueue(BatchedQueue):
     """The device's side of a split virtqueue at `desc`, `avail` and `used`.
 
     `event_idx` and `indirect`: whether VIRTIO_F_EVENT_IDX and VIRTIO_F_INDIRECT_DESC were negotiated. `next_avail` and

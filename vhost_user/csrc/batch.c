@@ -1,0 +1,319 @@
+/* Taking and giving back many chains in one call; see ring_batch_api.h. */
+
+#include <errno.h>
+#include <time.h>
+
+#include "event_api.h"
+#include "guard.h"
+#include "ring.h"
+#include "ring_batch_api.h"
+
+/* A split queue's area, in the host's byte order: inflight/split.py. */
+enum {
+	LAST_BATCH_HEAD = 12,
+	USED_IDX = 14,
+	ENTRIES = 16,
+	ENTRY_SIZE = 16,
+	ENTRY_NEXT = 6,
+	ENTRY_COUNTER = 8,
+};
+
+/*
+ * Stores that a killed process leaves in this order: the compiler keeps volatile accesses as they are, and the process
+ * is all that is killed.
+ */
+static void put8(uint8_t *at, uint8_t value)
+{
+	*(volatile uint8_t *)at = value;
+}
+
+static void put16(uint8_t *at, uint16_t value)
+{
+	*(volatile uint16_t *)at = value;
+}
+
+static void put64(uint8_t *at, uint64_t value)
+{
+	*(volatile uint64_t *)at = value;
+}
+
+static uint8_t *entry_at(const struct vu_split_inflight *inflight, uint32_t head)
+{
+	return inflight->area + ENTRIES + ENTRY_SIZE * head;
+}
+
+static void note_taken(struct vu_split_inflight *inflight, uint32_t head)
+{
+	uint8_t *entry = entry_at(inflight, head);
+
+	put64(entry + ENTRY_COUNTER, inflight->counter++);
+	put8(entry, 1);
+}
+
+static void note_giving(const struct vu_split_inflight *inflight, uint32_t head)
+{
+	put16(entry_at(inflight, head) + ENTRY_NEXT, inflight->last_batch_head);
+	put16(inflight->area + LAST_BATCH_HEAD, head);
+}
+
+static void note_given(struct vu_split_inflight *inflight, uint32_t head)
+{
+	inflight->last_batch_head = head;
+	inflight->used_idx++;
+	put8(entry_at(inflight, head), 0);
+	put16(inflight->area + USED_IDX, inflight->used_idx);
+}
+
+static uint32_t used_position(const struct vu_queue *queue, uint32_t slots_before)
+{
+	uint32_t slot = queue->next_used + slots_before;
+	bool wrap = queue->used_wrap;
+
+	if (!queue->packed)
+		return slot & 0xffff;
+	if (slot >= queue->size) {
+		slot -= queue->size;
+		wrap = !wrap;
+	}
+	return slot | (uint32_t)wrap << 15;
+}
+
+static struct vu_chain *chain_at(const struct vu_batch *batch, size_t place)
+{
+	return (struct vu_chain *)(batch->chains + place);
+}
+
+static size_t size_of(const struct vu_queue *queue, const struct vu_chain *chain)
+{
+	uint32_t segments = chain ? chain->readables + chain->writables : queue->size;
+
+	return sizeof(struct vu_chain) + sizeof(struct vu_segment) * segments;
+}
+
+/* What a member is whose chain is well-formed; its request is there then. */
+static enum vu_member look(const struct vu_memory *memory, struct vu_batch *batch, const struct vu_chain *chain,
+			   uint8_t *request)
+{
+	int result;
+
+	if (chain->readable < batch->request_size)
+		return VU_MEMBER_TOO_SHORT;
+	if (chain->writable < batch->answer_size)
+		return VU_MEMBER_NO_ROOM;
+	batch->copying = true;
+	result = read_chain(memory, chain, 0, (char *)request, batch->request_size);
+	batch->copying = false;
+	return result ? VU_MEMBER_MEMORY_GONE : VU_MEMBER_ASKS;
+}
+
+/* The member is taken; its kind is known. */
+static void count_member(struct vu_queue *queue, struct vu_batch *batch, const struct vu_chain *chain)
+{
+	batch->count++;
+	batch->visited += chain->visited;
+	batch->slots += chain->slots;
+	batch->place += size_of(queue, chain);
+}
+
+/* Takes what there is, one after the other, so that whatever a fault ends is whole up to the last member. */
+__attribute__((noinline)) static int take(struct vu_queue *queue, const struct vu_memory *memory,
+					  struct vu_batch *batch, uint32_t most,
+					  struct vu_split_inflight *inflight)
+{
+	/* Enough for short chains; only an ill-willed driver makes one call read more. */
+	const uint32_t visits = 2 * queue->size + 4 * most;
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	while (!result && batch->count < most && batch->visited < visits &&
+	       batch->place + size_of(queue, NULL) <= batch->room) {
+		struct vu_chain *chain = (struct vu_chain *)(batch->chains + batch->place);
+		enum vu_malformed fault = VU_MALFORMED_NONE;
+		uint32_t member = batch->count;
+		int taken = take_next(queue, memory, &areas, chain, NULL, &fault);
+
+		if (taken <= 0)
+			return taken;
+		if (inflight)
+			note_taken(inflight, chain->id);
+		batch->places[member] = batch->place;
+		batch->keys[member] = (struct vu_key){ chain->id, used_position(queue, batch->slots) };
+		if (fault) {
+			queue->malformed[fault]++;
+			batch->kinds[member] = VU_MEMBER_MALFORMED;
+		} else {
+			batch->kinds[member] = look(memory, batch, chain, batch->requests + batch->request_size * member);
+		}
+		count_member(queue, batch, chain);
+	}
+	return result;
+}
+
+/* A fault: in the copy of a request it costs its driver that request. */
+static bool goes_on(struct vu_batch *batch, uint32_t member)
+{
+	if (!batch->copying)
+		return false;
+	batch->copying = false;
+	batch->kinds[member] = VU_MEMBER_MEMORY_GONE;
+	return true;
+}
+
+enum { FAULT = 1 };
+
+int vu_batch_take(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
+		  struct vu_split_inflight *inflight)
+{
+	int result;
+
+	batch->count = batch->given = batch->visited = batch->slots = batch->place = 0;
+	batch->copying = false;
+	while ((result = GUARDED(int, take(queue, memory, batch, most, inflight), FAULT)) == FAULT) {
+		if (!goes_on(batch, batch->count)) {
+			no_memory(queue);
+			break;
+		}
+		count_member(queue, batch, chain_at(batch, batch->place));
+	}
+	/* What is wrong behind the last member is met again when that one is back. Without memory nothing is. */
+	if (batch->count && queue->broken && queue->broken != VU_BROKEN_NO_MEMORY)
+		queue->broken = VU_BROKEN_NOT;
+	return batch->count ? (int)batch->count : result == FAULT ? VU_RING_BROKEN : result;
+}
+
+__attribute__((noinline)) static int give(struct vu_queue *queue, const struct vu_memory *memory,
+					  struct vu_batch *batch, uint32_t end, struct vu_split_inflight *inflight)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	for (; !result && batch->given < end; batch->given++) {
+		uint32_t member = batch->given, written = batch->answer_size;
+		const struct vu_chain *chain = chain_at(batch, batch->places[member]);
+
+		if (batch->kinds[member] == VU_MEMBER_ASKS) {
+			batch->copying = true;
+			if (write_chain(memory, chain, 0, (char *)batch->answers + written * member, written))
+				batch->kinds[member] = VU_MEMBER_MEMORY_GONE;
+			batch->copying = false;
+		}
+		if (batch->kinds[member] != VU_MEMBER_ASKS)
+			written = 0;
+		if (inflight)
+			note_giving(inflight, chain->id);
+		give_back(queue, &areas, chain->id, chain->slots, written);
+		if (inflight)
+			note_given(inflight, chain->id);
+	}
+	return result;
+}
+
+int vu_batch_give(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t end,
+		  struct vu_split_inflight *inflight)
+{
+	uint32_t first = batch->given;
+	int result, empty = 0;
+
+	batch->copying = false;
+	while ((result = GUARDED(int, give(queue, memory, batch, end, inflight), FAULT)) == FAULT)
+		if (!goes_on(batch, batch->given))
+			return no_memory(queue);
+	for (uint32_t member = first; member < batch->given; member++)
+		empty += batch->kinds[member] != VU_MEMBER_ASKS;
+	return result ? result : empty;
+}
+
+static uint64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * UINT64_C(1000000000) + time.tv_nsec;
+}
+
+/* Leaves the processor's other thread more of it. */
+static void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static int is_available(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	struct areas areas;
+	int result = find_areas(queue, memory, &areas);
+
+	return result ? result : format_of(queue)->available(queue, &areas);
+}
+
+__attribute__((noinline)) static int is_available_guarded(struct vu_queue *queue, const struct vu_memory *memory)
+{
+	return GUARDED(int, is_available(queue, memory), no_memory(queue));
+}
+
+int vu_queue_await(struct vu_queue *queue, const struct vu_memory *memory, uint64_t nanoseconds)
+{
+	uint64_t end = now() + nanoseconds;
+	int result;
+
+	do {
+		relax();
+		result = is_available_guarded(queue, memory);
+	} while (!result && now() < end);
+	return result;
+}
+
+static bool all_ask(const struct vu_batch *batch)
+{
+	for (uint32_t member = 0; member < batch->count; member++)
+		if (batch->kinds[member] != VU_MEMBER_ASKS)
+			return false;
+	return true;
+}
+
+/* Answers the first members and gives them back: 1 if those were all, 0 if the caller has to look, or a failure. */
+static int answer(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch,
+		  struct vu_split_inflight *inflight, struct vu_answerer *answerer)
+{
+	uint32_t answered = answerer->answer(answerer->device, batch->requests, batch->count, batch->answers);
+	int result = answered ? vu_batch_give(queue, memory, batch, answered, inflight) : 0;
+
+	answerer->answered += answered;
+	if (result)
+		return result < 0 ? result : 0;
+	if (answered < batch->count)
+		return 0;
+	result = vu_queue_should_notify(queue, memory);
+	if (result < 0)
+		return result;
+	if (result && answerer->call >= 0)
+		vu_event_signal(answerer->call);
+	return 1;
+}
+
+int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
+		   struct vu_split_inflight *inflight, struct vu_answerer *answerer)
+{
+	answerer->answered = 0;
+	while (answerer->answered < most) {
+		uint32_t room = most - answerer->answered < batch->most ? most - answerer->answered : batch->most;
+		int result = vu_batch_take(queue, memory, batch, room, inflight);
+
+		if (!result && answerer->patience) {
+			result = vu_queue_await(queue, memory, answerer->patience);
+			if (result > 0)
+				continue;
+		}
+		if (result <= 0)
+			return result;
+		if (!all_ask(batch))
+			return batch->count;
+		result = answer(queue, memory, batch, inflight, answerer);
+		if (result <= 0)
+			return result ? result : (int)batch->count;
+	}
+	return 0;
+}
