@@ -2,4 +2,4 @@
 
 from setuptools import setup
 
-setup(cffi_modules=["vhost_user/_build.py:ffibuilder"])
+setup(cffi_modules=["vhost_user/_build.py:ffibuilder", "virtio_mem/_build.py:ffibuilder"])

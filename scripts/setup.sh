@@ -95,12 +95,12 @@ fingerprint() {
     (
         cd "$ROOT"
         echo "$ROOT $1"
-        cat pyproject.toml setup.py scripts/setup.sh vhost_user/_build.py vhost_user/csrc/*
+        cat pyproject.toml setup.py scripts/setup.sh ./*/_build.py ./*/csrc/*
     ) | sha256sum
 }
 
 is_ready() {
-    [[ -f $1 && $(<"$1") == "$2" ]] && "$PYTHON" -P -c 'import vhost_user._core' 2>/dev/null
+    [[ -f $1 && $(<"$1") == "$2" ]] && "$PYTHON" -P -c 'import vhost_user._core, virtio_mem._core' 2>/dev/null
 }
 
 prepare() {

@@ -13,6 +13,7 @@ from typing import NamedTuple, NewType
 
 from bitarray import bitarray
 
+from virtio_mem import _native
 from virtio_mem.protocol import BlockState
 
 BlockIndex = NewType("BlockIndex", int)
@@ -41,6 +42,8 @@ class BlockMap:
             assert len(memory) * 8 >= size
             self._bits = bitarray(buffer=memory, endian="little")
         self._plugged = self._bits.count(1, 0, size)
+        self.memory = _native.Bits(self._bits)
+        """The bits, for the rules."""
 
     def __len__(self) -> int:
         return self._size
@@ -51,6 +54,7 @@ class BlockMap:
 
     def release(self) -> None:
         """Let go of the caller's memory. The map is of no use any more."""
+        self.memory.release()
         self._bits, self._size, self._plugged = bitarray(), 0, 0
 
     @property
@@ -95,8 +99,9 @@ class BlockMap:
 
     def copy(self) -> BlockMap:
         """The map as it is at this moment, for who takes its time to look at it."""
-        copied = BlockMap(0)
-        copied._bits, copied._size, copied._plugged = bitarray(self._bits), self._size, self._plugged
+        copied = BlockMap(self._size)
+        copied._bits[: self._size] = self._bits[: self._size]
+        copied._plugged = self._plugged
         return copied
 
     def count(self, run: Run) -> int:

@@ -10,6 +10,9 @@ validate, act on the host, commit, answer; and `commit()` is the one place where
         ... discard or populate `outcome`'s range ...
         outcome = device.commit(outcome)          # or device.abandon(outcome, "why not")
 
+`decide()` does the same for many requests at a time, as they are on the wire. The rules are there once, for both: one
+pure function of the C core, csrc/rules.c.
+
 The order of checks, where the standard leaves room: range, alignment and count first (ERROR, a MUST), then the blocks'
 state (ERROR, a MUST), then the target (NACK), then whether the device is paused (BUSY). The Linux driver takes NACK as
 "try again now", BUSY as "try again later" and ERROR as "broken for good", so an answer that is only wrong in kind can
@@ -27,12 +30,23 @@ from typing import NamedTuple
 
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import ByteCount, HostOffset
+from virtio_mem import _native
+from virtio_mem._native import Buffer
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
 from virtio_mem.geometry import Geometry
-from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
+from virtio_mem.protocol import (
+    RESPONSE_SIZE,
+    BlockState,
+    ConfigSpace,
+    Feature,
+    Request,
+    RequestType,
+    Response,
+    ResponseType,
+)
+from virtio_mem.verdict import VERDICTS
 
 _ACK = Response(ResponseType.ACK)
-_STATE_ACKS = {state: Response(ResponseType.ACK, state) for state in BlockState}
 
 
 class EffectType(Enum):
@@ -44,8 +58,17 @@ class EffectType(Enum):
     SYSTEM_RESET = "system reset"
 
 
+_REQUESTED = {
+    RequestType.PLUG: EffectType.PLUG,
+    RequestType.UNPLUG: EffectType.UNPLUG,
+    RequestType.UNPLUG_ALL: EffectType.UNPLUG_ALL,
+}
+
+
 class Effect(NamedTuple):
     """What the host must do first, to the blocks of `run`: they are the `size` bytes at `offset` of the region.
+
+    `requests` of a driver wait for it, one behind the other, and get the same answer.
 
     PLUG: make the range usable. The others: take it away for good. With UNPLUG_ALL and SYSTEM_RESET the range is the
     whole region, whatever is plugged in it: by reading unplugged blocks a guest may have made the host allocate there.
@@ -55,11 +78,23 @@ class Effect(NamedTuple):
     run: Run
     offset: HostOffset
     size: ByteCount
+    requests: int = 1
 
     @property
     def everything(self) -> bool:
         """Whether all of the region goes, plugged or not."""
         return self.type in (EffectType.UNPLUG_ALL, EffectType.SYSTEM_RESET)
+
+
+class Decision(NamedTuple):
+    """What becomes of the first of some requests: a key of `VERDICTS` for each.
+
+    Without an effect they are answered. With one they were to change blocks, and all have the answer that `commit()` or
+    `abandon()` gives; what is said of each here is the ACK.
+    """
+
+    verdicts: bytes
+    effect: Effect | None
 
 
 class VirtioMemDevice:
@@ -87,6 +122,8 @@ class VirtioMemDevice:
         self.requested_size = geometry.checked_target(requested_size)
         self.usable_region_size = geometry.usable_size_for(self.requested_size)
         self.paused = False
+        self._rules = _native.Rules(geometry.addr, geometry.region_size, geometry.block_size)
+        self._answer = bytearray(RESPONSE_SIZE)
         self._pending: Effect | None = None
         self._notice = False
         self._owes_notice = False
@@ -136,19 +173,44 @@ class VirtioMemDevice:
 
     def request(self, request: Request) -> Response | Effect:
         """Decide on a request. An Effect must be committed or abandoned before the next request."""
+        verdicts, effect = self.decide(request.encode(), self._answer, 1)
+        return VERDICTS[verdicts[0]].response if effect is None else effect
+
+    def decide(self, requests: Buffer, answers: Buffer, count: int) -> Decision:
+        """Decide on the first of `count` requests, one at least, each of 24 bytes; write their answers, each of 10.
+
+        All that can be answered without a change to a block; or those that change neighbouring blocks in one and the
+        same way, until one comes that doesn't.
+        """
         assert self._pending is None, "the effect of the request before is still open"
-        match request.type:
-            case RequestType.PLUG:
-                return self._plug(request)
-            case RequestType.UNPLUG:
-                return self._unplug(request)
-            case RequestType.UNPLUG_ALL:
-                return self._busy_while_paused() or self._open(EffectType.UNPLUG_ALL, self._everything)
-            case RequestType.STATE:
-                run = self._run_of(request)
-                return _STATE_ACKS[self.blocks.state(run)] if isinstance(run, Run) else run
-            case _:
-                return Response(ResponseType.ERROR, reason="the request type is unknown")
+        verdicts, granted = self._rules.decide(*self._present, requests, answers, count)
+        if granted is None:
+            if self.paused and any(VERDICTS[each].response.type is ResponseType.BUSY for each in verdicts):
+                self._owes_notice = True
+            return Decision(verdicts, None)
+        type_, first, nb_blocks = granted
+        run = Run(BlockIndex(first), nb_blocks)
+        return Decision(verdicts, self._open(_REQUESTED[RequestType(type_)], run, len(verdicts)))
+
+    def answering(self) -> tuple[int, int]:
+        """By what the C core answers requests at once: the address of a `vu_answer` function, and of its `device`.
+
+        It answers what needs neither an effect nor a notice later, as `decide()` does, by the state of the device at
+        the last `prepare()`; and it counts that for `take_answered()`.
+        """
+        return self._rules.answering()
+
+    def prepare(self) -> None:
+        """Requests are about to be answered at once, during which nothing changes the device."""
+        self._rules.set(*self._present)
+
+    def take_answered(self) -> dict[int, int]:
+        """How often each key of VERDICTS was answered so since the last call."""
+        return self._rules.take_counts()
+
+    @property
+    def _present(self) -> tuple[_native.Bits, tuple[int, int, int], bool]:
+        return self.blocks.memory, (self.usable_region_size, self.plugged_size, self.requested_size), self.paused
 
     def device_reset(self) -> None:
         """The driver resets the device: features are forgotten; blocks, sizes and memory stay (section
@@ -244,41 +306,10 @@ class VirtioMemDevice:
     def abandon(self, effect: Effect, reason: str) -> Response:
         """The host could not do it: nothing changes, the driver is told BUSY. (A system reset tells no driver.)"""
         self._close(effect)
-        if effect.type is EffectType.SYSTEM_RESET:
-            return Response(ResponseType.BUSY, reason=reason)
-        return self._busy(reason)
+        self._owes_notice |= effect.type is not EffectType.SYSTEM_RESET
+        return Response(ResponseType.BUSY, reason=reason)
 
     # Private.
-
-    def _plug(self, request: Request) -> Response | Effect:
-        run = self._run_of(request)
-        if not isinstance(run, Run):
-            return run
-        if self.blocks.state(run) is not BlockState.UNPLUGGED:
-            return Response(ResponseType.ERROR, reason="a block is plugged already")
-        if self.plugged_size + run.nb_blocks * self.geometry.block_size > self.requested_size:
-            return Response(ResponseType.NACK, reason="plugged_size would exceed requested_size")
-        return self._busy_while_paused() or self._open(EffectType.PLUG, run)
-
-    def _unplug(self, request: Request) -> Response | Effect:
-        run = self._run_of(request)
-        if not isinstance(run, Run):
-            return run
-        if self.blocks.state(run) is not BlockState.PLUGGED:
-            return Response(ResponseType.ERROR, reason="a block is unplugged already")
-        return self._busy_while_paused() or self._open(EffectType.UNPLUG, run)
-
-    def _run_of(self, request: Request) -> Run | Response:
-        """The blocks that a request names, or the ERROR that it earns by naming none, or some that it may not."""
-        block_size = self.geometry.block_size
-        offset = request.addr - self.geometry.addr
-        if offset % block_size:
-            return Response(ResponseType.ERROR, reason="addr is not aligned to block_size")
-        if not request.nb_blocks:
-            return Response(ResponseType.ERROR, reason="nb_blocks is 0")
-        if offset < 0 or offset + request.nb_blocks * block_size > self.usable_region_size:
-            return Response(ResponseType.ERROR, reason="a block is outside the usable region")
-        return Run(BlockIndex(offset // block_size), request.nb_blocks)
 
     @property
     def _everything(self) -> Run:
@@ -292,19 +323,12 @@ class VirtioMemDevice:
             self._notice = True
         self.usable_region_size = usable
 
-    def _open(self, type_: EffectType, run: Run) -> Effect:
+    def _open(self, type_: EffectType, run: Run, requests: int = 1) -> Effect:
         block_size = self.geometry.block_size
         offset, size = HostOffset(run.first * block_size), ByteCount(run.nb_blocks * block_size)
-        self._pending = Effect(type_, run, offset, size)
+        self._pending = Effect(type_, run, offset, size, requests)
         return self._pending
 
     def _close(self, effect: Effect) -> None:
         assert effect is self._pending, "only the effect given last can end, once"
         self._pending = None
-
-    def _busy_while_paused(self) -> Response | None:
-        return self._busy("the device is paused") if self.paused else None
-
-    def _busy(self, reason: str) -> Response:
-        self._owes_notice = True
-        return Response(ResponseType.BUSY, reason=reason)

@@ -80,7 +80,7 @@ class Request(NamedTuple):
         return _REQUEST.pack(*self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Request:
+    def decode(cls, data: bytes | memoryview) -> Request:
         """The request in the first 24 bytes of `data`; padding and what follows are ignored. PeerError if shorter."""
         if len(data) < REQUEST_SIZE:
             raise PeerError("request length", len(data), f"at least {REQUEST_SIZE} bytes")
@@ -101,7 +101,7 @@ class Response(NamedTuple):
         return _RESPONSE.pack(self.type, self.state)
 
     @classmethod
-    def decode(cls, data: bytes) -> Response:
+    def decode(cls, data: bytes | memoryview) -> Response:
         """The response in the first 10 bytes of `data`. PeerError if shorter, or if the type has no name.
 
         The state of anything but an ACK is not looked at (section "STATE request", driver requirements).

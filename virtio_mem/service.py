@@ -24,7 +24,8 @@ from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
 from virtio_mem.blocks import Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.keeper import Keeper, KeepsNothing
-from virtio_mem.protocol import Feature, Request, RequestType, Response, ResponseType
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Feature, Request, Response, ResponseType
+from virtio_mem.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ a driver that is refused again costs the host one request a second."""
 
 _MANY_RUNS = 1024
 """Beyond these it is cheaper to ask about all of the region: a question costs some ten microseconds."""
-
-_REQUEST_NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
 
 
 def _no_shortage() -> None:
@@ -86,17 +85,6 @@ class MemoryListener(Protocol):
         """Memory is about to go: nobody may touch it once this returns."""
 
 
-class ServiceObserver(Protocol):
-    """Somebody who wants to know what comes of requests, and can't refuse them. Both are called under the service's
-    lock; what they raise is logged, and keeps no request from being answered."""
-
-    def answered(self, request: Request, response: Response) -> None:
-        """`request` is about to be answered by `response`, and the device is as it says."""
-
-    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
-        """`unplugged` bytes were given back, of which the host still holds `kept`; None where it can't tell."""
-
-
 class DeviceService:
     """Serves one device. With `prefault`, memory is populated before a PLUG is granted.
 
@@ -111,9 +99,9 @@ class DeviceService:
         self.memory = memory
         self.prefault = prefault
         self.listeners: list[MemoryListener] = []
-        self.observers: list[ServiceObserver] = []
         self.keeper: Keeper = KeepsNothing()
-        self.answers: Counter[tuple[str, str]] = Counter()
+        self.tally = Tally(device)
+        self.observers = self.tally.observers
         self.failed_undos = 0
         self.unplugged_bytes = 0
         self.unreturned_bytes = 0
@@ -122,19 +110,50 @@ class DeviceService:
         self._shortage: Callable[[], HostError | None] = _no_shortage
         self._logged_refusal = ""
         self._logged_kept = False
+        self._alone = 0
+        """So many requests are to be served one by one."""
+
+    @property
+    def answers(self) -> Counter[tuple[str, str]]:
+        """How often each request got each answer so far, by their names."""
+        with self.lock:
+            return self.tally.answers
 
     def request(self, request: Request) -> Response:
         """Serve one request of the driver."""
         with self.lock:
             outcome = self.device.request(request)
             response = self._carry_out(outcome) if isinstance(outcome, Effect) else outcome
-            self._record(request, response)
+            self.tally.answered(request, response)
             return response
+
+    def serve(self, requests: memoryview, answers: memoryview) -> int:
+        """Serve the first of the driver's `requests`, each of 24 bytes, and write their answers, each of 10; how many.
+
+        One at least. More are served at once where no block changes, or where they change neighbouring blocks in the
+        same way: memory comes or goes by one call to the host then, and listeners are told of it as one section. Where
+        the host refuses that, each of them is tried alone.
+        """
+        with self.lock:
+            count = 1 if self._alone else len(requests) // REQUEST_SIZE
+            verdicts, effect = self.device.decide(requests, answers, count)
+            self._alone = max(0, self._alone - len(verdicts))
+            if effect is not None:
+                response = self._carry_out(effect)
+                if response.type is not ResponseType.ACK:
+                    if len(verdicts) > 1:
+                        self._alone = len(verdicts)
+                        return self.serve(requests, answers)
+                    answers[:RESPONSE_SIZE] = response.encode()
+                    self.tally.answered(Request.decode(requests), response)
+                    return 1
+            self.tally.answered_all(requests, verdicts)
+            return len(verdicts)
 
     def replay(self, request: Request, response: Response) -> None:
         """`request` gets `response` again, which it was to get from a process before this one: count it as well."""
         with self.lock:
-            self._record(request, response)
+            self.tally.answered(request, response)
 
     def device_reset(self) -> None:
         """The driver resets the device; see `VirtioMemDevice.device_reset`."""
@@ -281,8 +300,7 @@ class DeviceService:
                 level = logging.DEBUG if self._logged_kept else logging.WARNING
                 self._logged_kept = True
                 log.log(level, "%s: the host still holds %d of %d bytes", effect.type.value, kept, unplugged)
-        for observer in self.observers:
-            self._tell(partial(observer.discarded, ByteCount(unplugged), kept))
+        self.tally.discarded(ByteCount(unplugged), kept)
 
     def _discarded(self, effect: Effect) -> Iterator[Section]:
         """What to ask the host about. Of a whole region the plugged parts: before Linux 6.7 the kernel looks at every
@@ -316,18 +334,3 @@ class DeviceService:
         geometry = self.device.geometry
         offset, size = run.first * geometry.block_size, run.nb_blocks * geometry.block_size
         return Section(GuestAddress(geometry.addr + offset), HostOffset(offset), ByteCount(size))
-
-    def _record(self, request: Request, response: Response) -> None:
-        name = _REQUEST_NAMES.get(request.type, "unknown")
-        self.answers[name, response.type.name] += 1
-        if response.type is not ResponseType.ACK:
-            log.debug("%s %#x+%d: %s: %s", name, request.addr, request.nb_blocks, response.type.name, response.reason)
-        for observer in self.observers:
-            self._tell(partial(observer.answered, request, response))
-
-    @staticmethod
-    def _tell(observe: Callable[[], None]) -> None:
-        try:
-            observe()
-        except Exception:
-            log.exception("an observer failed")

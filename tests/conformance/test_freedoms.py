@@ -10,8 +10,9 @@ import pytest
 
 from tests.conformance.small import on_small_blocks
 from tests.conformance.test_machine import SMALL
-from tests.conformance.wrong.answers import Outcome
+from tests.conformance.wrong.steps import Outcome, Steps
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from virtio_mem import _native
 from virtio_mem.blocks import BlockMap
 from virtio_mem.conformance.check import WISH, Check, Violation, all_checks, checks_of
 from virtio_mem.conformance.kit import Profile, Run, Verdict, chosen_checks, run_checks
@@ -42,7 +43,7 @@ def verdicts_on(run: Run, clause: str) -> set[Verdict]:
     return {one.verdict for one in run.evidence if one.clause == clause}
 
 
-class BusyAtFirst(VirtioMemDevice):
+class BusyAtFirst(Steps):
     """Each PLUG that is in order has to be made twice."""
 
     asked = False
@@ -147,6 +148,7 @@ class AnotherAfterASystemReset(VirtioMemDevice):
             addr, block_size = GuestAddress(before.addr + GIB), ByteCount(2 * before.block_size)
             self.geometry = replace(before, addr=addr, block_size=block_size)
             self.blocks = BlockMap(self.geometry.nb_blocks)
+            self._rules = _native.Rules(addr, before.region_size, block_size)
         return answer
 
 

@@ -20,7 +20,7 @@ from virtio_mem.device import Effect, EffectType
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import BlockState, Request, RequestType
 from virtio_mem.serve import files
-from virtio_mem.serve.intent import ChainKey, Phase
+from virtio_mem.serve.intent import MOST_CHAINS, ChainKey, Chains, Phase
 from virtio_mem.serve.state import DeviceState, state_size
 
 GEOMETRY = zone().geometry
@@ -95,9 +95,9 @@ def test_what_was_granted_is_made_whole(file: OwnedFd, type_: EffectType) -> Non
     run = WHOLE if type_ is EffectType.UNPLUG_ALL else Run(BlockIndex(2), 4)
     if type_ is not EffectType.PLUG:
         state.device.blocks.plug(Run(BlockIndex(1), 7))
-    with state.serving(CHAIN):
-        state.opening(effect(type_, run))
-        state.granted(effect(type_, run))
+    state.serving = Chains.of(CHAIN)
+    state.opening(effect(type_, run))
+    state.granted(effect(type_, run))
     state.device.blocks.put(
         Run(BlockIndex(2), 2), BlockState.PLUGGED if type_ is EffectType.PLUG else BlockState.UNPLUGGED
     )
@@ -117,12 +117,12 @@ def test_what_was_granted_is_made_whole(file: OwnedFd, type_: EffectType) -> Non
 
 def test_what_was_opened_waits_for_the_memory(file: OwnedFd) -> None:
     state = load(file)
-    with state.serving(CHAIN):
-        state.opening(effect(EffectType.PLUG, Run(BlockIndex(2), 4)))
+    state.serving = Chains.of(CHAIN)
+    state.opening(effect(EffectType.PLUG, Run(BlockIndex(2), 4)))
     state.close()
     again = load(file)
     assert again.intent is not None
-    assert (again.intent.phase, again.intent.chain) == (Phase.OPEN, CHAIN)
+    assert (again.intent.phase, again.intent.chains) == (Phase.OPEN, (CHAIN,))
     assert again.device.plugged_size == 0
     again.close()
 
@@ -138,9 +138,9 @@ def test_what_was_opened_waits_for_the_memory(file: OwnedFd) -> None:
 )
 def test_an_answer_is_for_its_chain_alone(file: OwnedFd, other: ChainKey) -> None:
     state = load(file)
-    with state.serving(CHAIN):
-        state.opening(effect(EffectType.PLUG, Run(BlockIndex(0), 2)))
-        state.granted(effect(EffectType.PLUG, Run(BlockIndex(0), 2)))
+    state.serving = Chains.of(CHAIN)
+    state.opening(effect(EffectType.PLUG, Run(BlockIndex(0), 2)))
+    state.granted(effect(EffectType.PLUG, Run(BlockIndex(0), 2)))
     assert not state.granted_before(other)
     assert not state.granted_before(CHAIN), "the record is gone"
     state.close()
@@ -166,7 +166,7 @@ def test_the_state_of_another_device_is_refused(file: OwnedFd, change: dict[str,
     ("at", "words", "field"),
     [
         (MAGIC, [1], "magic"),
-        (8, [2], "checksum"),
+        (8, [3], "checksum"),
         (56, [1], "checksum"),
         (SLOTS[0], [0] * 16, "sizes"),
         (RECORD, [3], "phase"),
@@ -175,8 +175,9 @@ def test_the_state_of_another_device_is_refused(file: OwnedFd, change: dict[str,
         (RECORD, [1, 1, 0, NB_BLOCKS + 1], "blocks"),
         (RECORD, [1, 1, 2**63, 2**63], "blocks"),
         (RECORD, [2, 3, 1, 2], "all blocks"),
-        (RECORD, [1, 1, 0, 1, 1 << 17], "chain"),
-        (RECORD, [1, 1, 0, 1, 1, 1 << 16], "chain"),
+        (RECORD, [1, 1, 0, 1, MOST_CHAINS + 1], "chains"),
+        (RECORD, [1, 1, 0, 1, 1, 0, 0, 0, 1 << 16], "chain"),
+        (RECORD, [1, 1, 0, 1, 2, 0, 0, 0, 1, 1 << 48], "chain"),
         (BITS, [1 << NB_BLOCKS], "bits"),
         (BITS + 2048, [1], "bits"),
     ],

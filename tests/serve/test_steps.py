@@ -25,9 +25,9 @@ from vhost_user.connection import Connection
 from vhost_user.event import Event
 from vhost_user.frontend import Frontend
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.vring import DeviceQueue
+from vhost_user.vring import BatchedQueue, DeviceQueue
 from virtio_mem.blocks import BlockMap, Run
-from virtio_mem.protocol import BlockState, RequestType, ResponseType
+from virtio_mem.protocol import BlockState, RequestType, Response, ResponseType
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_memfd
 from virtio_mem.serve.memory import FrontendMemory
@@ -79,8 +79,10 @@ class Bomb:
 
     def arm(self) -> None:
         self.before(Words, "__setitem__")
+        self.before(Words, "put")
         self.before(FrontendMemory, "populate")
         self.before(FrontendMemory, "discard")
+        self.before(BatchedQueue, "give")
         self.before(DeviceQueue, "push")
         self.before(Event, "signal")
         self.before(DeviceState, "granted")
@@ -147,9 +149,10 @@ class World:
         self.frontend.track_inflight(1, RING_SIZE)
         machine.start(self.frontend)
 
-    def next_backend(self, bomb: Bomb | None = None) -> None:
+    def next_backend(self, bomb: Bomb | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Kill the back end, and go on with another one. It may die while it is told of the session."""
         self.backend.kill()
+        meanwhile()
         self.backend = Backend(self.state, bomb)
         try:
             self.frontend.reconnect(self.backend.connection)
@@ -163,6 +166,19 @@ class World:
                 return True
             self.frontend.vring(0).wait(0.002)
         return not dead
+
+    def answers_until_death(self, count: int) -> list[Response]:
+        """The next `count` answers, or those that come before the back end dies."""
+        answers: list[Response] = []
+        while len(answers) < count:
+            dead = self.backend.dead()
+            if (answer := self.machine.receive()) is not None:
+                answers.append(answer)
+            elif dead:
+                break
+            elif not self.machine.driver.enable_interrupts():
+                self.frontend.vring(0).wait(0.002)
+        return answers
 
     def close(self) -> None:
         self.frontend.close()
@@ -229,8 +245,48 @@ def test_killed_at_each_step_of_a_request(
             if survived:
                 break
             kills += 1
-    assert kills * STRIDE > 20
+    assert kills * STRIDE > 15
     figure(f"kills at the steps of {type_.name}, {form} ring", kills)
+
+
+MANY = [
+    *((RequestType.PLUG, block, nb_blocks) for block, nb_blocks in ((12, 2), (10, 2), (14, 1))),  # neighbours
+    (RequestType.STATE, 12, 1),
+    *((RequestType.UNPLUG, block, nb_blocks) for block, nb_blocks in ((6, 2), (4, 2), (0, 1))),  # two of them are
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_killed_at_each_step_of_many_requests(
+    form: str, rng: random.Random, figure: Callable[[str, object], None]
+) -> None:
+    """They are in the ring together, and some of them are granted together."""
+
+    def send() -> None:
+        for type_, block, nb_blocks in MANY:
+            machine.send(request_for(type_, block, nb_blocks), frontend)
+
+    with world(form) as here:
+        machine, frontend = here.machine, here.frontend
+        kills = 0
+        for at in steps(rng):
+            prepare(machine, frontend)
+            here.next_backend(Bomb(at), send)
+            answers = here.answers_until_death(len(MANY))
+            died = len(answers) < len(MANY)
+            if died and rng.random() < 0.3:  # and what comes after it dies too
+                here.next_backend(Bomb(rng.randrange(1, 40)))
+                answers += here.answers_until_death(len(MANY) - len(answers))
+            here.next_backend()
+            answers += here.answers_until_death(len(MANY) - len(answers))
+            for (type_, block, nb_blocks), answer in zip(MANY, answers, strict=True):
+                assert machine.took(type_, block, nb_blocks, answer) is ResponseType.ACK
+            machine.check(frontend)
+            if not died:
+                break
+            kills += 1
+    assert kills * STRIDE > 40
+    figure(f"kills at the steps of {len(MANY)} requests together, {form} ring", kills)
 
 
 def dies_in_a_system_reset(here: World, at: int) -> bytes:

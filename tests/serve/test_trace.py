@@ -8,7 +8,6 @@ import os
 import random
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.protocol import Request, RequestType, Response, ResponseType
 from virtio_mem.serve.files import check_traces, state_memfd
-from virtio_mem.serve.intent import ChainKey
+from virtio_mem.serve.intent import ChainKey, Chains
 from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.serve.state import state_size
 from virtio_mem.serve.trace import Trace, TracedDevice
@@ -266,8 +265,8 @@ def test_a_request_that_never_comes_again(
         device = traced(zone(), fd.fileno())
         effect = Effect(type_, run, HostOffset(first * BLOCK_SIZE), ByteCount(nb_blocks * BLOCK_SIZE))
         chain = ChainKey(3, 7, request_for(PLUG if type_ is EffectType.PLUG else UNPLUG, first, nb_blocks))
-        with device.state.serving(chain) if type_ is not EffectType.SYSTEM_RESET else nullcontext():
-            device.state.opening(effect)
+        device.state.serving = Chains.of(chain) if type_ is not EffectType.SYSTEM_RESET else None
+        device.state.opening(effect)
         if granted:
             device.state.granted(effect)
         device.close()

@@ -15,19 +15,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
+from vhost_user.backend.batches import RingBatches
 from vhost_user.backend.device import Device
-from vhost_user.chain import Chain
 from vhost_user.errors import HostError
 from vhost_user.memory import Region
 from vhost_user.units import ByteCount, HostOffset
-from vhost_user.vring.device import PackedState, SplitState
+from vhost_user.vring import Batch
 from virtio_mem.device import EffectType, VirtioMemDevice
-from virtio_mem.protocol import Request, RequestType, Response, ResponseType
-from virtio_mem.request_queue import read_request, write_response
-from virtio_mem.serve.intent import ChainKey, Phase
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
+from virtio_mem.serve.at_once import AtOnce
+from virtio_mem.serve.intent import MOST_CHAINS, Chains, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
 from virtio_mem.serve.state import DeviceState
@@ -53,6 +52,9 @@ class MemDevice(Device):
     `make_service` puts the device in service. Raises what DeviceState does.
     """
 
+    most_at_once = MOST_CHAINS
+    """How many requests are taken from the ring together."""
+
     def __init__(
         self,
         zone: ServedZone,
@@ -75,6 +77,9 @@ class MemDevice(Device):
         self.service.unplugged_bytes, self.service.unreturned_bytes = self.state.counted
         self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
         self.service.keeper = self.state
+        self._log = _Log(self.name)
+        self._at_once = AtOnce(self.service, lambda: self.most_at_once > 1 and self.state.intent is None)
+        self._batches: RingBatches | None = None
         self.endpoint: Endpoint | None = None
         self.content: Content | None = None
         """What of a snapshot is to be written to the memory once it is there."""
@@ -154,26 +159,43 @@ class MemDevice(Device):
         """Serve what is available, one ringful at most."""
         with self.service.lock:
             self._settle()
-        return vring.serve(partial(self._serve, vring))
+            self._log_answers(log.isEnabledFor(logging.INFO))
+        if self._batches is None or not self._batches.fits(vring):
+            batch = Batch(vring.size, self.most_at_once, REQUEST_SIZE, RESPONSE_SIZE)
+            self._batches = RingBatches(vring, batch, self._serve, self._at_once)
+        return self._batches.serve()
 
-    def _serve(self, vring: Vring, chain: Chain) -> None:
-        """Serve one request, from the look at it until its driver has the answer: see intent.py."""
-        request = read_request(chain)
+    def _serve(self, batches: RingBatches) -> None:
+        """Serve requests, from the look at them until their driver has the answers: see intent.py."""
+        batch = batches.batch
         with self.service.lock:
-            written = write_response(chain, self._answer(ChainKey(chain.id, position(vring), request)))
-            vring.push(chain, written)
-            self.state.done()
+            for first, end in batch.asking():
+                answered = first
+                while answered < end:
+                    answered += self._answer(*batch.part(answered, end))
+                    batches.give(answered)
+                    self.state.done()
 
-    def _answer(self, chain: ChainKey) -> Response:
-        if self.state.granted_before(chain):
+    def _answer(self, keys: memoryview, requests: memoryview, answers: memoryview) -> int:
+        """Answer the first of some requests, and those that are served together with it; how many."""
+        chains = Chains(keys, requests)
+        if self.state.intent is not None and self.state.granted_before(chains.chain(0)):
             response = Response(ResponseType.ACK, reason="granted by a process before this one")
-            self.service.replay(chain.request, response)
-        else:
-            with self.state.serving(chain):
-                response = self.service.request(chain.request)
-        if log.isEnabledFor(logging.INFO):
-            log.info("%s: %s", self.name, _told(chain.request, response))
-        return response
+            answers[:RESPONSE_SIZE] = response.encode()
+            self.service.replay(chains.chain(0).request, response)
+            return 1
+        self.state.serving = chains
+        try:
+            return self.service.serve(requests, answers)
+        finally:
+            self.state.serving = None
+
+    def _log_answers(self, wanted: bool) -> None:
+        observers = self.service.observers
+        if wanted and self._log not in observers:
+            observers.append(self._log)
+        elif not wanted and self._log in observers:
+            observers.remove(self._log)
 
     def _settle(self) -> None:
         """Bring to its end what a process before this one had opened."""
@@ -186,7 +208,7 @@ class MemDevice(Device):
         except HostError as error:
             log.warning("%s: what an interrupted %s left is not given back: %s", self.name, intent.type.value, error)
         if intent.type is EffectType.PLUG:
-            self.state.done()
+            self.state.undone()
         else:
             self.state.finish(intent)
         log.info("%s: an interrupted %s is finished", self.name, intent.type.value)
@@ -237,22 +259,20 @@ class _Presence:
         pass
 
 
-def position(vring: Vring) -> int:
-    """Where the next used element goes; in a packed ring with the wrap counter as bit 15."""
-    assert vring.queue is not None
-    state = vring.queue.state()
-    if isinstance(state, PackedState):
-        return state.next_used | state.used_wrap << 15
-    assert isinstance(state, SplitState)
-    return state.next_used
+class _Log:
+    """Writes down who asked what, and what came of it."""
 
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-def _told(request: Request, response: Response) -> str:
-    """A request and its answer, for the log."""
-    name = RequestType(request.type).name if request.type in _TYPES else f"request {request.type}"
-    where = "" if request.type == RequestType.UNPLUG_ALL else f" {request.nb_blocks} blocks at {request.addr:#x}"
-    why = f" ({response.reason})" if response.reason else ""
-    return f"{name}{where}: {response.type.name}{why}"
+    def answered(self, request: Request, response: Response) -> None:
+        name = RequestType(request.type).name if request.type in _TYPES else f"request {request.type}"
+        where = "" if request.type == RequestType.UNPLUG_ALL else f" {request.nb_blocks} blocks at {request.addr:#x}"
+        why = f" ({response.reason})" if response.reason else ""
+        log.info("%s: %s%s: %s%s", self._name, name, where, response.type.name, why)
+
+    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+        pass
 
 
 _TYPES = {type_.value for type_ in RequestType}

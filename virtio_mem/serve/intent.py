@@ -4,14 +4,17 @@ A process may be killed with a request half served: memory populated or given ba
 not yet with the driver. The ring gives the request to the next process again (vhost_user/inflight). Served afresh, it
 would go wrong: a PLUG whose blocks are plugged by now earns an ERROR, and its driver gives the device up. So:
 
-    1. the chain is taken from the ring         the ring's inflight area has it
-    2. the request is decided on                nothing changed; what needs no host is answered, without a record
+    1. chains are taken from the ring           the ring's inflight area has them
+    2. the first request is decided on          nothing changed; what needs no host is answered, without a record
     3. fields, then phase = OPEN                the host is about to act
     4. the host acts: populates, or gives back
     5. phase = GRANTED                          the answer is ACK, and can't be another one any more
     6. bits of the map, then the sizes          (state.py)
     7. the answer is written, the used element is out, the inflight area is told
-    8. phase = NONE                             before the next chain is taken
+    8. phase = NONE                             before the next request is decided on
+
+Neighbouring blocks that requests one behind the other plug, or unplug, are one effect. Its record has the chain of
+each, and step 7 is done for each, in order.
 
 What each place of death leaves, and what is made of it before anything is taken from the ring again:
 
@@ -21,14 +24,14 @@ What each place of death leaves, and what is made of it before anything is taken
          The range is given back again, step 5 and 6 follow.
     5-7  The bits may be half changed: they are put again, from the record. The request is answered ACK, without a
          second look at it.
-    7-8  The request has gone back, so the ring doesn't give it again. The next chain is another one, by its place in
-         the ring: phase = NONE, and it is served.
+    7-8  The request has gone back, so the ring doesn't give it again. The next chain is another one of the record, or
+         one that is none of it, by its place in the ring: then phase = NONE, and it is served.
 
 Where the host refuses (step 4), all of it is undone, phase = NONE, and the driver is told BUSY. A death in there is one
-of 3-5. A record is for one chain: that of a split ring's head or a packed ring's id, at one position of the used ring,
-with one content. A record whose chain never comes, because the front end went, is not harmful: as long as no other
-record took its place no block changed, so what it says is still true. A system reset, which comes from no ring, has no
-chain; its end is step 6.
+of 3-5. A record's chain is that of a split ring's head or a packed ring's id, at one position of the used ring, with
+one content. A record whose chain never comes, because the front end went, is not harmful: as long as no other record
+took its place no block changed, so what it says is still true. A system reset, which comes from no ring, has no chain;
+its end is step 6.
 
 The stores of step 3, 5 and 8 that decide are one word each. The process is all that is killed, not the machine, so the
 next one sees what this one stored, in that order, and needs no checksum here; what a file of somebody else's holds is
@@ -37,20 +40,29 @@ checked field by field.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from vhost_user.errors import UsageError
-from vhost_user.units import GuestAddress
 from virtio_mem.blocks import BlockIndex, Run
-from virtio_mem.device import EffectType
-from virtio_mem.protocol import Request
+from virtio_mem.device import Effect, EffectType
+from virtio_mem.protocol import REQUEST_SIZE, Request
 from virtio_mem.serve.words import Words
 
-RECORD_WORDS = 16
-"""Room for one record, 128 bytes. A device serves one request at a time; there is room for more behind it."""
+MOST_CHAINS = 64
+"""How many chains one record can have, and so how many requests can be granted together."""
 
-_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _HEAD, _POSITION, _TYPE, _ADDR, _COUNT = range(9)
+_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT = range(5)
+_KEYS = 8
+_REQUESTS = _KEYS + MOST_CHAINS
+_REQUEST_WORDS = REQUEST_SIZE // 8
+
+RECORD_WORDS = _REQUESTS + _REQUEST_WORDS * MOST_CHAINS
+"""Room for one record: a head of 8 words, then a word for each chain's id and position, then each one's request."""
+
+_KEY = struct.Struct("=II")
 
 _EFFECTS = {
     1: EffectType.PLUG,
@@ -70,8 +82,7 @@ class Phase(IntEnum):
     GRANTED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ChainKey:
+class ChainKey(NamedTuple):
     """What a chain is known again by: its head, the position of the used ring that it goes back to, its request."""
 
     head: int
@@ -79,14 +90,32 @@ class ChainKey:
     request: Request
 
 
+class Chains(NamedTuple):
+    """Chains as a batch has them: `keys` has id and position of each, two 32-bit words, and `requests` 24 bytes."""
+
+    keys: memoryview
+    requests: memoryview
+
+    @classmethod
+    def of(cls, *chains: ChainKey) -> Chains:
+        """These."""
+        keys = b"".join(_KEY.pack(chain.head, chain.position) for chain in chains)
+        return cls(memoryview(keys), memoryview(b"".join(chain.request.encode() for chain in chains)))
+
+    def chain(self, index: int) -> ChainKey:
+        """One of them."""
+        head, position = _KEY.unpack_from(self.keys, _KEY.size * index)
+        return ChainKey(head, position, Request.decode(self.requests[REQUEST_SIZE * index :]))
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a record says. `chain` is None where the request came from no ring."""
+    """What a record says. There are no `chains` where the request came from no ring."""
 
     phase: Phase
     type: EffectType
     run: Run
-    chain: ChainKey | None
+    chains: tuple[ChainKey, ...]
 
 
 class IntentRecord:
@@ -95,37 +124,37 @@ class IntentRecord:
     def __init__(self, words: Words, nb_blocks: int) -> None:
         self._words = words
         self._nb_blocks = nb_blocks
-        self.intent = self._read()
-        """What the record says now, None where it says nothing."""
+        intent = self.read()
+        self.phase = Phase.NONE if intent is None else intent.phase
+        """How far the request in hand came."""
 
-    def open(self, type_: EffectType, run: Run, chain: ChainKey | None) -> None:
+    def open(self, effect: Effect, chains: Chains | None) -> None:
         """Step 3."""
         self.clear()
-        words = self._words
-        words[_EFFECT], words[_FIRST], words[_NB_BLOCKS] = _NUMBERS[type_], run.first, run.nb_blocks
-        words[_HEAD] = 0
-        if chain is not None:
-            words[_HEAD], words[_POSITION] = chain.head + 1, chain.position
-            words[_TYPE], words[_ADDR], words[_COUNT] = chain.request
-        self._move(Intent(Phase.NONE, type_, run, chain), Phase.OPEN)
+        words, run, count = self._words, effect.run, 0 if chains is None else effect.requests
+        words[_EFFECT], words[_FIRST], words[_NB_BLOCKS] = _NUMBERS[effect.type], run.first, run.nb_blocks
+        if chains is not None:
+            words.put(_KEYS, chains.keys[: _KEY.size * count])
+            words.put(_REQUESTS, chains.requests[: REQUEST_SIZE * count])
+        words[_COUNT] = count
+        self._phase(Phase.OPEN)
 
     def grant(self) -> None:
         """Step 5."""
-        assert self.intent is not None
-        self._move(self.intent, Phase.GRANTED)
+        self._phase(Phase.GRANTED)
 
     def clear(self) -> None:
         """Step 8."""
-        if self.intent is not None:
-            self._words[_PHASE] = Phase.NONE
-            self.intent = None
+        if self.phase is not Phase.NONE:
+            self._phase(Phase.NONE)
 
-    def _move(self, intent: Intent, phase: Phase) -> None:
+    def _phase(self, phase: Phase) -> None:
         self._words[_PHASE] = phase
-        self.intent = Intent(phase, intent.type, intent.run, intent.chain)
+        self.phase = phase
 
-    def _read(self) -> Intent | None:
-        phase, effect, first, nb_blocks, head, position, type_, addr, count = (self._words[i] for i in range(9))
+    def read(self) -> Intent | None:
+        """What the record says now, None where it says nothing. UsageError for what nobody wrote there."""
+        phase, effect, first, nb_blocks, count = (self._words[index] for index in range(5))
         if phase == Phase.NONE:
             return None
         if phase not in (Phase.OPEN, Phase.GRANTED):
@@ -136,10 +165,18 @@ class IntentRecord:
             raise _wrong("blocks", f"{first}+{nb_blocks}", f"some of the {self._nb_blocks} blocks")
         if _EFFECTS[effect] in _WHOLE and nb_blocks != self._nb_blocks:
             raise _wrong("blocks", f"{first}+{nb_blocks}", "all blocks")
-        if max(position, type_, count) > 0xFFFF or head > 1 << 16:
-            raise _wrong("chain", f"{head} at {position}", "fields of 16 bits")
-        chain = ChainKey(head - 1, position, Request(type_, GuestAddress(addr), count)) if head else None
-        return Intent(Phase(phase), _EFFECTS[effect], Run(BlockIndex(first), nb_blocks), chain)
+        if count > MOST_CHAINS:
+            raise _wrong("chains", count, f"at most {MOST_CHAINS}")
+        keys = self._words.bytes(_KEYS, count)
+        chains = Chains(keys, self._words.bytes(_REQUESTS, _REQUEST_WORDS * count))
+        if max(keys.cast("I"), default=0) > 0xFFFF:
+            raise _wrong("chain", keys.hex(), "ids and positions of 16 bits")
+        return Intent(
+            Phase(phase),
+            _EFFECTS[effect],
+            Run(BlockIndex(first), nb_blocks),
+            tuple(map(chains.chain, range(count))),
+        )
 
 
 def _wrong(field: str, value: object, limit: str) -> UsageError:

@@ -23,8 +23,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import map_part
@@ -33,11 +33,11 @@ from virtio_mem.blocks import BlockMap
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import BlockState
-from virtio_mem.serve.intent import RECORD_WORDS, ChainKey, Intent, IntentRecord, Phase
+from virtio_mem.serve.intent import RECORD_WORDS, ChainKey, Chains, Intent, IntentRecord, Phase
 from virtio_mem.serve.words import Words
 
 MAGIC = int.from_bytes(b"vmemstat", "little")
-VERSION = 1
+VERSION = 2
 
 _PAGE = 4096
 _SLOTS = (16, 24)  # words
@@ -74,8 +74,12 @@ class DeviceState:
         self._bits = self._mapping.view(HostOffset(_PAGE), ByteCount(size - _PAGE))
         self._blocks: BlockMap | None = None
         self._intents: IntentRecord | None = None
-        self._chain: ChainKey | None = None
+        self.serving: Chains | None = None
+        """What is opened now is for these chains, or for the first of them; None where it is for none."""
+        self._unanswered: set[ChainKey] = set()
         self._generation = 0
+        self.intent: Intent | None = None
+        """The record of a process before this one, as far as something is to be done about it."""
         self.interrupted: Intent | None = None
         """The record that was found. The device is already what it says, where it says that it was granted."""
         self.counted = 0, 0
@@ -121,9 +125,10 @@ class DeviceState:
         self._intents = IntentRecord(self._record_words, geometry.nb_blocks)
         self._load_blocks(geometry, requested, usable)
         self.device.paused = paused
-        self.interrupted = intent = self._intents.intent
+        self.interrupted = self.intent = intent = self._intents.read()
         if intent is None:
             return
+        self._unanswered = set(intent.chains)
         end = (intent.run.first + intent.run.nb_blocks) * geometry.block_size
         if intent.type is EffectType.PLUG and end > usable:
             raise _damaged("intent", f"bytes up to {end}", f"within usable_region_size, {usable}")
@@ -154,18 +159,10 @@ class DeviceState:
 
     # What the service tells; see virtio_mem/keeper.py.
 
-    @contextmanager
-    def serving(self, chain: ChainKey) -> Iterator[None]:
-        """What is opened in here is for this chain."""
-        self._chain = chain
-        try:
-            yield
-        finally:
-            self._chain = None
-
     def opening(self, effect: Effect) -> None:
         """The host is about to act."""
-        self._record.open(effect.type, effect.run, self._chain)
+        self._forget()
+        self._record.open(effect, self.serving)
 
     def granted(self, effect: Effect) -> None:
         """The host has acted."""
@@ -177,8 +174,14 @@ class DeviceState:
         self._save(self.device)
 
     def done(self) -> None:
-        """What was opened came to its end."""
-        self._record.clear()
+        """What was opened came to its end, for all of its chains."""
+        if not self._unanswered:
+            self._forget()
+            self._record.clear()
+
+    def _forget(self) -> None:
+        self.intent = None
+        self._unanswered.clear()
 
     @property
     def _record(self) -> IntentRecord:
@@ -213,30 +216,32 @@ class DeviceState:
 
     # What a process before this one left.
 
-    @property
-    def intent(self) -> Intent | None:
-        """The record of the request in hand."""
-        return self._record.intent
-
     def granted_before(self, chain: ChainKey) -> bool:
-        """Whether the request in this chain was granted, and only its answer is to be given. Any other record of a
-        request that was granted is of no use any more, and goes."""
-        intent = self._record.intent
+        """Whether the request in this chain was granted, and only its answer is to be given. Any other record of
+        requests that were granted is of no use any more, and goes."""
+        intent = self.intent
         if intent is None:
             return False
         assert intent.phase is Phase.GRANTED, "what was opened is brought to an end before a chain is taken"
-        if intent.chain == chain:
+        if chain in self._unanswered:
+            self._unanswered.remove(chain)
             return True
-        self._record.clear()
+        self.undone()
         return False
+
+    def undone(self) -> None:
+        """What a process before this one had opened was taken back: its requests are served afresh."""
+        self._unanswered.clear()
+        self.done()
 
     def finish(self, intent: Intent) -> None:
         """Have the device be as the record of `intent` wants it, whose memory was given back, or is there."""
         if intent.phase is Phase.OPEN:
             self._record.grant()
+        self.intent = replace(intent, phase=Phase.GRANTED)
         self.device.finish(intent.type, intent.run)
         self.changed()
-        if intent.chain is None:
+        if not intent.chains:
             self.done()
 
     def close(self) -> None:

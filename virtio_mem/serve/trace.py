@@ -26,7 +26,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 
-from vhost_user.backend.vring import Vring
+from vhost_user.backend.batches import RingBatches
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError, UsageError
 from virtio_mem.conformance.target import FILL, Used, Wish
@@ -35,9 +35,9 @@ from virtio_mem.conformance.words import Answer, Place, chain_words, config_word
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType, Response, ResponseType
-from virtio_mem.serve.device import MemDevice, position
+from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import TRACE_HEAD
-from virtio_mem.serve.intent import ChainKey, Intent, Phase
+from virtio_mem.serve.intent import ChainKey, Chains, Intent, Phase
 from virtio_mem.serve.plan import ServedZone
 from virtio_mem.serve.trace_file import TraceFile, asked_line, call_line
 from virtio_mem.service import DeviceService, RegionMemory
@@ -83,11 +83,11 @@ class Trace:
     def _certain(self, intent: Intent, *, done: bool) -> None:
         """What comes of a request in hand. With `done`, the device had it behind itself when the session began."""
         tail = self._file.tail
-        if intent.chain is None:
+        if not intent.chains:
             if not done and (tail is None or tail.last != _SYSTEM_RESET):
                 self.system_reset(done=True)
             return
-        line = self._answered(intent.chain, Response(ResponseType.ACK))
+        line = self._answered(intent.chains[0], Response(ResponseType.ACK))
         if tail is not None and line != tail.asked:
             self._file.write(line)
         if tail is not None or done:
@@ -241,6 +241,9 @@ class TracedService(DeviceService):
 class TracedDevice(MemDevice):
     """A MemDevice that appends to `file`, which it closes with itself."""
 
+    most_at_once = 1
+    """So that a line is there for no answer but one that may have gone out, and the next process can compare."""
+
     def __init__(self, zone: ServedZone, state_fd: int, file: TraceFile) -> None:
         self._trace = Trace(file, zone.geometry)
         self._features = 0
@@ -288,19 +291,21 @@ class TracedDevice(MemDevice):
         with self.service.lock:
             self._trace.device_reset()
 
-    def _serve(self, vring: Vring, chain: Chain) -> None:
-        if chain.readable < REQUEST_SIZE or chain.writable < RESPONSE_SIZE:
+    def _serve(self, batches: RingBatches) -> None:
+        batch = batches.batch
+        if batch.reason(0) in {"request_too_short", "no_room_for_response"}:
             with self.service.lock, suppress(PeerError):  # its memory may be gone, which is nobody's request
                 self._begin()
-                self._trace.returned(chain, position(vring))
-        super()._serve(vring, chain)
+                self._trace.returned(batches.chain(0), batch.position(0))
+        super()._serve(batches)
 
-    def _answer(self, chain: ChainKey) -> Response:
+    def _answer(self, keys: memoryview, requests: memoryview, answers: memoryview) -> int:
         self._begin()
-        response = super()._answer(chain)
+        count = super()._answer(keys, requests, answers)
+        response = Response.decode(answers)
         by_host = response.type is ResponseType.BUSY and not self.device.paused
-        self._trace.answered(chain, response, by_host=by_host)
-        return response
+        self._trace.answered(Chains(keys, requests).chain(0), response, by_host=by_host)
+        return count
 
     def _begin(self) -> None:
         self._trace.begin(self._features, anew=self._anew)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from tests.conformance.wrong.fault import fault
+from tests.conformance.wrong.steps import Outcome, Steps
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.protocol import BlockState, Request, RequestType, Response, ResponseType
 
 ACK, ERROR, BUSY = (Response(type_) for type_ in (ResponseType.ACK, ResponseType.ERROR, ResponseType.BUSY))
-
-Outcome = Response | Effect
 
 
 def is_(outcome: Outcome, type_: ResponseType) -> bool:
@@ -18,7 +17,7 @@ def is_(outcome: Outcome, type_: ResponseType) -> bool:
 
 
 @fault("DEP-NACK-1", source="Firecracker, handle_plug_request")
-class ErrorBeyondTheTarget(VirtioMemDevice):
+class ErrorBeyondTheTarget(Steps):
     """A PLUG beyond the target is an ERROR, after which Linux gives the device up."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -27,7 +26,7 @@ class ErrorBeyondTheTarget(VirtioMemDevice):
 
 
 @fault("MEM-TARGET-1")
-class NoTarget(VirtioMemDevice):
+class NoTarget(Steps):
     """The target does not bound what can be plugged."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -38,7 +37,7 @@ class NoTarget(VirtioMemDevice):
 
 
 @fault("DEP-NACK-2")
-class TargetIsForTheFirstBlock(VirtioMemDevice):
+class TargetIsForTheFirstBlock(Steps):
     """A PLUG that begins below the target and ends above it is granted."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -124,7 +123,7 @@ class StateBeyondTheTarget(VirtioMemDevice):
 
 
 @fault("MEM-PLUG-6")
-class PlugTwice(VirtioMemDevice):
+class PlugTwice(Steps):
     """Plugging what is plugged is no error."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -135,7 +134,7 @@ class PlugTwice(VirtioMemDevice):
 
 
 @fault("MEM-UNPLUG-6")
-class UnplugTwice(VirtioMemDevice):
+class UnplugTwice(Steps):
     """Unplugging what is unplugged is no error."""
 
     def _unplug(self, request: Request) -> Outcome:
@@ -146,7 +145,7 @@ class UnplugTwice(VirtioMemDevice):
 
 
 @fault("MEM-PLUG-6")
-class OnlyTheFirstBlockIsLookedAt(VirtioMemDevice):
+class OnlyTheFirstBlockIsLookedAt(Steps):
     """A PLUG is refused for its first block only; the others may be plugged."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -158,7 +157,7 @@ class OnlyTheFirstBlockIsLookedAt(VirtioMemDevice):
 
 
 @fault("MEM-UNPLUG-6")
-class UnplugOfMixedBlocks(VirtioMemDevice):
+class UnplugOfMixedBlocks(Steps):
     """An UNPLUG passes over the blocks that are unplugged already."""
 
     def _unplug(self, request: Request) -> Outcome:
@@ -201,7 +200,7 @@ class ErrorForAnUnplug(VirtioMemDevice):
 
 
 @fault("DEP-BUSY-4")
-class BusyForGood(VirtioMemDevice):
+class BusyForGood(Steps):
     """Once a PLUG was BUSY, every later one is."""
 
     busy = False
@@ -218,7 +217,7 @@ class BusyForGood(VirtioMemDevice):
 
 
 @fault("DEP-USABLE-1", source="Firecracker in effect, until the host sets the target again")
-class NothingAfterUnplugAll(VirtioMemDevice):
+class NothingAfterUnplugAll(Steps):
     """After UNPLUG ALL each PLUG is BUSY until the host sets a target."""
 
     closed = False

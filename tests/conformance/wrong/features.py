@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.conformance.wrong.answers import ERROR, Outcome
+from tests.conformance.wrong.answers import ERROR
 from tests.conformance.wrong.fault import fault
+from tests.conformance.wrong.steps import Outcome
 from vhost_user.errors import PeerError
 from vhost_user.units import ByteCount
 from virtio_mem.conformance.targets.in_process import Made

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.conformance.wrong.answers import Outcome
 from tests.conformance.wrong.fault import fault
+from tests.conformance.wrong.steps import Outcome, Steps
 from vhost_user.errors import UsageError
 from virtio_mem.conformance.targets.ours import OurSubject
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
@@ -91,7 +91,7 @@ class SameTargetIsRefused(VirtioMemDevice):
 
 
 @fault("DEP-DRIVER-1")
-class NoticeForPlugsOnly(VirtioMemDevice):
+class NoticeForPlugsOnly(Steps):
     """A driver that was told BUSY at an UNPLUG gets no notice when it is over."""
 
     def abandon(self, effect: Effect, reason: str) -> Response:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from tests.conformance.wrong.answers import BUSY, Outcome, is_
+from tests.conformance.wrong.answers import BUSY, is_
 from tests.conformance.wrong.fault import fault
+from tests.conformance.wrong.steps import Outcome, Steps
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.protocol import Request, RequestType, Response, ResponseType
 
 NACK = Response(ResponseType.NACK)
 
 
-class _TargetFirst(VirtioMemDevice):
+class _TargetFirst(Steps):
     """Compares with the target before anything else, where `asks` says so."""
 
     def asks(self, request: Request) -> bool:
@@ -48,7 +49,7 @@ class TargetBeforeBlocks(_TargetFirst):
 
 
 @fault("MEM-PLUG-6")
-class BusyBeforeError(VirtioMemDevice):
+class BusyBeforeError(Steps):
     """While the device is paused, a PLUG of a plugged block gets BUSY."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -57,7 +58,7 @@ class BusyBeforeError(VirtioMemDevice):
 
 
 @fault("DEP-ORDER-1")
-class BusyBeforeNack(VirtioMemDevice):
+class BusyBeforeNack(Steps):
     """While the device is paused, a PLUG beyond the target gets BUSY."""
 
     def _plug(self, request: Request) -> Outcome:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tests.conformance.wrong.answers import ACK, ERROR, Outcome
+from tests.conformance.wrong.answers import ACK, ERROR
 from tests.conformance.wrong.fault import fault
+from tests.conformance.wrong.steps import Outcome, Steps
 from vhost_user.units import KIB, ByteCount, GuestAddress
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.protocol import BlockState, Request, RequestType, Response
 
 
-class _OnlyFor(VirtioMemDevice):
+class _OnlyFor(Steps):
     """A device whose ranges are wrong for requests of `type_` only."""
 
     type_: ClassVar[RequestType]
@@ -208,7 +209,7 @@ class StateOfNoBlocks(_NoBlocks):
 
 
 @fault("MEM-REGION-1")
-class RegionHasNoEnd(VirtioMemDevice):
+class RegionHasNoEnd(Steps):
     """The block behind the region can be plugged."""
 
     def _plug(self, request: Request) -> Outcome:
@@ -217,7 +218,7 @@ class RegionHasNoEnd(VirtioMemDevice):
 
 
 @fault("MEM-PLUG-8")
-class BlocksAreCountedInSixteenBits(VirtioMemDevice):
+class BlocksAreCountedInSixteenBits(Steps):
     """Block 65536 is block 0, to PLUG, UNPLUG and STATE alike."""
 
     def _run_of(self, request: Request) -> Run | Response:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.conformance.wrong.answers import ACK, Outcome
+from tests.conformance.wrong.answers import ACK
 from tests.conformance.wrong.fault import fault
+from tests.conformance.wrong.steps import Outcome, Steps
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
-from virtio_mem.device import VirtioMemDevice
 from virtio_mem.protocol import BlockState, Request, RequestType, Response
 
 
-class _WrongState(VirtioMemDevice):
+class _WrongState(Steps):
     """A device that gets only STATE wrong."""
 
     def request(self, request: Request) -> Outcome:

@@ -1,0 +1,89 @@
+"""The seam to the rules in C, csrc/rules_api.h: only this module imports their `ffi` and `lib`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from bitarray import bitarray
+
+from virtio_mem._core import ffi, lib
+
+REASONS: list[str] = [
+    ffi.typeof("enum vm_verdict").elements[number].removeprefix("VM_").lower() for number in range(lib.VM_VERDICTS)
+]
+"""The verdicts by their number."""
+
+Buffer = bytes | bytearray | memoryview
+
+_bytes = ffi.from_buffer
+
+
+class Granted(NamedTuple):
+    """What the host is to do so that requests of a type are granted: to `nb_blocks` blocks from `first` on."""
+
+    type: int
+    first: int
+    nb_blocks: int
+
+
+class Bits:
+    """The memory of a bitarray, for C, until it is released; the bitarray can't change its length meanwhile."""
+
+    __slots__ = ("pointer",)
+
+    def __init__(self, bits: bitarray) -> None:
+        self.pointer = ffi.from_buffer("uint8_t[]", bits)
+
+    def release(self) -> None:
+        """Let go of it. Rules that are given it from now on raise TypeError."""
+        if self.pointer is not None:
+            ffi.release(self.pointer)
+            self.pointer = None
+
+
+class Rules:
+    """The rules for a device whose region has `region_size` bytes at `addr`, in blocks of `block_size`."""
+
+    __slots__ = ("_device", "_effect", "_room", "_state", "_verdicts")
+
+    def __init__(self, addr: int, region_size: int, block_size: int) -> None:
+        state = {"addr": addr, "region_size": region_size, "block_size": block_size}
+        self._device = ffi.new("struct vm_device *", {"state": state})
+        self._state = ffi.addressof(self._device, "state")
+        self._effect = ffi.new("struct vm_effect *")
+        self._room = 0
+        self._verdicts: Any = None
+
+    def decide(
+        self, bits: Bits, sizes: tuple[int, int, int], paused: bool, requests: Buffer, answers: Buffer, count: int
+    ) -> tuple[bytes, Granted | None]:
+        """Decide on the first of `count` requests of 24 bytes, and put their answers, 10 bytes each, into `answers`.
+
+        `sizes` are usable_region_size, plugged_size and requested_size. What comes back has a byte for each request
+        that was decided on, its verdict below its type; and what those that are granted wait for, if anything.
+        """
+        if count > self._room:
+            self._room, self._verdicts = count, ffi.new("char[]", count)
+        self.set(bits, sizes, paused)
+        effect = self._effect
+        decided = lib.vm_decide(self._state, _bytes(requests), count, self._verdicts, _bytes(answers), effect)
+        verdicts: bytes = ffi.unpack(self._verdicts, decided)
+        return verdicts, Granted(effect.type, effect.first, effect.nb_blocks) if effect.nb_blocks else None
+
+    def answering(self) -> tuple[int, int]:
+        """The addresses of a function that answers requests as `decide` does where nothing waits for it, and of what it
+        is given: this object's state, as `set` left it. It counts what it answers."""
+        function = ffi.cast("uintptr_t", ffi.addressof(lib, "vm_answer"))
+        return int(function), int(ffi.cast("uintptr_t", self._device))
+
+    def set(self, bits: Bits, sizes: tuple[int, int, int], paused: bool) -> None:
+        """Let the state be this; see `decide`."""
+        state = self._state
+        state.usable_region_size, state.plugged_size, state.requested_size = sizes
+        state.blocks, state.paused = bits.pointer, paused
+
+    def take_counts(self) -> dict[int, int]:
+        """How often each verdict, below the request's type, was given since the last call."""
+        counts = ffi.unpack(self._device.counts, lib.VM_VERDICT_KEYS)
+        ffi.memmove(self._device.counts, bytes(ffi.sizeof(self._device.counts)), ffi.sizeof(self._device.counts))
+        return {verdict: count for verdict, count in enumerate(counts) if count}

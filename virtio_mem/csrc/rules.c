@@ -1,0 +1,213 @@
+/* The rules of a virtio-mem device; see rules_api.h. No descriptor, no system call, no memory but what it is given. */
+
+#include <endian.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "rules_api.h"
+
+enum request_type { PLUG, UNPLUG, UNPLUG_ALL, STATE, UNKNOWN };
+enum response_type { ACK, NACK, BUSY, ERROR };
+
+enum { REQUEST_SIZE = 24, RESPONSE_SIZE = 10 };
+
+/* A request, in host byte order; `type` is UNKNOWN for all that have no name. */
+struct request {
+	enum request_type type;
+	uint64_t addr;
+	uint16_t nb_blocks;
+};
+
+/* Neighbouring blocks. */
+struct run {
+	uint64_t first, nb_blocks;
+};
+
+static struct request decode(const uint8_t *from)
+{
+	struct request request;
+	uint16_t type, nb_blocks;
+	uint64_t addr;
+
+	memcpy(&type, from, sizeof(type));
+	memcpy(&addr, from + 8, sizeof(addr));
+	memcpy(&nb_blocks, from + 16, sizeof(nb_blocks));
+	type = le16toh(type);
+	request.type = type < UNKNOWN ? type : UNKNOWN;
+	request.addr = le64toh(addr);
+	request.nb_blocks = le16toh(nb_blocks);
+	return request;
+}
+
+static void encode(uint8_t *to, enum response_type type, uint16_t state)
+{
+	uint16_t words[] = { htole16(type), 0, 0, 0, htole16(state) };
+
+	memcpy(to, words, RESPONSE_SIZE);
+}
+
+/* Whether all blocks of a run are as `plugged` says. */
+static bool all(const uint8_t *blocks, struct run run, bool plugged)
+{
+	const uint8_t wanted = plugged ? 0xff : 0;
+	uint64_t block = run.first, end = run.first + run.nb_blocks;
+
+	for (; block < end && block % 8; block++)
+		if ((blocks[block / 8] >> block % 8 & 1) != plugged)
+			return false;
+	for (; block + 64 <= end; block += 64) {
+		uint64_t word;
+
+		memcpy(&word, blocks + block / 8, sizeof(word));
+		if (word != (plugged ? UINT64_MAX : 0))
+			return false;
+	}
+	for (; block + 8 <= end; block += 8)
+		if (blocks[block / 8] != wanted)
+			return false;
+	for (; block < end; block++)
+		if ((blocks[block / 8] >> block % 8 & 1) != plugged)
+			return false;
+	return true;
+}
+
+/* The blocks that a request names; or why it may not name them, by a verdict that is not VM_GRANTED. */
+static enum vm_verdict find_run(const struct vm_state *state, const struct request *request, struct run *run)
+{
+	/* The block size is a power of two. For an address below the region the difference wraps, and is not used. */
+	unsigned int shift = __builtin_ctzll(state->block_size);
+	uint64_t usable = state->usable_region_size >> shift;
+	uint64_t offset = request->addr - state->addr, first = offset >> shift;
+
+	if (offset & (state->block_size - 1))
+		return VM_UNALIGNED;
+	if (!request->nb_blocks)
+		return VM_NO_BLOCKS;
+	if (request->addr < state->addr || request->nb_blocks > usable || first > usable - request->nb_blocks)
+		return VM_OUTSIDE;
+	*run = (struct run){ first, request->nb_blocks };
+	return VM_GRANTED;
+}
+
+static enum vm_verdict decide_state(const struct vm_state *state, struct run run)
+{
+	if (all(state->blocks, run, true))
+		return VM_STATE_PLUGGED;
+	return all(state->blocks, run, false) ? VM_STATE_UNPLUGGED : VM_STATE_MIXED;
+}
+
+/* What becomes of a PLUG, where `pending` bytes more are plugged than the state says, or of an UNPLUG. */
+static enum vm_verdict decide_change(const struct vm_state *state, bool plug, struct run run, uint64_t pending)
+{
+	uint64_t plugged_size = state->plugged_size + pending;
+
+	if (!all(state->blocks, run, !plug))
+		return plug ? VM_PLUGGED_ALREADY : VM_UNPLUGGED_ALREADY;
+	/* The target may be below what is plugged. */
+	if (plug && (plugged_size > state->requested_size ||
+		     run.nb_blocks * state->block_size > state->requested_size - plugged_size))
+		return VM_BEYOND_TARGET;
+	return state->paused ? VM_PAUSED : VM_GRANTED;
+}
+
+static enum vm_verdict decide(const struct vm_state *state, const struct request *request, struct run *run)
+{
+	enum vm_verdict verdict;
+
+	if (request->type == UNKNOWN)
+		return VM_UNKNOWN_TYPE;
+	if (request->type == UNPLUG_ALL) {
+		*run = (struct run){ 0, state->region_size / state->block_size };
+		return state->paused ? VM_PAUSED : VM_GRANTED;
+	}
+	verdict = find_run(state, request, run);
+	if (verdict != VM_GRANTED)
+		return verdict;
+	if (request->type == STATE)
+		return decide_state(state, *run);
+	return decide_change(state, request->type == PLUG, *run, 0);
+}
+
+static bool adjoins(const struct vm_effect *effect, struct run run)
+{
+	return run.first == effect->first + effect->nb_blocks || run.first + run.nb_blocks == effect->first;
+}
+
+/* Whether a request would be granted after those whose effect this is, and only makes the run longer. */
+static bool extends(const struct vm_state *state, const struct vm_effect *effect, const struct request *request,
+		    struct run *run)
+{
+
+	if (request->type != effect->type || request->type == UNPLUG_ALL)
+		return false;
+	if (find_run(state, request, run) != VM_GRANTED || !adjoins(effect, *run))
+		return false;
+	return decide_change(state, request->type == PLUG, *run, effect->nb_blocks * state->block_size) == VM_GRANTED;
+}
+
+static void answer(enum vm_verdict verdict, uint8_t *to)
+{
+	if (verdict <= VM_STATE_MIXED)
+		encode(to, ACK, verdict - VM_STATE_PLUGGED);
+	else if (verdict == VM_GRANTED)
+		encode(to, ACK, 0);
+	else if (verdict < VM_BEYOND_TARGET)
+		encode(to, ERROR, 0);
+	else
+		encode(to, verdict == VM_BEYOND_TARGET ? NACK : BUSY, 0);
+}
+
+uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t count, char *verdicts, void *answers,
+		   struct vm_effect *effect)
+{
+	uint32_t at;
+
+	*effect = (struct vm_effect){ 0 };
+	for (at = 0; at < count; at++) {
+		struct request request = decode((const uint8_t *)requests + REQUEST_SIZE * at);
+		enum vm_verdict verdict = VM_GRANTED;
+		struct run run = { 0 };
+
+		if (effect->nb_blocks) {
+			if (!extends(state, effect, &request, &run))
+				break;
+			effect->first = run.first < effect->first ? run.first : effect->first;
+			effect->nb_blocks += run.nb_blocks;
+		} else {
+			verdict = decide(state, &request, &run);
+			/* What changes blocks is decided on when all before it is answered. */
+			if (verdict == VM_GRANTED && at)
+				break;
+			if (verdict == VM_GRANTED)
+				*effect = (struct vm_effect){ request.type, run.first, run.nb_blocks };
+		}
+		verdicts[at] = request.type << 4 | verdict;
+		answer(verdict, (uint8_t *)answers + RESPONSE_SIZE * at);
+	}
+	return at;
+}
+
+enum { AT_ONCE = 64 };
+
+/* What is granted changes the device, and a driver that was told BUSY is owed a notice. */
+static bool needs_nobody(enum vm_verdict verdict)
+{
+	return verdict != VM_GRANTED && verdict != VM_PAUSED;
+}
+
+uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *answers)
+{
+	struct vm_device *counted = device;
+	char verdicts[AT_ONCE];
+	struct vm_effect effect;
+	uint32_t decided = vm_decide(&counted->state, requests, count < AT_ONCE ? count : AT_ONCE, verdicts, answers, &effect);
+	uint32_t at = 0;
+
+	if (effect.nb_blocks)
+		return 0;
+	for (; at < decided && needs_nobody(verdicts[at] & 15); at++)
+		counted->counts[(uint8_t)verdicts[at]]++;
+	return at;
+}

@@ -1,0 +1,67 @@
+/*
+ * What a virtio-mem device answers: the standard's section "Memory Device", "Device Operation". One pure function: the
+ * state and the requests go in, answers and what the host is to do come out. device.py keeps the state, and has the
+ * theory.
+ */
+
+/* Why a request gets the answer that it gets. In the order of the checks, as far as the standard leaves one. */
+enum vm_verdict {
+	/* ACK, with the state of the blocks; ACK of a PLUG, UNPLUG and UNPLUG ALL is VM_GRANTED, once the host has acted. */
+	VM_STATE_PLUGGED,
+	VM_STATE_UNPLUGGED,
+	VM_STATE_MIXED,
+	VM_GRANTED,
+	/* ERROR */
+	VM_UNKNOWN_TYPE,
+	VM_UNALIGNED,
+	VM_NO_BLOCKS,
+	VM_OUTSIDE,
+	VM_PLUGGED_ALREADY,
+	VM_UNPLUGGED_ALREADY,
+	/* NACK */
+	VM_BEYOND_TARGET,
+	/* BUSY */
+	VM_PAUSED,
+	VM_VERDICTS,
+};
+
+/* How many values a verdict with the request's type above it can have, as vm_decide gives it. */
+enum { VM_VERDICT_KEYS = 5 * 16 };
+
+/* What the answers depend on: sizes in bytes; block n is plugged if bit n % 8 of byte n / 8 of `blocks` is set. */
+struct vm_state {
+	uint64_t addr, block_size, region_size;
+	uint64_t usable_region_size, plugged_size, requested_size;
+	const uint8_t *blocks;
+	uint8_t paused;
+};
+
+/* What the host is to do so that requests of this type are granted: to `nb_blocks` neighbouring blocks from `first` on. */
+struct vm_effect {
+	uint16_t type;
+	uint64_t first, nb_blocks;
+};
+
+/*
+ * Decides on the first of `count` requests, each a struct virtio_mem_req as it was read, and returns how many: at least
+ * one, where there is one. Either all of them have their answer, `effect->nb_blocks` is 0, and nothing changes; or they
+ * are to be answered ACK once the host has done what `effect` says, and BUSY if it can't. Several are, where the blocks
+ * of each are neighbours of those before it, and each would be granted after them.
+ *
+ * `verdicts` has room for as many enum vm_verdict, in the low 4 bits of each, below the request's type, 4 for one that is
+ * unknown; `answers` for as many struct virtio_mem_resp, of 10 bytes.
+ */
+uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t count, char *verdicts, void *answers,
+		   struct vm_effect *effect);
+
+/* A device some of whose requests are answered by nobody else, and what they were answered: how often each verdict. */
+struct vm_device {
+	struct vm_state state;
+	uint64_t counts[VM_VERDICT_KEYS];
+};
+
+/*
+ * Answers the first of `count` requests for `device`, a struct vm_device, as far as nothing else is to be done for them;
+ * how many. It has the type of vhost_user's `vu_answer`.
+ */
+uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *answers);

@@ -1,0 +1,88 @@
+"""What became of requests: counted, and told to who wants to know."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from vhost_user.units import ByteCount
+from virtio_mem.device import VirtioMemDevice
+from virtio_mem.protocol import REQUEST_SIZE, Request, RequestType, Response, ResponseType
+from virtio_mem.verdict import VERDICTS
+
+log = logging.getLogger(__name__)
+
+_COUNTED = {
+    key: ("unknown" if verdict.type is None else verdict.type.name, verdict.response.type.name)
+    for key, verdict in VERDICTS.items()
+}
+_NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
+
+
+class ServiceObserver(Protocol):
+    """Somebody who wants to know what comes of requests, and can't refuse them. Both are called under the service's
+    lock; what they raise is logged, and keeps no request from being answered."""
+
+    def answered(self, request: Request, response: Response) -> None:
+        """`request` is about to be answered by `response`, and the device is as it says."""
+
+    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+        """`unplugged` bytes were given back, of which the host still holds `kept`; None where it can't tell."""
+
+
+class Tally:
+    """How often each request of `device` got each answer, by their names; and the observers."""
+
+    def __init__(self, device: VirtioMemDevice) -> None:
+        self._device = device
+        self._answers: Counter[tuple[str, str]] = Counter()
+        self.observers: list[ServiceObserver] = []
+
+    @property
+    def answers(self) -> Counter[tuple[str, str]]:
+        """The counts as they are now."""
+        for verdict, count in self._device.take_answered().items():
+            self._answers[_COUNTED[verdict]] += count
+        return self._answers
+
+    @property
+    def looks_at_each(self) -> bool:
+        """Whether somebody wants to know of each request."""
+        return bool(self.observers) or log.isEnabledFor(logging.DEBUG)
+
+    def answered(self, request: Request, response: Response) -> None:
+        """`request` is about to be answered."""
+        name = _NAMES.get(request.type, "unknown")
+        self._answers[name, response.type.name] += 1
+        if response.type is not ResponseType.ACK:
+            log.debug("%s %#x+%d: %s: %s", name, request.addr, request.nb_blocks, response.type.name, response.reason)
+        for observer in self.observers:
+            _tell(partial(observer.answered, request, response))
+
+    def answered_all(self, requests: memoryview, verdicts: bytes) -> None:
+        """The first of `requests` are about to be answered as their verdicts say; see `Decision`."""
+        if self.looks_at_each:
+            for at, verdict in enumerate(verdicts):
+                self.answered(Request.decode(requests[REQUEST_SIZE * at :]), VERDICTS[verdict].response)
+            return
+        left = verdicts
+        while left:
+            first = left[:1]
+            count = left.count(first)
+            self._answers[_COUNTED[left[0]]] += count
+            left = left.replace(first, b"") if count < len(left) else b""
+
+    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+        """Memory was given back."""
+        for observer in self.observers:
+            _tell(partial(observer.discarded, unplugged, kept))
+
+
+def _tell(observe: Callable[[], None]) -> None:
+    try:
+        observe()
+    except Exception:
+        log.exception("an observer failed")
