@@ -30,7 +30,7 @@ class ModelDevice(Model):
         """The right response to a request, and the state that an ACK to STATE carries."""
         expectation = self.expect(request)
         assert expectation.depended <= expectation.allowed
-        answer = BUSY if BUSY in expectation.depended else min(expectation.depended)
+        answer = BUSY if BUSY in expectation.depended and self.hindered else min(expectation.depended)
         self.apply(request, answer)
         if self.may_shrink:
             self.usable_region_size, self.may_shrink = self.usable(), False
