@@ -72,7 +72,7 @@ class BusyAtFirstInSilence(BusyAtFirst):
         pass
 
 
-class BusyForThree(VirtioMemDevice):
+class BusyForThree(Steps):
     """A PLUG of three blocks is BUSY at all times."""
 
     def _plug(self, request: Request) -> Outcome:
