@@ -211,6 +211,7 @@ MACHINE_FAULTS = count(quick=2, ci=8, soak=8)
 
 # Ways to end a soak by a signal, with workers and without; and soaks that go on until something is found.
 SOAK_ENDINGS = count(quick=2, ci=6, soak=6)
+PYTEST_SOAK_ENDINGS = count(quick=1, ci=4, soak=4)
 SOAKS_THAT_FIND = count(quick=0, ci=1, soak=5)
 
 # Runs of pytest whose workers judge a target together.

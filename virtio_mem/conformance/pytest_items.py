@@ -6,9 +6,10 @@ a run of one test no more than it needs, and with pytest-xdist each worker has a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,10 +25,14 @@ from virtio_mem.conformance.kit import (
     run_checks,
     shorten_evidence,
 )
+from virtio_mem.conformance.pytest_plugin import SOAK
 from virtio_mem.conformance.report.diagram import as_text, diagram_of
 from virtio_mem.conformance.target import Target, TargetFailure
 from virtio_mem.conformance.targets.parse import parse_target
 from virtio_mem.conformance.trial import MACHINE, Trial
+
+if TYPE_CHECKING:
+    from virtio_mem.conformance.pytest_soak import Soak
 
 KEYWORD = "virtio-mem"
 """What `-k` finds all of these tests by."""
@@ -44,8 +49,9 @@ class Violated(Exception):  # noqa: N818 - what it says of a clause
 class Bench:
     """The target of a run, and what has been found about it so far."""
 
-    def __init__(self, name: str, trial: Trial) -> None:
+    def __init__(self, name: str, trial: Trial, soak: Soak | None = None) -> None:
         self.trial = trial
+        self.soak = soak
         self._name = name
         self._target: Target | None = None
         self._done: set[str] = set()
@@ -74,6 +80,11 @@ class Bench:
         shorten_evidence(self.target, run)
         return run
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a soak's end was asked for."""
+        return self.soak is not None and self.soak.stop()
+
     def close(self) -> None:
         """Let the target go."""
         if self._target is not None:
@@ -82,15 +93,27 @@ class Bench:
 
 def items_for(session: pytest.Session, name: str) -> Iterator[pytest.Item]:
     """The tests of a target."""
-    option = session.config.getoption
-    profile, database = Profile(option("--virtio-mem-profile")), option("--virtio-mem-database")
-    bench = Bench(name, Trial(profile, option("--virtio-mem-seed"), database=database))
+    option, soak = session.config.getoption, session.config.stash.get(SOAK, None)
+    machines = option("--virtio-mem-machines") or 1
+    trial = Trial(
+        Profile(option("--virtio-mem-profile")), option("--virtio-mem-seed"), database=option("--virtio-mem-database")
+    )
+    if soak is not None:
+        machines = soak.workers
+        trial = replace(trial, stride=machines, stopped=soak.stop)
+    bench = Bench(name, trial, soak)
     session.config.add_cleanup(bench.close)
     clauses = dict.fromkeys(clause for check in chosen_checks(bench.trial.profile) for clause in check.clauses)
     for clause in sorted(clauses):
         yield ClauseItem.of(session, clause, bench)
-    for number in range(option("--virtio-mem-machines")):
+    for number in range(machines):
         yield MachineItem.of(session, f"{MACHINE}-{number}" if number else MACHINE, bench)
+
+
+def machine_of(nodeid: str) -> int | None:
+    """The number of the machine that is the test of that id, if it is one."""
+    found = re.fullmatch(rf"{KEYWORD} .*::{MACHINE}(?:-(\d+))?", nodeid, re.DOTALL)
+    return int(found[1] or 0) if found else None
 
 
 class KitItem(pytest.Item):
@@ -133,6 +156,8 @@ class ClauseItem(KitItem):
 
     def judge(self) -> None:
         """Run what can show it."""
+        if self.bench.stopped:
+            pytest.fail("not judged: the soak was stopped before", pytrace=False)
         judgement = self.bench.judged(self.name)
         one = judgement.verdicts[self.name]
         if one.verdict is Verdict.VIOLATED:
@@ -148,7 +173,9 @@ class MachineItem(KitItem):
 
     def judge(self) -> None:
         """Run the state machine, with the seed that its name says."""
-        run = self.bench.explored(int(self.name.partition("-")[2] or 0))
+        run = self.bench.explored(machine_of(self.nodeid) or 0)
+        if self.bench.soak is not None and (run.evidence or run.failures):
+            self.bench.soak.stop.ask()  # the other workers' have no other end
         if run.evidence:
             raise Violated(run.evidence)
         if run.failures:

@@ -5,7 +5,15 @@ It is loaded by every run of pytest where the package is installed, so it import
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
+
+if TYPE_CHECKING:
+    from virtio_mem.conformance.pytest_soak import Soak
+
+SOAK: pytest.StashKey[Soak] = pytest.StashKey()
+"""What a run with the profile soak has besides."""
 
 GROUP = "virtio-mem conformance"
 
@@ -19,13 +27,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="judge this virtio-mem device, a test for each clause: see virtio-mem conformance --help",
     )
     group.addoption(
-        "--virtio-mem-profile", choices=("quick", "full"), default="quick", help="how much is done (default: quick)"
+        "--virtio-mem-profile",
+        choices=("quick", "full", "soak"),
+        default="quick",
+        help="how much is done; soak: one state machine in each worker, until a test fails or SIGINT (default: quick)",
     )
     group.addoption("--virtio-mem-seed", type=int, default=0, metavar="N", help="for the state machine (default: 0)")
     group.addoption(
         "--virtio-mem-machines",
         type=int,
-        default=1,
         metavar="N",
         help="run the state machine N times, with a seed of its own each: for the workers of pytest-xdist (default: 1)",
     )
@@ -34,6 +44,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="WHERE",
         help="keep failing sequences: a directory, or redis://HOST",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A soak is told to end by signals, and workers by each other."""
+    if config.getoption("--virtio-mem-target") and config.getoption("--virtio-mem-profile") == "soak":
+        from virtio_mem.conformance.pytest_soak import Soak  # noqa: PLC0415 - see above
+
+        config.stash[SOAK] = Soak(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker of pytest-xdist is about to begin."""
+    if soak := node.config.stash.get(SOAK, None):
+        soak.add_worker(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of a soak each worker has one machine."""
+    soak = config.stash.get(SOAK, None)
+    return None if soak is None else soak.scheduling(log)
 
 
 @pytest.hookimpl(tryfirst=True)
