@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs_peers
 
 PARTS = (
     *(play.requests, play.notices, play.system_reset, play.memory, play.held, play.pause),
-    *(play.ring, play.odd_tables, play.start_in_two, play.registers, play.needs_reset, play.config_writes),
+    *(play.ring, play.events, play.odd_tables, play.start_in_two, play.registers, play.needs_reset, play.config_writes),
     play.unplugged,
 )
 """What QEMU's device does as ours does."""

@@ -190,30 +190,42 @@ def chains(subject: Subject) -> None:
     assert answers[4].room[10:] == b"\xa5" * 6
 
 
+def forms(subject: Subject) -> list[int]:
+    """The features of each kind of ring that the device has."""
+    features = DEVICE_FEATURES & subject.offered_features
+    packed = Feature.RING_PACKED & subject.offered_features
+    return [features, features | packed] if packed else [features]
+
+
 def ring(subject: Subject) -> None:
     """What the driver's area says is what the device goes by; nothing is offered by a kick."""
-    features = DEVICE_FEATURES & subject.offered_features
-    assert subject.begin(features)
     looking = Chain(request(subject, RequestType.STATE))
-    subject.submit([looking])
-    for flags, told in ((0, True), (1, False), (0, True)):
-        subject.offer([looking, looking._replace(room=(2, 8), fill=0)], Asks(flags, 30))
+    for features in forms(subject):
+        assert subject.begin(features)
+        subject.submit([looking])
+        for flags, told in ((0, True), (1, False), (0, True)):
+            subject.offer([looking, looking._replace(room=(2, 8), fill=0)], Asks(flags, 30))
+            subject.kick()
+            used, notified, _ = subject.look(True)
+            assert [response(one).state for one in used if one is not None] == [BlockState.UNPLUGGED] * 2
+            assert notified is told
+        subject.offer([], Asks())
         subject.kick()
-        used, notified, _ = subject.look(True)
-        assert [response(one).state for one in used if one is not None] == [BlockState.UNPLUGGED] * 2
-        assert notified is told
-    subject.offer([], Asks())
-    subject.kick()
-    assert subject.look(False)[:2] == ((), False)
-    subject.device_reset()
-    subject.offer([looking], Asks())
-    subject.kick()
-    assert subject.look(False)[:2] == ((None,), False)
-    if subject.offered_features & Feature.EVENT_IDX:
+        assert subject.look(False)[:2] == ((), False)
+        subject.device_reset()
+        subject.offer([looking], Asks())
+        subject.kick()
+        assert subject.look(False)[:2] == ((None,), False)
+
+
+def events(subject: Subject) -> None:
+    """The entry that the driver names, and no flag, decides whether it is told."""
+    looking = Chain(request(subject, RequestType.STATE))
+    for features in forms(subject) if subject.offered_features & Feature.EVENT_IDX else ():
         assert subject.begin(features | Feature.EVENT_IDX)
         subject.submit([looking])
-        for ahead, told in ((1, True), (20, False), (0, True), (2, False)):
-            subject.offer([looking] * 2, Asks(1, ahead))
+        for ahead, told in ((1, True), (20, False), (0, True), (4, False)):
+            subject.offer([looking] * 2, Asks(2 if features & Feature.RING_PACKED else 1, ahead))
             subject.kick()
             assert subject.look(True).notified is told, ahead
 
@@ -282,6 +294,7 @@ PARTS = (
     (Capability.PAUSE, pause),
     (Capability.CHAINS, chains),
     (Capability.CHAINS | Capability.RING, ring),
+    (Capability.CHAINS | Capability.RING, events),
     (Capability.CHAINS | Capability.RING, odd_tables),
     (Capability.RING | Capability.START, start_in_two),
     (Capability.REGISTERS, registers),
