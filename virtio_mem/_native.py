@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bitarray import bitarray
@@ -14,6 +15,9 @@ REASONS: list[str] = [
 """The verdicts by their number."""
 
 Buffer = bytes | bytearray | memoryview
+
+_FEW_RUNS, _MANY_RUNS = 16, 4096
+"""How many runs are looked for at once: few where that may be all, then as many as keep their cost to themselves."""
 
 _bytes = ffi.from_buffer
 
@@ -33,6 +37,18 @@ class Bits:
 
     def __init__(self, bits: bitarray) -> None:
         self.pointer = ffi.from_buffer("uint8_t[]", bits)
+
+    def runs(self, plugged: bool, start: int, end: int) -> Iterator[tuple[list[int], list[int]]]:
+        """Where maximal runs of set bits, or of clear ones, begin among those from `start` up to `end`, in order, and
+        how many bits each has; some runs at a time. The bits must not change meanwhile."""
+        room = _FEW_RUNS
+        while start < end:
+            firsts, sizes = ffi.new("uint64_t[]", room), ffi.new("uint64_t[]", room)
+            count = lib.vm_runs(self.pointer, start, end, plugged, firsts, sizes, room)
+            yield ffi.unpack(firsts, count), ffi.unpack(sizes, count)
+            if count < room:
+                return
+            start, room = firsts[count - 1] + sizes[count - 1], _MANY_RUNS
 
     def release(self) -> None:
         """Let go of it. Rules that are given it from now on raise TypeError."""

@@ -8,7 +8,8 @@ A range outside the map is our own bug: the device has checked the guest's numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple, NewType
 
 from bitarray import bitarray
@@ -25,6 +26,10 @@ class Run(NamedTuple):
 
     first: BlockIndex
     nb_blocks: int
+
+
+_as_run: Callable[[tuple[int, int]], Run] = partial(tuple.__new__, Run)
+"""`Run._make` without its look at the length: a map can have millions of runs."""
 
 
 class BlockMap:
@@ -117,12 +122,8 @@ class BlockMap:
         return self._runs(0, *self._bounds(within))
 
     def _runs(self, bit: int, start: int, stop: int) -> Iterator[Run]:
-        first = self._bits.find(bit, start, stop)
-        while first >= 0:
-            end = self._bits.find(not bit, first, stop)
-            end = stop if end < 0 else end
-            yield Run(BlockIndex(first), end - first)
-            first = self._bits.find(bit, end, stop)
+        for firsts, sizes in self.memory.runs(bool(bit), start, stop):
+            yield from map(_as_run, zip(firsts, sizes, strict=True))
 
     def _bounds(self, run: Run) -> tuple[int, int]:
         first, nb_blocks = run

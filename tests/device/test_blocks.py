@@ -78,6 +78,18 @@ def test_unplugged_runs_end_with_the_range_that_was_asked_about() -> None:
     assert list(blocks.unplugged_runs(run(2, 4))) == []
 
 
+def test_more_runs_than_are_looked_for_at_once() -> None:
+    size = 3 * 10_001
+    blocks = BlockMap(size, memoryview(bytearray(b"\x49\x92\x24" * (size // 24 + 1))))
+    wanted = [run(block, 1) for block in range(0, size, 3)]
+    assert list(blocks.plugged_runs()) == wanted
+    assert list(blocks.unplugged_runs(run(1, size - 2))) == [
+        *(run(block + 1, 2) for block, _ in wanted[:-1]),
+        run(size - 2, 1),
+    ]
+    assert all(type(each) is Run for each in blocks.plugged_runs())
+
+
 def test_unplug_all_leaves_nothing() -> None:
     blocks = BlockMap(10)
     blocks.plug(run(3, 7))

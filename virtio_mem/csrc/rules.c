@@ -48,29 +48,54 @@ static void encode(uint8_t *to, enum response_type type, uint16_t state)
 	memcpy(to, words, RESPONSE_SIZE);
 }
 
+/* The 64 blocks from block `at` on, a multiple of 64, block n in bit n; those from `end` on may be anything. */
+static uint64_t word_at(const uint8_t *blocks, uint64_t at, uint64_t end)
+{
+	uint64_t word = 0, left = (end - at + 7) / 8;
+
+	if (left >= sizeof(word))
+		memcpy(&word, blocks + at / 8, sizeof(word));
+	else
+		memcpy(&word, blocks + at / 8, left);
+	return le64toh(word);
+}
+
+/* The first block from `at` on that is as `plugged` says; `end` if there is none before it. */
+static uint64_t find(const uint8_t *blocks, uint64_t at, uint64_t end, bool plugged)
+{
+	uint64_t flip = plugged ? 0 : UINT64_MAX, mask = UINT64_MAX << at % 64;
+
+	for (at -= at % 64; at < end; at += 64, mask = UINT64_MAX) {
+		uint64_t word = (word_at(blocks, at, end) ^ flip) & mask;
+
+		if (word) {
+			at += __builtin_ctzll(word);
+			break;
+		}
+	}
+	return at < end ? at : end;
+}
+
 /* Whether all blocks of a run are as `plugged` says. */
 static bool all(const uint8_t *blocks, struct run run, bool plugged)
 {
-	const uint8_t wanted = plugged ? 0xff : 0;
-	uint64_t block = run.first, end = run.first + run.nb_blocks;
+	uint64_t end = run.first + run.nb_blocks;
 
-	for (; block < end && block % 8; block++)
-		if ((blocks[block / 8] >> block % 8 & 1) != plugged)
-			return false;
-	for (; block + 64 <= end; block += 64) {
-		uint64_t word;
+	return find(blocks, run.first, end, !plugged) == end;
+}
 
-		memcpy(&word, blocks + block / 8, sizeof(word));
-		if (word != (plugged ? UINT64_MAX : 0))
-			return false;
+uint32_t vm_runs(const uint8_t *blocks, uint64_t at, uint64_t end, uint8_t plugged, uint64_t *firsts, uint64_t *sizes,
+		 uint32_t room)
+{
+	uint32_t count = 0;
+
+	while (count < room && (at = find(blocks, at, end, plugged)) < end) {
+		firsts[count] = at;
+		at = find(blocks, at, end, !plugged);
+		sizes[count] = at - firsts[count];
+		count++;
 	}
-	for (; block + 8 <= end; block += 8)
-		if (blocks[block / 8] != wanted)
-			return false;
-	for (; block < end; block++)
-		if ((blocks[block / 8] >> block % 8 & 1) != plugged)
-			return false;
-	return true;
+	return count;
 }
 
 /* The blocks that a request names; or why it may not name them, by a verdict that is not VM_GRANTED. */

@@ -65,3 +65,10 @@ struct vm_device {
  * how many. It has the type of vhost_user's `vu_answer`.
  */
 uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *answers);
+
+/*
+ * The first `room` maximal runs of blocks that are plugged, or are not, among those from `at` up to `end`: where each
+ * begins and how many blocks it has. How many there are; with fewer than `room` these are all.
+ */
+uint32_t vm_runs(const uint8_t *blocks, uint64_t at, uint64_t end, uint8_t plugged, uint64_t *firsts, uint64_t *sizes,
+		 uint32_t room);
