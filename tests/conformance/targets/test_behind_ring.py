@@ -7,13 +7,14 @@ import dataclasses
 import pytest
 
 from tests.conformance.targets import play
+from tests.conformance.wrong import FAULTS
 from vhost_user.chain import Chain as DeviceChain
 from vhost_user.errors import UsageError
 from vhost_user.units import GuestAddress
 from virtio_mem.conformance.target import Chain, TargetFailure
 from virtio_mem.conformance.targets.behind_ring import FORMS, RingTarget
 from virtio_mem.conformance.targets.in_process import OURS
-from virtio_mem.protocol import Feature, RequestType
+from virtio_mem.protocol import BlockState, Feature, RequestType
 from virtio_mem.request_queue import GuestRequestQueue, Progress
 
 
@@ -139,3 +140,13 @@ def test_a_queue_that_is_wrong(queue: type[GuestRequestQueue], what: str) -> Non
         with pytest.raises(TargetFailure) as failure:
             subject.submit(chains)
         assert failure.value.what == what
+
+
+def test_a_length_without_its_write_flag_is_taken_and_told() -> None:
+    with FAULTS["no-write-flag"].target() as target:
+        subject = target.start(play.WISH)
+        assert subject.begin(play.DEVICE_FEATURES | Feature.RING_PACKED)
+        good, short = subject.submit([Chain(play.request(subject, RequestType.STATE)), Chain(bytes(23), (23,))])
+        assert (good.length, good.flagged) == (10, False)
+        assert play.response(good).state is BlockState.UNPLUGGED
+        assert (short.length, short.flagged) == (0, True)
