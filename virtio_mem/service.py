@@ -51,8 +51,10 @@ class RegionMemory(Protocol):
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate the range. HostError, and nothing of the range held, where it can't."""
 
-    def discard(self, offset: HostOffset, size: ByteCount) -> None:
-        """Give the range back to the host. HostError, and the range as it was, where that fails."""
+    def discard(self, offset: HostOffset, size: ByteCount) -> bool | None:
+        """Give the range back to the host. HostError, and the range as it was, where that fails.
+
+        True where it is known that the host holds nothing of it any more; else `held` is asked."""
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Bytes that the host holds for the range, by its own counters. HostError where they can't tell."""
@@ -274,26 +276,27 @@ class DeviceService:
     def _unplug(self, effect: Effect) -> None:
         self._shortage = _no_shortage
         told = 0
+        gone: bool | None = False
         try:
             for listener, section in self._announcements(effect):
                 listener.unplugging(section)
                 told += 1
             if effect.size:
-                self.memory.discard(effect.offset, effect.size)
+                gone = self.memory.discard(effect.offset, effect.size)
         except BaseException:
             for listener, section in islice(self._announcements(effect), told):
                 self._undo(listener.plugged, section)
             raise
-        self._verify(effect)
+        self._verify(effect, gone)
 
-    def _verify(self, effect: Effect) -> None:
+    def _verify(self, effect: Effect, gone: bool | None) -> None:
         """Whether the bytes went back is for the host to say: two numbers, what was unplugged and what it still has."""
         unplugged = self.device.plugged_size if effect.everything else effect.size
         self.unplugged_bytes += unplugged
         kept: ByteCount | None = None
         with suppress(HostError):
-            held = (self.memory.held(section.offset, section.size) for section in self._discarded(effect))
-            kept = ByteCount(sum(held))
+            sections = () if gone else self._discarded(effect)
+            kept = ByteCount(sum(self.memory.held(section.offset, section.size) for section in sections))
             self.unreturned_bytes += kept
             if kept:
                 # A guest can touch its blocks while it unplugs them, as often as it likes: one line a poll is enough.
@@ -311,7 +314,7 @@ class DeviceService:
         runs = list(islice(self.device.blocks.plugged_runs(), _MANY_RUNS + 1))
         yield from map(self._section, runs if len(runs) <= _MANY_RUNS else [effect.run])
 
-    def _undo(self, step: Callable[[Section], None], section: Section) -> None:
+    def _undo(self, step: Callable[[Section], object], section: Section) -> None:
         """Take one step back. One that fails must not keep the others from being taken: it is counted and logged."""
         try:
             step(section)

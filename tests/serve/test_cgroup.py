@@ -47,7 +47,7 @@ class Cgroup:
 @contextmanager
 def cgroup() -> Iterator[Cgroup]:
     """One that is new, and gone afterwards. Skips where there can be none."""
-    parent = next(cgroups("memory"), None)
+    parent = next(iter(cgroups("memory")), None)
     if parent is None or not os.access(parent, os.W_OK):
         pytest.skip("no memory cgroup that can be written to")
     folder = parent / f"virtio-mem-test-{os.getpid()}"

@@ -133,8 +133,8 @@ def test_mounts_with_all_that_a_line_may_have(tmp_path: Path) -> None:
     )
     write(tmp_path, "proc/self/mountinfo", "\n".join(lines))
     assert list(facts.mounts(tmp_path)) == [
-        Mount(36, "/a b", "/mnt\\x", "ext3", ["rw", "errors=continue"]),
-        Mount(40, "/", "/", "tmpfs", ["rw", "size=4k"]),
+        Mount(36, "/a b", "/mnt\\x", "ext3", ("rw", "errors=continue")),
+        Mount(40, "/", "/", "tmpfs", ("rw", "size=4k")),
     ]
 
 

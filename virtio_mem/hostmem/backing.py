@@ -61,8 +61,11 @@ class Backing(ABC):
         """As above; the host's settings have a say."""
 
     @abstractmethod
-    def release(self, offset: HostOffset, size: ByteCount) -> None:
-        """Give a range back to the host; OSError where the kernel refuses."""
+    def release(self, offset: HostOffset, size: ByteCount) -> bool:
+        """Give a range back to the host; OSError where the kernel refuses.
+
+        Whether it is known that nothing of it is held any more, so that `held` need not be asked.
+        """
 
     @abstractmethod
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
@@ -93,9 +96,10 @@ class Anonymous(Backing):
             return "/sys/kernel/mm/transparent_hugepage/enabled is never"
         return ""
 
-    def release(self, offset: HostOffset, size: ByteCount) -> None:
+    def release(self, offset: HostOffset, size: ByteCount) -> bool:
         """Drop the pages."""
         _native.madvise(self.address + offset, size, mmap.MADV_DONTNEED)
+        return False
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Count this process's pages, in memory and in swap; before Linux 6.7 also those that were read only."""
@@ -133,11 +137,12 @@ class PrivateFile(Anonymous):
         self._own = place.directory
         self._in_memory = place.in_memory
 
-    def release(self, offset: HostOffset, size: ByteCount) -> None:
+    def release(self, offset: HostOffset, size: ByteCount) -> bool:
         """Drop the copies, and the pages of a file of our own."""
         super().release(offset, size)
         if self._own:
             files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
+        return False
 
     def require_headroom(self, size: int, node: int | None) -> None:
         """Where files are memory, the file's holes are filled as well."""
@@ -153,9 +158,10 @@ class _Shared(Backing):
     no_merge = "KSM merges private memory only"
     no_reserve = "shared memory is counted when it is touched, never before"
 
-    def release(self, offset: HostOffset, size: ByteCount) -> None:
+    def release(self, offset: HostOffset, size: ByteCount) -> bool:
         """Punch a hole, which also takes the pages out of every mapping."""
         files.punch_hole(self.fd, HostOffset(self.offset + offset), size)
+        return False
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Walk the file's data; what fallocate(2) got and nobody touched isn't in it."""
@@ -215,6 +221,16 @@ class Hugetlb(_Shared):
     def __init__(self, fd: int, offset: HostOffset, page_size: ByteCount, *, reserved: bool) -> None:
         super().__init__(fd, offset, page_size)
         self.reserved = reserved
+
+    def release(self, offset: HostOffset, size: ByteCount) -> bool:
+        """Punch a hole. Where the file has lost as many pages as the range has, all of those are gone.
+
+        (One that somebody touched anew at that moment could only hide behind one that somebody else took out of the
+        same file just then; to ask userfaultfd about each page takes as long as to give them back.)
+        """
+        before = os.fstat(self.fd).st_blocks
+        super().release(offset, size)
+        return (before - os.fstat(self.fd).st_blocks) * files.ST_BLOCKS_UNIT == size
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Ask userfaultfd about each page, or, cheaper, the file about the whole."""

@@ -8,8 +8,9 @@ proc(5) for mountinfo and fdinfo.
 from __future__ import annotations
 
 import errno
+import os
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from vhost_user.errors import HostError
 from vhost_user.units import KIB, ByteCount, format_size
 
 ROOT = Path("/")
+_PAGE = 1 << 16
 _HUGEPAGES = "sys/kernel/mm/hugepages"
 _THP = "sys/kernel/mm/transparent_hugepage"
 _NODES = "sys/devices/system/node"
@@ -37,7 +39,14 @@ def read_or(path: Path, default: str) -> str:
     Raises HostError where there is one that can't be read: a default in its place would be a fact made up.
     """
     try:
-        return path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts = [os.read(fd, _PAGE)]
+            while parts[-1]:
+                parts.append(os.read(fd, _PAGE))
+        finally:
+            os.close(fd)
+        return b"".join(parts).decode().strip()
     except OSError as error:
         if error.errno in _ABSENT:
             return default
@@ -191,7 +200,7 @@ class Mount(NamedTuple):
     subtree: str
     point: str
     fstype: str
-    options: list[str]
+    options: tuple[str, ...]
 
 
 def _unescape(field: str) -> str:
@@ -199,12 +208,20 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 
-def mounts(root: Path = ROOT) -> Iterator[Mount]:
+def mounts(root: Path = ROOT) -> tuple[Mount, ...]:
     """This process's mounts; `options` are those of the file system, not of the mount."""
-    for line in read_or(root / "proc/self/mountinfo", "").splitlines():
+    return _parsed_mounts(read_or(root / "proc/self/mountinfo", ""))
+
+
+@lru_cache(maxsize=2)  # there can be hundreds, they seldom change, and each PLUG that populates asks
+def _parsed_mounts(text: str) -> tuple[Mount, ...]:
+    found = []
+    for line in text.splitlines():
         before, _, after = line.partition(" - ")
-        fields, (fstype, _, options) = before.split(" "), after.split(" ", 2)
-        yield Mount(int(fields[0]), _unescape(fields[3]), _unescape(fields[4]), fstype, options.split(","))
+        fields, (fstype, _, words) = before.split(" "), after.split(" ", 2)
+        options = tuple(words.split(","))
+        found.append(Mount(int(fields[0]), _unescape(fields[3]), _unescape(fields[4]), fstype, options))
+    return tuple(found)
 
 
 def mount_of(fd: int) -> Mount | None:

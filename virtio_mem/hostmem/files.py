@@ -42,7 +42,7 @@ class Place(NamedTuple):
     path: Path
     directory: bool
     fstype: str
-    options: list[str]
+    options: tuple[str, ...]
     block_size: ByteCount
 
     @property
@@ -89,7 +89,7 @@ def examine(path: Path) -> Place:
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise UsageError("file", path, "neither a regular file nor a directory", "name one of these")
         mount = facts.mount_of(fd)
-        fstype, options = (mount.fstype, mount.options) if mount else ("unknown", [])
+        fstype, options = (mount.fstype, mount.options) if mount else ("unknown", ())
         return Place(path, stat.S_ISDIR(mode), fstype, options, ByteCount(os.fstatvfs(fd).f_bsize))
     finally:
         os.close(fd)

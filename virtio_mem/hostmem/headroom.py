@@ -20,13 +20,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from vhost_user.errors import HostError
 from vhost_user.units import KIB, MIB, ByteCount, format_size
 from virtio_mem.hostmem import facts
-from virtio_mem.hostmem.facts import ROOT
+from virtio_mem.hostmem.facts import ROOT, Mount
 
 
 class Limit(NamedTuple):
@@ -105,26 +106,41 @@ def file_limits(fd: int) -> Iterator[Limit]:
 def _cgroup_limits(controller: str, v2: str, v1: str, root: Path) -> Iterator[Limit]:
     """Each cgroup of this process that limits `controller`; `v2` and `v1` name the limit and the usage file of each."""
     for folder in cgroups(controller, root):
-        for limit_name, usage_name in (v2.split(), v1.split()):
-            limit, usage = _read_size(folder / limit_name), _read_size(folder / usage_name)
+        *pairs, stat = _cgroup_files(folder, v2, v1)
+        for limit_file, usage_file in pairs:
+            limit, usage = _read_size(limit_file), _read_size(usage_file)
             if limit is not None and usage is not None:
-                left = limit - usage + _spare_cache(folder)
-                yield Limit(f"{folder / limit_name}", left, limit, f"raise {limit_name} there")
+                left = limit - usage + _spare_cache(*stat)
+                yield Limit(str(limit_file), left, limit, f"raise {limit_file.name} there")
 
 
-def cgroups(controller: str, root: Path = ROOT) -> Iterator[Path]:
+@lru_cache(maxsize=64)  # as the next one: to put paths together takes longer than to read what is there
+def _cgroup_files(folder: Path, v2: str, v1: str) -> tuple[tuple[Path, ...], ...]:
+    """The limit and the usage file of either version, and the file with the statistics."""
+    pairs = (tuple(folder / name for name in names.split()) for names in (v2, v1))
+    return (*pairs, (folder / "memory.stat",))
+
+
+def cgroups(controller: str, root: Path = ROOT) -> tuple[Path, ...]:
     """This process's cgroup of `controller`, version 1 or 2, and those above it up to the top that is mounted."""
-    for line in facts.read_or(root / "proc/self/cgroup", "").splitlines():
+    return _cgroup_folders(facts.read_or(root / "proc/self/cgroup", ""), controller, root, facts.mounts(root))
+
+
+@lru_cache(maxsize=4)
+def _cgroup_folders(text: str, controller: str, root: Path, mounts: tuple[Mount, ...]) -> tuple[Path, ...]:
+    folders: list[Path] = []
+    for line in text.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        for mount in facts.mounts(root):
+        for mount in mounts:
             named = mount.fstype == "cgroup" and controller in mount.options
             if named if controllers else mount.fstype == "cgroup2":
                 top = root / mount.point.lstrip("/")
                 inside = _below(path, mount.subtree)
-                yield from (top / part for part in (inside, *inside.parents))
+                folders += (top / part for part in (inside, *inside.parents))
                 break
+    return tuple(folders)
 
 
 def _below(path: str, subtree: str) -> Path:
@@ -141,8 +157,8 @@ def _read_size(path: Path) -> int | None:
     return None if text == "max" else int(text)
 
 
-def _spare_cache(folder: Path) -> int:
+def _spare_cache(stat: Path) -> int:
     """Bytes of page cache that a memory cgroup and those below it can do without; version 1 says `total_` for that."""
-    text = facts.read_or(folder / "memory.stat", "")
+    text = facts.read_or(stat, "")
     found: dict[str, str] = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", text, re.MULTILINE))
     return int(found.get("inactive_file", "0")) + int(found.get("active_file", "0")) // 2

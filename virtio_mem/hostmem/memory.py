@@ -113,21 +113,21 @@ class HostMemory:
         self._check(offset, size)
         return self.backing.held(offset, size)
 
-    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+    def discard(self, offset: HostOffset, size: ByteCount) -> bool:
         """Give a range back to the host; its contents are gone. HostError where the kernel refuses.
 
-        On a shared file this punches a hole into the file, on a private one the file stays as it is.
+        On a shared file this punches a hole into the file, on a private one the file stays as it is. Whether it is
+        known that the host holds nothing of the range any more; else `held` tells.
         """
         self._check(offset, size)
         try:
-            self.backing.release(offset, size)
+            return self.backing.release(offset, size)
         except OSError as error:
             raise HostError.from_os_error("discard", f"{offset:#x}+{size:#x}", "giving back memory", error) from error
 
     def discard_verified(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Discard, then ask the host: bytes that it holds for the range all the same, 0 if all is well."""
-        self.discard(offset, size)
-        return self.held(offset, size)
+        return ByteCount(0) if self.discard(offset, size) else self.held(offset, size)
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate all of a range now, or raise HostError and leave allocated what was before.

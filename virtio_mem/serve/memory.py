@@ -180,10 +180,9 @@ class FrontendMemory:
         with suppress(OSError):
             _native.madvise(memory.address + offset, size, mmap.MADV_DONTNEED)  # of a shared mapping: frees nothing
 
-    def discard(self, offset: HostOffset, size: ByteCount) -> None:
-        """Give a range back to the host; nothing to do where no front end is there."""
-        if self.connected:
-            self.require(offset, size).discard(offset, size)
+    def discard(self, offset: HostOffset, size: ByteCount) -> bool:
+        """Give a range back to the host; nothing to do where no front end is there. See `HostMemory.discard`."""
+        return self.connected and self.require(offset, size).discard(offset, size)
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Bytes that the host holds for a range, whoever touched them. HostError where nobody can tell."""
@@ -217,7 +216,7 @@ def _backing(fd: int, offset: HostOffset, page_size: int) -> Backing:
     mount = facts.mount_of(fd)
     if mount is None and _is_memfd(fd):
         return Memfd(fd, offset)
-    fstype, options = (mount.fstype, mount.options) if mount else ("unknown", [])
+    fstype, options = (mount.fstype, mount.options) if mount else ("unknown", ())
     return SharedFile(fd, offset, Place(Path(f"/proc/self/fd/{fd}"), False, fstype, options, ByteCount(page_size)))
 
 

@@ -399,7 +399,7 @@ class _Keeps(MemDevice):
 
     def __init__(self, zone: ServedZone, state_fd: int) -> None:
         super().__init__(zone, state_fd)
-        self.memory.discard = lambda *_: None  # type: ignore[method-assign]
+        self.memory.discard = lambda *_: False  # type: ignore[method-assign]
 
 
 def test_what_a_device_keeps_is_not_held_against_it_twice(tmp_path: Path) -> None:
