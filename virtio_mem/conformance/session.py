@@ -254,6 +254,14 @@ class Session:
         self._say("system_reset", self.subject.system_reset)
         self._first = None
 
+    def sleep(self) -> None:
+        """The machine goes to sleep."""
+        self._say("sleep", self.subject.sleep)
+
+    def wake(self) -> None:
+        """It wakes up. `begin` must come next."""
+        self._say("wake", self.subject.wake)
+
     def held(self, block: int, nb_blocks: int) -> int:
         """Bytes that the host holds for these blocks, plugged or not."""
         offset, size = block * self.block_size, nb_blocks * self.block_size

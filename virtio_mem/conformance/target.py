@@ -55,6 +55,8 @@ class Capability(Flag):
     """`Subject.write_config` writes where a driver has nothing to write."""
     UNPLUGGED = auto()
     """`Subject.read` reaches unplugged blocks of the usable region as well, as a guest's processor would."""
+    SLEEP = auto()
+    """`Subject.sleep` and `wake`."""
 
 
 class TargetFailure(Exception):  # noqa: N818
@@ -276,6 +278,14 @@ class Subject(ABC):
 
     def overrun(self) -> None:
         """Have a split ring's available index run ahead by more than the ring has entries, which none can serve."""
+        raise NotImplementedError
+
+    def sleep(self) -> None:
+        """The machine goes to sleep, its memory being kept. The configuration space can be looked at meanwhile."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """The machine wakes up, after which the driver has to `begin` again."""
         raise NotImplementedError
 
     def registers(self) -> Registers:

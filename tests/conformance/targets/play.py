@@ -282,6 +282,18 @@ def unplugged(subject: Subject) -> None:
     assert len(subject.read(6 * BLOCK, 16)) == 16
 
 
+def sleep(subject: Subject) -> None:
+    plug(subject, 2)
+    data = b"before it slept"
+    subject.write(2 * BLOCK, data)
+    subject.sleep()
+    assert subject.config().plugged_size == BLOCK
+    subject.wake()
+    begin(subject)
+    assert state(subject, 2) is BlockState.PLUGGED
+    assert subject.read(2 * BLOCK, len(data)) == data
+
+
 PARTS = (
     (Capability(0), requests),
     (Capability(0), negotiation),

@@ -179,6 +179,8 @@ ASKED: tuple[Callable[[Subject], object], ...] = (
     lambda subject: subject.kick(),
     lambda subject: subject.look(True),
     lambda subject: subject.overrun(),
+    lambda subject: subject.sleep(),
+    lambda subject: subject.wake(),
     lambda subject: subject.registers(),
     lambda subject: subject.write_config(5, bytes(8)),
     lambda subject: subject.submit([Chain(bytes(24))]),
@@ -194,7 +196,7 @@ def test_all_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own device behind a ring, in another process, with all that it can do."""
     monkeypatch.chdir(ROOT)
     target = ProgramTarget(f"{sys.executable} -m tests.conformance.targets.bridge ring:packed")
-    assert target.capabilities == ~Capability(0)
+    assert target.capabilities == ~Capability.SLEEP
     play.play(target)
 
 
@@ -290,7 +292,7 @@ SAID = st.recursive(
 LINES = st.binary(max_size=40) | SAID.map(lambda said: json.dumps(said).encode())
 
 
-@given(lines=st.lists(LINES, min_size=24, max_size=24), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
+@given(lines=st.lists(LINES, min_size=26, max_size=26), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
 def test_answers_of_any_kind(lines: list[bytes], can: Capability) -> None:
     """Whatever is said, it is an answer, a refusal or a failure."""
     process = Mock(ask=lambda *_: lines.pop(), failure=TargetFailure)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from vhost_user.errors import HostError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.blocks import BlockMap
-from virtio_mem.conformance.target import Target
+from virtio_mem.conformance.target import Capability, Target
 from virtio_mem.conformance.targets.behind_ring import RingTarget, RingTransport
 from virtio_mem.conformance.targets.in_process import Made, Parts
 from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
@@ -79,6 +79,8 @@ class _OtherSubject(OurTarget):
     def __init__(self, wrong: type[OurSubject], name: str) -> None:
         super().__init__(name=name)
         self._wrong = wrong
+        if wrong.sleep is not OurSubject.sleep:
+            self.capabilities |= Capability.SLEEP
 
     def _made(self, made: Made) -> OurSubject:
         return self._wrong(made)

@@ -8,8 +8,10 @@ from tests.conformance.wrong.answers import ACK
 from tests.conformance.wrong.fault import fault
 from vhost_user.units import ByteCount
 from virtio_mem.blocks import BlockIndex
+from virtio_mem.conformance.targets.in_process import Made
+from virtio_mem.conformance.targets.ours import OurSubject
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
-from virtio_mem.protocol import Response
+from virtio_mem.protocol import Feature, Response
 from virtio_mem.service import DeviceService
 
 
@@ -79,3 +81,39 @@ class SystemResetKeepsWhatIsBeyondTheTarget(VirtioMemDevice):
             return super().commit(effect)
         self._close(effect)
         return ACK
+
+
+class _Sleeper(OurSubject):
+    """A machine that can sleep, with nothing wrong yet."""
+
+    def sleep(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        self.device_reset()
+
+
+@fault("MEM-OP-12")
+class SleepUnplugs(_Sleeper):
+    """A machine that goes to sleep gives back what is plugged."""
+
+    def sleep(self) -> None:
+        self.system_reset()
+
+
+@fault("MEM-OP-13")
+class WakingUpUnplugs(_Sleeper):
+    """A machine that wakes up is reset, and its blocks with it."""
+
+    def wake(self) -> None:
+        self.system_reset()
+
+
+@fault("MEM-INIT-5")
+class SleepIsKeptSecret(_Sleeper):
+    """Blocks outlive the machine's sleep, and the driver is not told so."""
+
+    def __init__(self, made: Made) -> None:
+        super().__init__(made)
+        self.service.device.offered_features &= ~Feature.PERSISTENT_SUSPEND
+        self.offered_features &= ~int(Feature.PERSISTENT_SUSPEND)

@@ -68,7 +68,12 @@ class OurTarget(InProcessTarget):
 
     kind = "self"
     abilities: ClassVar[Capability] = ~(
-        Capability.CHAINS | Capability.RING | Capability.START | Capability.REGISTERS | Capability.CONFIG_WRITES
+        Capability.CHAINS
+        | Capability.RING
+        | Capability.START
+        | Capability.REGISTERS
+        | Capability.CONFIG_WRITES
+        | Capability.SLEEP
     )
 
     def __init__(self, backing: str = "memfd", *, parts: Parts = OURS, name: str = "") -> None:

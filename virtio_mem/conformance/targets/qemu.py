@@ -49,6 +49,7 @@ from virtio_mem.conformance.targets.qtest.driver import PciDriver
 from virtio_mem.conformance.targets.qtest.machine import PATIENCE, Machine, Program
 from virtio_mem.conformance.targets.qtest.memory import KINDS, Ram, RegionMemory
 from virtio_mem.conformance.targets.qtest.migration import StuckMigration
+from virtio_mem.conformance.targets.qtest.sleep import fall_asleep, wake_up
 from virtio_mem.protocol import ConfigSpace
 
 
@@ -80,7 +81,7 @@ class QemuTarget(Target):
             | Capability.REGISTERS | Capability.CONFIG_WRITES | Capability.UNPLUGGED
         )  # fmt: skip
         if self._program.has_qtest:
-            self.capabilities |= Capability.TIME
+            self.capabilities |= Capability.TIME | Capability.SLEEP  # a machine that never ran can't sleep
         if self._options.memory is MemoryKind.TMPFS and self._options.prealloc:
             self.capabilities |= Capability.HOST_REFUSES
         self._subject: QemuSubject | None = None
@@ -247,6 +248,15 @@ class QemuSubject(Subject):
     def system_reset(self) -> None:
         """See `Subject`. Afterwards the device is set up again as firmware does it."""
         self.machine.system_reset()
+        self._driver.set_up()
+
+    def sleep(self) -> None:
+        """S3, as the guest's firmware would."""
+        fall_asleep(self.machine)
+
+    def wake(self) -> None:
+        """See `Subject`. Afterwards the device is set up again as firmware does it."""
+        wake_up(self.machine)
         self._driver.set_up()
 
     def take_notices(self) -> int:

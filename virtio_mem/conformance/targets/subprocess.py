@@ -248,6 +248,14 @@ class ProgramSubject(Subject):
         """See `Subject`."""
         self._ask("overrun")
 
+    def sleep(self) -> None:
+        """See `Subject`."""
+        self._ask("sleep")
+
+    def wake(self) -> None:
+        """See `Subject`."""
+        self._ask("wake")
+
     def registers(self) -> Registers:
         """See `Subject`. What the program leaves out or calls null, there is not."""
         answer = self._ask("registers")
