@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from pathlib import Path
 
 from tests.peers.processes import wait_until
 
-PAGE = Path(__file__).parents[2] / "docs/conformance-targets.md"
-(SHIM,) = re.findall(r"```python\n# shim.py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+SHIM = (Path(__file__).parent / "targets/shim.py").read_text()
 
 WRONG = SHIM.replace(
     "    def answer(",
@@ -41,6 +39,7 @@ SECOND_IS_WRONG = WRONG.replace(
 ).replace("nb_blocks == 11", "self.place == 'second' and nb_blocks == 11")
 """One worker's device is; before it there is that of the checks."""
 
+SERVE = "def serve(device: Device, do: str, asked: dict[str, Any]) -> dict[str, Any]:\n"
 COUNTS = """
 import os
 at = os.open(f"{MOVES}/{os.getpid()}", os.O_WRONLY | os.O_CREAT)
@@ -114,9 +113,7 @@ def soak(
     """What `command` makes of a target, which is `program`, counting. It is in a group of processes of its own."""
     for name in ("tmp", "moves"):
         (directory / name).mkdir(parents=True)
-    counted = program.replace(
-        "def serve(device, do, asked):\n", f"{COUNTS}def serve(device, do, asked):\n    note(do)\n"
-    )
+    counted = program.replace(SERVE, f"{COUNTS}{SERVE}    note(do)\n")
     assert counted != program
     (directory / "shim.py").write_text(f"MOVES = {str(directory / 'moves')!r}\n{counted}")
     target = f"exec:{sys.executable} -S -E {directory}/shim.py"
