@@ -232,6 +232,11 @@ def test_a_death_is_told_with_its_cause(subject: QemuSubject) -> None:
     subject.close()
 
 
+def test_ctrl_c_is_not_for_it(subject: QemuSubject) -> None:
+    """A terminal sends it to the group of processes that the kit is in; a QEMU that ends is a device that died."""
+    assert os.getpgid(subject.machine.pid) != os.getpgid(0)
+
+
 def test_a_hang_has_an_end(subject: QemuSubject) -> None:
     os.kill(subject.machine.pid, signal.SIGSTOP)
     subject.machine.qtest.allow(0.01)
