@@ -14,6 +14,9 @@ MEMORY_GONE: int = lib.VU_MEMBER_MEMORY_GONE
 
 KEY_SIZE: int = ffi.sizeof("struct vu_key")
 
+LONGEST_CALL = 1_000_000
+"""Nanoseconds after which requests are not answered any longer without a step of Python's."""
+
 _SEGMENTS_OF_ONE = 4
 """A chain of a small request has two, or four where the driver cuts it up; others take the room of several."""
 
@@ -66,7 +69,11 @@ class Answerer:
     __slots__ = ("pointer",)
 
     def __init__(self, function: int, device: int) -> None:
-        fields = {"answer": ffi.cast("vu_answer *", function), "device": ffi.cast("void *", device)}
+        fields = {
+            "answer": ffi.cast("vu_answer *", function),
+            "device": ffi.cast("void *", device),
+            "longest": LONGEST_CALL,
+        }
         self.pointer = ffi.new("struct vu_answerer *", fields)
 
     @property
@@ -74,9 +81,14 @@ class Answerer:
         """How many requests the last call answered."""
         return int(self.pointer.answered)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it ended because nothing more was to be answered."""
+        return bool(self.pointer.idle)
+
     def clear(self) -> None:
-        """None were."""
-        self.pointer.answered = 0
+        """None were, and nobody knows what is to come."""
+        self.pointer.answered, self.pointer.idle = 0, True
 
 
 class Batch:

@@ -8,6 +8,8 @@ costs nothing where it gains nothing.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -17,6 +19,8 @@ from vhost_user.vring import Answerer, Batch, BatchedQueue
 
 LONGEST_LOOK = 100_000
 """Nanoseconds for which a ring is looked at."""
+
+_looking = threading.Semaphore(max(0, (os.cpu_count() or 1) - 1))
 
 
 class RingBatches:
@@ -32,7 +36,6 @@ class RingBatches:
         self._handle = handle
         self._answerer = answerer
         self._idle_since = 0
-        self._patience = 0
 
     def fits(self, vring: Vring) -> bool:
         """Whether these are still those of `vring`, of the size that it has."""
@@ -41,12 +44,20 @@ class RingBatches:
     def serve(self) -> bool:
         """Serve what is available and what comes while it is looked for, a ringful at most: True if more may wait, and
         the ring is to be served again without a kick. RingBroken and PeerError as `DeviceQueue`."""
+        quick = time.monotonic_ns() - self._idle_since < LONGEST_LOOK
+        if not (quick and _looking.acquire(blocking=False)):
+            return self._serve(0)
+        try:
+            return self._serve(LONGEST_LOOK)
+        finally:
+            _looking.release()
+
+    def _serve(self, patience: int) -> bool:
         vring, batch, queue = self._vring, self.batch, self._vring.running()
-        self._patience = LONGEST_LOOK if time.monotonic_ns() - self._idle_since < LONGEST_LOOK else 0
         queue.disable_notifications()
         left = queue.size
         while left > 0:
-            count, answered = self._next(queue, left)
+            count, answered, idle = self._next(queue, left, patience)
             left -= max(answered + count, 1)
             if count:
                 vring.in_flight += count - batch.given
@@ -54,8 +65,8 @@ class RingBatches:
                 if batch.given < count:
                     self.give(count)
                 vring.notify()
-            elif left > 0:
-                self._idle_since = time.monotonic_ns() - self._patience
+            elif idle:
+                self._idle_since = time.monotonic_ns() - patience
                 if not queue.enable_notifications():
                     return False
                 queue.disable_notifications()
@@ -73,15 +84,16 @@ class RingBatches:
         """The chain of a member that has not gone back, to look at."""
         return self._vring.running().chain_of(self.batch, member)
 
-    def _next(self, queue: BatchedQueue, most: int) -> tuple[int, int]:
-        """How many members there are to handle, and how many requests were answered at once before them."""
+    def _next(self, queue: BatchedQueue, most: int, patience: int) -> tuple[int, int, bool]:
+        """How many members there are to handle, how many requests were answered at once before them, and whether that
+        is all."""
         batch, answerer, call = self.batch, self._answerer, self._vring.call
         ready = None if answerer is None or (call is not None and call.is_pipe) else answerer.ready()
         if answerer is None or ready is None:
             count = queue.take(batch, most)
-            if not count and self._patience and queue.look(self._patience):
+            if not count and patience and queue.look(patience):
                 count = queue.take(batch, most)
-            return count, 0
+            return count, 0, not count
         with ready:
-            count = queue.serve(batch, most, answerer, -1 if call is None else call.fileno(), self._patience)
-        return count, answerer.raw.answered
+            count = queue.serve(batch, most, answerer, -1 if call is None else call.fileno(), patience)
+        return count, answerer.raw.answered, answerer.raw.idle

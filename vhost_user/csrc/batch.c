@@ -297,16 +297,20 @@ static int answer(struct vu_queue *queue, const struct vu_memory *memory, struct
 int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
 		   struct vu_split_inflight *inflight, struct vu_answerer *answerer)
 {
+	uint64_t end = now() + answerer->longest;
+
 	answerer->answered = 0;
-	while (answerer->answered < most) {
-		uint32_t room = most - answerer->answered < batch->most ? most - answerer->answered : batch->most;
-		int result = vu_batch_take(queue, memory, batch, room, inflight);
+	answerer->idle = false;
+	while (answerer->answered < most && (!answerer->answered || now() < end)) {
+		uint32_t left = most - answerer->answered;
+		int result = vu_batch_take(queue, memory, batch, left < batch->most ? left : batch->most, inflight);
 
 		if (!result && answerer->patience) {
 			result = vu_queue_await(queue, memory, answerer->patience);
 			if (result > 0)
 				continue;
 		}
+		answerer->idle = !result;
 		if (result <= 0)
 			return result;
 		if (!all_ask(batch))

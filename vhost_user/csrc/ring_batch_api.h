@@ -76,16 +76,17 @@ struct vu_answerer {
 	void *device;
 	/* An eventfd to call the driver by, or -1. */
 	int call;
-	/* For how many nanoseconds more chains are looked for, when all is answered. */
-	uint64_t patience;
-	/* How many were answered in the last call. */
+	/* For how many nanoseconds more chains are looked for, when all is answered; and after how many a call ends. */
+	uint64_t patience, longest;
+	/* Of the last call: how many it answered, and whether it ended because nothing more came. */
 	uint32_t answered;
+	uint8_t idle;
 };
 
 /*
  * Takes, answers at once, gives back and calls the driver, as long as there is something to answer so: up to `most`
- * requests. Returns as vu_batch_take what is left in the batch for the caller to answer, the first `given` of it having
- * gone back; 0 where all that was available went back, or `most`.
+ * requests, and not much longer than it may take. Returns as vu_batch_take what is left in the batch for the caller to
+ * answer, the first `given` of it having gone back; or 0.
  */
 int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
 		   struct vu_split_inflight *inflight, struct vu_answerer *answerer);
