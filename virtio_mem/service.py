@@ -101,6 +101,9 @@ class DeviceService:
         self.memory = memory
         self.prefault = prefault
         self.listeners: list[MemoryListener] = []
+        self.require: Callable[[HostOffset, ByteCount], object] = lambda *_: None
+        """Asked whether a range that is to be plugged may be. It refuses as a listener does, and hears of nothing else:
+        an UNPLUG ALL would tell a listener of each run of blocks, and there can be millions."""
         self.keeper: Keeper = KeepsNothing()
         self.tally = Tally(device)
         self.observers = self.tally.observers
@@ -263,6 +266,7 @@ class DeviceService:
                 raise
         told = 0
         try:
+            self.require(effect.offset, effect.size)
             for listener, section in self._announcements(effect):
                 listener.plugged(section)
                 told += 1

@@ -9,6 +9,10 @@
  *                                             and their indices are at FROM
  *   floor punch FD BLOCK TIMES                punch TIMES holes of BLOCK bytes, one behind the other: nanoseconds of all
  *   floor populate FD BLOCK TIMES             MADV_POPULATE_WRITE of such ranges: nanoseconds of all
+ *   floor walk FD BYTES                       find the runs of set bits in the file, a bitmap: nanoseconds, runs and bits
+ *   floor save FD BYTES                       write so much to the file, and fsync: nanoseconds
+ *   floor slots FD BYTES TIMES                pass the file to another process, which maps so much of it and answers; have
+ *                                             it unmapped, and answered; nanoseconds of each such round, as 64-bit words
  *
  * Descriptors are inherited. Whatever fails ends the program with a message.
  */
@@ -19,11 +23,14 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -144,6 +151,159 @@ static int64_t populate(int fd, long block, long times)
 	return now() - start;
 }
 
+static void *file_content(int fd, size_t size)
+{
+	void *bytes = calloc(1, (size + 7) / 8 * 8);
+
+	if (bytes == NULL || pread(fd, bytes, size, 0) != (ssize_t)size)
+		err(1, "pread");
+	return bytes;
+}
+
+/* Where the next bit is as those of `flip` are not, from `at` on; `end` if there is none. */
+static uint64_t find(const uint64_t *words, uint64_t at, uint64_t end, uint64_t flip)
+{
+	uint64_t mask = UINT64_MAX << at % 64;
+
+	for (uint64_t word = at / 64; word * 64 < end; word++, mask = UINT64_MAX)
+		if ((words[word] ^ flip) & mask)
+			return word * 64 + __builtin_ctzll((words[word] ^ flip) & mask);
+	return end;
+}
+
+static void walk(int fd, long size)
+{
+	const uint64_t *words = file_content(fd, size);
+	uint64_t runs = 0, bits = 0, stop;
+	int64_t start = now();
+
+	for (uint64_t at = 0; (at = find(words, at, 8 * size, 0)) < 8 * (uint64_t)size; at = stop) {
+		stop = find(words, at, 8 * size, UINT64_MAX);
+		bits += stop - at;
+		runs++;
+	}
+	printf("%ld %lu %lu\n", (long)(now() - start), (unsigned long)runs, (unsigned long)bits);
+}
+
+static int64_t save(int fd, long size)
+{
+	char *bytes = calloc(1, size);
+	int64_t start = now();
+
+	if (bytes == NULL || write(fd, bytes, size) != size || fsync(fd) != 0)
+		err(1, "write");
+	return now() - start;
+}
+
+/* As long as ADD_MEM_REG and REM_MEM_REG, and their acknowledgement: see the vhost-user document. */
+enum { MESSAGE = 12 + 8 + 32, ANSWER = 12 + 8 };
+
+union fd_message {
+	char room[CMSG_SPACE(sizeof(int))];
+	struct cmsghdr align;
+};
+
+static void send_message(int sock, int fd)
+{
+	char data[MESSAGE] = { 0 };
+	struct iovec part = { data, sizeof(data) };
+	union fd_message control;
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		struct cmsghdr *header = &control.align;
+
+		message.msg_control = control.room;
+		message.msg_controllen = sizeof(control.room);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(fd));
+		memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	}
+	if (sendmsg(sock, &message, MSG_NOSIGNAL) != MESSAGE)
+		err(1, "sendmsg");
+}
+
+/* The descriptor that came along, -1 without one; false at the end. */
+static bool receive_message(int sock, int *fd)
+{
+	char data[MESSAGE];
+	struct iovec part = { data, sizeof(data) };
+	union fd_message control;
+	struct msghdr message = {
+		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof(control.room)
+	};
+
+	if (recvmsg(sock, &message, MSG_WAITALL | MSG_CMSG_CLOEXEC) != MESSAGE)
+		return false;
+	*fd = -1;
+	if (CMSG_FIRSTHDR(&message) != NULL)
+		memcpy(fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(*fd));
+	return true;
+}
+
+static void answer(int sock)
+{
+	char data[ANSWER] = { 0 };
+
+	if (send(sock, data, sizeof(data), MSG_NOSIGNAL) != ANSWER)
+		err(1, "send");
+}
+
+static void map_what_comes(int sock, long size)
+{
+	int fd;
+
+	while (receive_message(sock, &fd)) {
+		void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+
+		if (memory == MAP_FAILED)
+			err(1, "mmap");
+		close(fd);
+		answer(sock);
+		if (!receive_message(sock, &fd))
+			return;
+		munmap(memory, size);
+		answer(sock);
+	}
+}
+
+static void ask(int sock, int fd)
+{
+	char data[ANSWER];
+
+	send_message(sock, fd);
+	if (recv(sock, data, sizeof(data), MSG_WAITALL) != ANSWER)
+		err(1, "recv");
+}
+
+static void slots(int fd, long size, long times)
+{
+	int ends[2];
+	int64_t *took = calloc(times, sizeof(*took));
+
+	if (took == NULL || socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0)
+		err(1, "socketpair");
+	if (fork() == 0) {
+		close(ends[0]);
+		map_what_comes(ends[1], size);
+		_exit(0);
+	}
+	close(ends[1]);
+	for (long round = 0; round < times; round++) {
+		int64_t start = now();
+
+		ask(ends[0], fd);
+		ask(ends[0], -1);
+		took[round] = now() - start;
+	}
+	close(ends[0]);
+	wait(NULL);
+	if (fwrite(took, sizeof(*took), times, stdout) != (size_t)times)
+		err(1, "fwrite");
+	free(took);
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 3 ? argv[1] : "";
@@ -158,6 +318,12 @@ int main(int argc, char **argv)
 		printf("%ld\n", (long)punch(number(argv[2]), number(argv[3]), number(argv[4])));
 	} else if (strcmp(what, "populate") == 0 && argc == 5) {
 		printf("%ld\n", (long)populate(number(argv[2]), number(argv[3]), number(argv[4])));
+	} else if (strcmp(what, "walk") == 0 && argc == 4) {
+		walk(number(argv[2]), number(argv[3]));
+	} else if (strcmp(what, "save") == 0 && argc == 4) {
+		printf("%ld\n", (long)save(number(argv[2]), number(argv[3])));
+	} else if (strcmp(what, "slots") == 0 && argc == 5) {
+		slots(number(argv[2]), number(argv[3]), number(argv[4]));
 	} else {
 		errx(2, "see the head of floor.c");
 	}

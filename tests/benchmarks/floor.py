@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,25 @@ class Floor:
     def populate(self, fd: int, block_size: int, times: int) -> float:
         """Seconds to populate as many ranges, one call each."""
         return int(self._run("populate", [fd, block_size, times], [fd])) / 1e9
+
+    def walk(self, bits: bytes) -> tuple[float, int]:
+        """Seconds to find all runs of set bits, and how many there are."""
+        with tempfile.TemporaryFile() as file:
+            file.write(bits)
+            file.flush()
+            nanoseconds, runs, count = map(int, self._run("walk", [file.fileno(), len(bits)], [file.fileno()]).split())
+        assert count == int.from_bytes(bits, "little").bit_count()
+        return nanoseconds / 1e9, runs
+
+    def save(self, size: int, directory: Path) -> float:
+        """Seconds to write so many bytes to a file in `directory`, and to have them on its disk."""
+        with tempfile.TemporaryFile(dir=directory) as file:
+            return int(self._run("save", [file.fileno(), size], [file.fileno()])) / 1e9
+
+    def slots(self, fd: int, size: int, times: int) -> list[float]:
+        """Seconds of each round in which a process gets a file and maps so much of it, and unmaps it again."""
+        found = array.array("q", self._run("slots", [fd, size, times], [fd]))
+        return [nanoseconds / 1e9 for nanoseconds in found]
 
     def _run(self, what: str, words: Sequence[int], fds: Sequence[int]) -> bytes:
         command = [self._program, what, *map(str, words)]

@@ -14,7 +14,8 @@ Found = TypeVar("Found")
 class Row:
     """A line of the table. `ratio` is ours to theirs, the median over pairs; `low` and `high` are the pairs' quartiles.
 
-    `ours` and `theirs` are medians in `unit`; `theirs` and the ratio are None where a limit is a plain number.
+    `ours` and `theirs` are medians in `unit`; `theirs` and the ratio are None where a limit is a plain number. `met` is
+    None where there is no goal.
     """
 
     what: str
@@ -27,7 +28,7 @@ class Row:
     high: float | None
     pairs: int
     goal: str
-    met: bool
+    met: bool | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +57,11 @@ def speed_row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, f
     """The goal is a ratio of at least `least`, of values that are the better the higher they are."""
     row = _row(what, against, unit, pairs, f"at least {least:g} x")
     return replace(row, met=row.ratio is not None and row.ratio >= least)
+
+
+def plain_row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, float]]) -> Row:
+    """There is no goal."""
+    return replace(_row(what, against, unit, pairs, "none"), met=None)
 
 
 def _row(what: str, against: str, unit: str, pairs: Sequence[tuple[float, float]], goal: str) -> Row:
@@ -116,7 +122,7 @@ def table(rows: Iterable[Row]) -> str:
                 quartiles,
                 str(row.pairs),
                 goal,
-                "met" if row.met else "MISSED",
+                {True: "met", False: "MISSED", None: ""}[row.met],
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]

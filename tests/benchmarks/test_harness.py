@@ -8,11 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.benchmarks.floor import Floor
-from tests.benchmarks.measure import in_turn, quantile, ratio_row, speed_row, table
+from tests.benchmarks.fragmented import fragmented, random_bits, system_reset, timed, unplug_all
+from tests.benchmarks.fragmented import rows as fragmented_rows
+from tests.benchmarks.measure import in_turn, plain_row, quantile, ratio_row, speed_row, table
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
 from tests.benchmarks.qemu import qemu_device
 from tests.benchmarks.requests import StateRing, costs
-from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset
+from virtio_mem.blocks import BlockMap
 from virtio_mem.hostmem.files import data_size
 from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Request, RequestType
 
@@ -62,6 +65,12 @@ def test_a_goal_is_met_or_missed(value: float, within: bool, enough: bool) -> No
     time, speed = table(rows).splitlines()[1:]
     assert time.endswith("at most 1 x   " + ("met" if within else "MISSED"))
     assert speed.endswith("at least 1 x  " + ("met" if enough else "MISSED"))
+
+
+def test_without_a_goal_nothing_is_met_or_missed() -> None:
+    row = plain_row("time", "them", "us", [(2, 1)])
+    assert (row.ratio, row.met) == (2, None)
+    assert table([row]).splitlines()[1].endswith("none")
 
 
 def test_a_quantile_is_a_value_that_was_measured() -> None:
@@ -123,3 +132,45 @@ def test_qemu_is_asked_the_same() -> None:
         assert device.config().plugged_size == 60 * BLOCK_SIZE
         assert device.kick(block_requests(RequestType.UNPLUG, 60, device.addr)) > 0
         assert device.config().plugged_size == 0
+
+
+def test_what_random_bits_are() -> None:
+    found = {part: int.from_bytes(random_bits(80_003, part), "little") for part in (0.0, 0.125, 0.5, 0.75, 1.0)}
+    assert all(bits < 1 << 80_003 for bits in found.values())
+    assert {part: round(bits.bit_count() / 80_003, 1) for part, bits in found.items()} == {
+        0.0: 0,
+        0.125: 0.1,
+        0.5: 0.5,
+        0.75: 0.8,
+        1.0: 1,
+    }
+
+
+def test_a_walk_in_c_finds_the_runs(floor: Floor) -> None:
+    bits = random_bits(10_000, 0.5)
+    blocks = BlockMap(10_000, memoryview(bytearray(bits)))
+    _, runs = floor.walk(bits)
+    assert runs == len(list(blocks.plugged_runs())) > 1_000
+
+
+def test_a_file_goes_to_another_process_and_back(floor: Floor) -> None:
+    fd = os.memfd_create("slot", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, BLOCK_SIZE)
+        rounds = floor.slots(fd, BLOCK_SIZE, 20)
+        assert len(rounds) == 20
+        assert min(rounds) > 0
+    finally:
+        os.close(fd)
+
+
+def test_all_is_given_back_of_a_region_in_pieces() -> None:
+    """Whatever of its pages are there; and the next device finds the same blocks."""
+    with fragmented(GIB, BLOCK_SIZE) as region:
+        for act in (unplug_all, system_reset):
+            assert timed(region, act, 100) > 0
+
+
+def test_there_is_a_row_for_each_thing_that_is_done_to_a_region_in_pieces() -> None:
+    goals = [row.goal for row in fragmented_rows(quick=True, region_size=GIB, pages=64)]
+    assert goals == ["at most 1.2 x", "at most 1.2 x", "none", "at most 3 x", "none"]

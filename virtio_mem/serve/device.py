@@ -30,7 +30,7 @@ from virtio_mem.serve.intent import MOST_CHAINS, Chains, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
 from virtio_mem.serve.state import DeviceState
-from virtio_mem.service import DeviceService, RegionMemory, Section
+from virtio_mem.service import DeviceService, RegionMemory
 
 if TYPE_CHECKING:
     from vhost_user.backend.server import Endpoint
@@ -73,7 +73,7 @@ class MemDevice(Device):
         self.features = int(self.device.offered_features)
         self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
         self.service = make_service(self.device, self.memory)
-        self.service.listeners.append(_Presence(self.memory))
+        self.service.require = self.memory.require  # what the front end doesn't share can't be plugged
         self.service.unplugged_bytes, self.service.unreturned_bytes = self.state.counted
         self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
         self.service.keeper = self.state
@@ -244,19 +244,6 @@ class _InTurn(FrontendMemory):
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         with _taking:
             super().populate(offset, size)
-
-
-class _Presence:
-    """Refuses to plug what the front end doesn't share."""
-
-    def __init__(self, memory: FrontendMemory) -> None:
-        self._memory = memory
-
-    def plugged(self, section: Section) -> None:
-        self._memory.require(section.offset, section.size)
-
-    def unplugging(self, section: Section) -> None:
-        pass
 
 
 class _Log:
