@@ -220,7 +220,7 @@ class Iotlb(GuestMemory):
             denied = int(IotlbPermission.READ_WRITE & ~entry.permission)
             rows += [(piece.iova, piece.size, piece.mapping.address + piece.offset, denied) for piece in entry.pieces]
         mappings = {piece.mapping for entry in self._entries.values() for piece in entry.pieces}
-        return _native.MemoryTable.of_regions(
+        return _native.MemoryTable(
             [_native.REGION.pack(*row) for row in rows], [mapping.view() for mapping in mappings]
         )
 

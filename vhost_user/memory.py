@@ -13,10 +13,11 @@ addresses touch, whatever lies between them in the host.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from vhost_user import _native
@@ -69,6 +70,28 @@ class Region:
         return f"{self.guest_address:#x}-{self.end - 1:#x}"
 
 
+_guest_address: Callable[[Region], GuestAddress] = attrgetter("guest_address")
+
+
+class _Pinned(NamedTuple):
+    """A region of a table, the view that keeps its mapping open, and its row for the C core."""
+
+    region: Region
+    view: memoryview
+    row: bytes
+
+
+def _pin(region: Region) -> _Pinned:
+    host = region.mapping.address + region.offset
+    view = region.mapping.view(region.offset, region.size)
+    return _Pinned(region, view, _native.REGION.pack(region.guest_address, region.size, host, 0))
+
+
+def _require_apart(below: Region, above: Region) -> None:
+    if below.end > above.guest_address:
+        raise UsageError("guest_address", above, f"overlaps the region {below}", "remove that one first")
+
+
 class GuestMemory:
     """The regions of one guest, and access to them by guest address. Any thread may call anything at any time."""
 
@@ -81,14 +104,16 @@ class GuestMemory:
         self._install(regions)
 
     def _install(self, regions: Iterable[Region]) -> None:
-        ordered = tuple(sorted(regions, key=lambda region: region.guest_address))
+        ordered = sorted(regions, key=_guest_address)
         for below, above in pairwise(ordered):
-            if below.end > above.guest_address:
-                raise UsageError("guest_address", above, f"overlaps the region {below}", "remove that one first")
-        pins = [region.mapping.view(region.offset, region.size) for region in ordered]
-        rows = [(region.guest_address, region.size, region.mapping.address + region.offset) for region in ordered]
-        self._table = _native.MemoryTable(rows, pins)
-        self._pinned = tuple(zip(ordered, pins, strict=True))
+            _require_apart(below, above)
+        self._put([_pin(region) for region in ordered])
+
+    def _put(self, pinned: list[_Pinned]) -> None:
+        """Let these be the regions, by guest address and none above another. What was pinned before stays so."""
+        self._table = _native.MemoryTable([one.row for one in pinned], [one.view for one in pinned])
+        self._pinned = pinned
+        self._regions = tuple([one.region for one in pinned])
 
     @property
     def table(self) -> _native.MemoryTable:
@@ -102,7 +127,7 @@ class GuestMemory:
     @property
     def regions(self) -> tuple[Region, ...]:
         """The regions of the present table, by guest address."""
-        return tuple(region for region, _ in self._pinned)
+        return self._regions
 
     def replace(self, regions: Iterable[Region]) -> None:
         """Let these be all regions, in a single step. Raises UsageError where two overlap; then nothing changed."""
@@ -112,14 +137,20 @@ class GuestMemory:
     def add(self, region: Region) -> None:
         """Let there be one more region. Raises UsageError where it overlaps another; then nothing changed."""
         with self._lock:
-            self._install((*self.regions, region))
+            at = bisect_right(self._regions, region.guest_address, key=_guest_address)
+            if at:
+                _require_apart(self._regions[at - 1], region)
+            if at < len(self._regions):
+                _require_apart(region, self._regions[at])
+            self._put([*self._pinned[:at], _pin(region), *self._pinned[at:]])
 
     def remove(self, region: Region) -> None:
         """Let there be one region less. Raises UsageError where it is not in the table. Its mapping stays open."""
         with self._lock:
-            if region not in self.regions:
+            at = bisect_left(self._regions, region.guest_address, key=_guest_address)
+            if self._regions[at : at + 1] != (region,):
                 raise UsageError("region", region, "a region of this guest memory")
-            self._install(other for other in self.regions if other != region)
+            self._put(self._pinned[:at] + self._pinned[at + 1 :])
 
     def read(self, address: GuestAddress, size: int) -> bytes:
         """A copy of `size` bytes.
@@ -153,11 +184,11 @@ class GuestMemory:
         """
         _check_size(size)
         pinned, views, start, left = self._pinned, [], int(address), size
-        at = bisect_right(pinned, start, key=lambda pair: pair[0].guest_address) - 1
+        at = bisect_right(pinned, start, key=lambda one: one.region.guest_address) - 1
         while left:
-            if not (0 <= at < len(pinned) and pinned[at][0].guest_address <= start < pinned[at][0].end):
+            if not (0 <= at < len(pinned) and pinned[at].region.guest_address <= start < pinned[at].region.end):
                 raise _outside(address, size)
-            region, pin = pinned[at]
+            region, pin, _ = pinned[at]
             here, offset = min(left, region.end - start), start - region.guest_address
             views.append(pin[offset : offset + here])
             at, start, left = at + 1, start + here, left - here

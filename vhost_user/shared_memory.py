@@ -21,16 +21,17 @@ region, and not the process. After each event a server asks for the `dead_region
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 from weakref import WeakSet
 
 from vhost_user import _native
 from vhost_user.errors import HostError, PeerError, UsageError
-from vhost_user.mapping import Mapping, map_part
+from vhost_user.mapping import map_part
 from vhost_user.memory import GuestMemory, Region, RegionFile
 from vhost_user.message import MemoryRegion
 from vhost_user.owned_fd import OwnedFd, close_all
@@ -50,6 +51,10 @@ class UserSpan(NamedTuple):
     user: int
     end: int
     region: Region
+
+
+_guest_of: Callable[[Region], GuestAddress] = attrgetter("guest_address")
+_user_of: Callable[[UserSpan], int] = attrgetter("user")
 
 
 class SharedMemory:
@@ -81,7 +86,7 @@ class SharedMemory:
         """Let these be all regions, in a single step (SET_MEM_TABLE)."""
         try:
             with self._lock, ExitStack() as undo:
-                self._check([region for region, _ in regions_with_fds], [])
+                self._check([region for region, _ in regions_with_fds])
                 mapped: list[Region] = []
                 for region, fd in regions_with_fds:
                     mapped.append(self._map(region, fd, mapped, undo))
@@ -94,15 +99,21 @@ class SharedMemory:
         """Let there be one more region (ADD_MEM_REG)."""
         with fd, self._lock, ExitStack() as undo:
             present = self.guest_memory.regions
-            self._check([region], present)
-            self._install([*present, self._map(region, fd, present, undo)])
+            self._check_count(len(present) + 1)
+            self._check_one(region)
+            self._check_beside(region, present)
+            added, spans = self._map(region, fd, present, undo), self.user_spans
+            self.guest_memory.add(added)
+            insort(spans, self._user_span(added), key=_user_of)
             undo.pop_all()
 
     def remove(self, region: MemoryRegion) -> None:
         """Let there be one region less (REM_MEM_REG): the one with these addresses and this size (M10)."""
         with self._lock:
-            found = self._find(region)
-            self._install([other for other in self.guest_memory.regions if other is not found])
+            found, spans = self._find(region), self.user_spans
+            self.guest_memory.remove(found)
+            del spans[bisect_left(spans, self._user_span(found).user, key=_user_of)]
+            self._let_go(found)
 
     def clear(self) -> None:
         """Let there be no region."""
@@ -176,22 +187,33 @@ class SharedMemory:
         assert user is not None
         return UserSpan(user, user + region.size, region)
 
-    def _check(self, new: Sequence[MemoryRegion], present: Sequence[Region]) -> None:
-        count = len(new) + len(present)
+    def _check(self, new: Sequence[MemoryRegion]) -> None:
+        self._check_count(len(new))
+        for region in new:
+            self._check_one(region)
+        for field in ("guest_address", "user_address"):  # M1, M2
+            spans = sorted((getattr(region, field), region.size) for region in new)
+            for (start, size), (above, above_size) in pairwise(spans):
+                if start + size > above:
+                    raise _overlap(field, above, above_size, start, size)
+
+    def _check_count(self, count: int) -> None:
         if count > self.max_regions:
             raise PeerError("regions", count, f"at most {self.max_regions} at a time", "remove others first")
         if len(self._lingering) > self.max_regions:
             limit = f"views hold at most {self.max_regions} mappings of regions that were removed"
             raise HostError("regions", len(self._lingering), limit, "let go of the views that the device holds")
-        for region in new:
-            self._check_one(region)
-        together: list[MemoryRegion | Region] = [*new, *present]
-        for field in ("guest_address", "user_address"):  # M1, M2
-            spans = sorted((getattr(region, field), region.size) for region in together)
-            for (start, size), (above, above_size) in pairwise(spans):
-                if start + size > above:
-                    limit = f"overlaps the region at {_range(start, size)}"
-                    raise PeerError(field, _range(above, above_size), limit, "remove that one first")
+
+    def _check_beside(self, new: MemoryRegion, present: Sequence[Region]) -> None:
+        """`_check` of one that comes to others, in O(log n)."""
+        at = bisect_left(present, new.guest_address + new.size, key=_guest_of) - 1
+        if at >= 0 and present[at].end > new.guest_address:
+            other = present[at]
+            raise _overlap("guest_address", new.guest_address, new.size, other.guest_address, other.size)
+        spans = self.user_spans
+        at = bisect_left(spans, new.user_address + new.size, key=_user_of) - 1
+        if at >= 0 and spans[at].end > new.user_address:
+            raise _overlap("user_address", new.user_address, new.size, spans[at].user, spans[at].region.size)
 
     def _check_one(self, region: MemoryRegion) -> None:
         if region.size <= 0:
@@ -212,16 +234,17 @@ class SharedMemory:
         with fd:
             mapping, offset = map_part(fd.fileno(), region.mmap_offset, region.size)
             undo.callback(mapping.close)
-            kept = sum(other.file is not None for other in others)
-            if kept < MAX_KEPT_FILES and self._keeps_file(region):
+            if self._keeps_file(region) and sum(other.file is not None for other in others) < MAX_KEPT_FILES:
                 file = RegionFile(OwnedFd(fd.take()), HostOffset(region.mmap_offset))
                 undo.callback(file.fd.close)
         return Region(region.guest_address, region.size, mapping, offset, region.user_address, file)
 
     def _find(self, wanted: MemoryRegion) -> Region:
-        key = (wanted.guest_address, wanted.user_address, wanted.size)
-        for region in self.guest_memory.regions:
-            if (region.guest_address, region.user_address, region.size) == key:
+        regions = self.guest_memory.regions
+        at = bisect_left(regions, wanted.guest_address, key=_guest_of)
+        for region in regions[at : at + 1]:
+            found = region.guest_address, region.user_address, region.size
+            if found == (wanted.guest_address, wanted.user_address, wanted.size):
                 return region
         value = f"{_range(wanted.guest_address, wanted.size)} at user address {wanted.user_address:#x}"
         raise PeerError("region", value, "a region of the memory table")
@@ -233,15 +256,20 @@ class SharedMemory:
         stay = {id(region) for region in regions}
         for region in before:
             if id(region) not in stay:
-                self._unmap(region.mapping)
-                if region.file is not None:
-                    region.file.fd.close()
+                self._let_go(region)
 
-    def _unmap(self, mapping: Mapping) -> None:
+    def _let_go(self, region: Region) -> None:
         try:
-            mapping.close()
+            region.mapping.close()
         except BufferError:
-            self._lingering.add(mapping.lifeline)
+            self._lingering.add(region.mapping.lifeline)
+        if region.file is not None:
+            region.file.fd.close()
+
+
+def _overlap(field: str, start: int, size: int, other: int, other_size: int) -> PeerError:
+    limit = f"overlaps the region at {_range(other, other_size)}"
+    return PeerError(field, _range(start, size), limit, "remove that one first")
 
 
 def _range(start: int, size: int) -> str:

@@ -19,7 +19,7 @@ assert REGION.size == ffi.sizeof("struct vu_region")
 
 
 class MemoryTable:
-    """Guest memory for the C core: rows of guest address, size and host address, sorted and without overlap.
+    """Guest memory for the C core: rows that were packed as REGION, sorted and without overlap.
 
     It never changes. `keep` holds the mappings open: whoever calls into C has the table on its stack, so nothing is
     unmapped under the call, whatever other threads do.
@@ -27,18 +27,10 @@ class MemoryTable:
 
     __slots__ = ("keep", "pointer")
 
-    def __init__(self, rows: Sequence[tuple[int, int, int]], keep: object) -> None:
+    def __init__(self, rows: Sequence[bytes], keep: object) -> None:
         self.keep = keep
-        regions = [(guest, size, host, 0) for guest, size, host in rows]
-        self.pointer = ffi.new("struct vu_memory *", {"count": len(rows), "regions": regions})
-
-    @classmethod
-    def of_regions(cls, regions: Sequence[bytes], keep: object) -> MemoryTable:
-        """The same of rows that were packed as REGION."""
-        table = cls([], keep)
-        table.pointer = ffi.new("struct vu_memory *", {"count": len(regions), "regions": len(regions)})
-        ffi.memmove(table.pointer.regions, b"".join(regions), REGION.size * len(regions))
-        return table
+        self.pointer = ffi.new("struct vu_memory *", {"count": len(rows), "regions": len(rows)})
+        ffi.memmove(self.pointer.regions, b"".join(rows), REGION.size * len(rows))
 
 
 _CHARS = ffi.typeof("char[]")

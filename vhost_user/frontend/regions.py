@@ -148,7 +148,7 @@ class SharedRegions:
             self._check(new)
             if new:
                 self.prepare(GuestAddress(max(region.end for region in new) - 1))
-                self._tell(new, (), (*self, *new))
+                self._tell(new, (), lambda: (*self, *new))
                 self.keep(new)
 
     def unshare(self, regions: Iterable[SharedRegion]) -> None:
@@ -164,7 +164,7 @@ class SharedRegions:
                     raise UsageError("region", region, "a region that is shared")
             try:
                 if old:
-                    self._tell((), tuple(old), tuple(region for region in self if region not in old))
+                    self._tell((), tuple(old), lambda: (region for region in self if region not in old))
             except Disconnected:
                 self.drop(old)
                 raise
@@ -183,16 +183,20 @@ class SharedRegions:
         with self._requests.lock:
             self._check_count(len(self))
             if regions := tuple(self):
-                self._tell(regions, (), regions)
+                self._tell(regions, (), lambda: regions)
 
     def _tell(
-        self, new: tuple[SharedRegion, ...], old: tuple[SharedRegion, ...], table: tuple[SharedRegion, ...]
+        self,
+        new: tuple[SharedRegion, ...],
+        old: tuple[SharedRegion, ...],
+        whole_table: Callable[[], Iterable[SharedRegion]],
     ) -> None:
-        """Tell the back end what comes and what goes, `table` being all that it has then. If it raises, it has what it
-        had, or is gone, or was given up."""
+        """Tell the back end what comes and what goes, `whole_table` being all that it has then. If it raises, it has
+        what it had, or is gone, or was given up."""
         if self._requests.postcopy:
             raise HostError("regions", len(self), "none comes or goes while pages are to come", "end postcopy first")
         if not self.by_region:
+            table = tuple(whole_table())
             payload = MemoryTable(tuple(region.wire for region in table))
             self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
             self._requests.confirm()
