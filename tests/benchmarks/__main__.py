@@ -11,7 +11,7 @@ import sys
 
 from tests.benchmarks.measure import Row, table
 
-BENCHMARKS = ("start", "zones", "requests", "memory")
+BENCHMARKS = ("start", "zones", "requests", "fragmented", "slots", "memory", "linux")
 
 
 def main() -> int:

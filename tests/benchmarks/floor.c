@@ -3,10 +3,11 @@
  *
  *   floor echo KICK CALL                      answer each signal of one eventfd by one of the other, until killed
  *   floor trips KICK CALL TIMES               signal, and wait for the answer; nanoseconds of each, as 64-bit words
- *   floor trips KICK CALL TIMES RAM AVAIL USED SIZE FROM
- *                                             the same with a request of a split ring: chain 0 is made available anew
- *                                             each time. The file RAM has the rings of SIZE entries at AVAIL and USED,
- *                                             and their indices are at FROM
+ *   floor trips KICK CALL TIMES RAM AVAIL USED SIZE FROM HEAD CHAINS
+ *                                             the same with a request of a split ring: CHAINS chains of two descriptors
+ *                                             each, from descriptor HEAD on, are made available in turn, one each time.
+ *                                             The file RAM has the rings of SIZE entries at AVAIL and USED, and their
+ *                                             indices are at FROM
  *   floor punch FD BLOCK TIMES                punch TIMES holes of BLOCK bytes, one behind the other: nanoseconds of all
  *   floor populate FD BLOCK TIMES             MADV_POPULATE_WRITE of such ranges: nanoseconds of all
  *   floor walk FD BYTES                       find the runs of set bits in the file, a bitmap: nanoseconds, runs and bits
@@ -45,6 +46,8 @@ struct ring {
 	_Atomic uint16_t *used;	 /* flags, idx */
 	uint16_t size;
 	uint16_t idx;
+	uint16_t head;
+	uint16_t chains;
 };
 
 static int64_t now(void)
@@ -85,10 +88,10 @@ static void echo(int kick, int call)
 	}
 }
 
-/* Chain 0 once more, with a call as soon as it is used. */
-static void offer(struct ring *ring)
+/* A chain once more, with a call as soon as it is used. */
+static void offer(struct ring *ring, long trip)
 {
-	atomic_store(&ring->avail[2 + ring->idx % ring->size], 0);
+	atomic_store(&ring->avail[2 + ring->idx % ring->size], ring->head + 2 * (trip % ring->chains));
 	atomic_store(&ring->avail[2 + ring->size], ring->idx);
 	ring->idx++;
 	atomic_store(&ring->avail[1], ring->idx);
@@ -102,7 +105,7 @@ static void trips(int kick, int call, long times, struct ring *ring)
 		err(1, "calloc");
 	for (long trip = 0; trip < times; trip++) {
 		if (ring != NULL)
-			offer(ring);
+			offer(ring, trip);
 		int64_t start = now();
 		signal_event(kick);
 		do { /* a device may call without a reason */
@@ -127,6 +130,8 @@ static struct ring ring_of(char **words)
 		.used = (_Atomic uint16_t *)(ram + number(words[2])),
 		.size = number(words[3]),
 		.idx = number(words[4]),
+		.head = number(words[5]),
+		.chains = number(words[6]),
 	};
 }
 
@@ -311,7 +316,7 @@ int main(int argc, char **argv)
 		echo(number(argv[2]), number(argv[3]));
 	} else if (strcmp(what, "trips") == 0 && argc == 5) {
 		trips(number(argv[2]), number(argv[3]), number(argv[4]), NULL);
-	} else if (strcmp(what, "trips") == 0 && argc == 10) {
+	} else if (strcmp(what, "trips") == 0 && argc == 12) {
 		struct ring ring = ring_of(argv + 5);
 		trips(number(argv[2]), number(argv[3]), number(argv[4]), &ring);
 	} else if (strcmp(what, "punch") == 0 && argc == 5) {

@@ -17,11 +17,14 @@ SOURCE = Path(__file__).with_name("floor.c")
 
 
 class Ring(NamedTuple):
-    """A split ring in the file `ram`, at whose chain 0 there is a request; its indices are at `start`."""
+    """A split ring in the file `ram`; its indices are at `start`. There are `chains` requests in turn, the first one's
+    chain at descriptor `head`, each of two descriptors."""
 
     ram: int
     layout: SplitLayout
     start: int
+    head: int = 0
+    chains: int = 1
 
 
 class Echo(NamedTuple):
@@ -59,7 +62,7 @@ class Floor:
         words, fds = [kick, call, times], [kick, call]
         if ring is not None:
             layout = ring.layout
-            words += [ring.ram, layout.avail, layout.used, layout.size, ring.start]
+            words += [ring.ram, layout.avail, layout.used, layout.size, ring.start, ring.head, ring.chains]
             fds.append(ring.ram)
         found = array.array("q", self._run("trips", words, fds))
         return [nanoseconds / 1e9 for nanoseconds in found]

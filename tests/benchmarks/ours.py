@@ -17,12 +17,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.backend.rig import SPLIT, Ram
+from tests.backend.rig import EVERYTHING, FIRST_PACKED, SPLIT, Ram
 from vhost_user import _native
 from vhost_user.frontend import Frontend, FrontendVring, SharedRegion
 from vhost_user.mapping import MAP_NORESERVE, Mapping
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
-from vhost_user.vring import SplitLayout
+from vhost_user.vring import PackedLayout, SplitLayout
 from virtio_mem.conformance.target import RING_SIZE, Chain, Used
 from virtio_mem.conformance.targets.ring_driver import RingDriver
 from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
@@ -58,8 +58,9 @@ class Vmm:
     The file stays the caller's. `service` is the process that was started to serve it.
     """
 
-    def __init__(self, socket: Path, fd: int, service: int) -> None:
+    def __init__(self, socket: Path, fd: int, service: int, *, packed: bool = False) -> None:
         self.fd = fd
+        self.ring_features = EVERYTHING if packed else SPLIT
         self.service = service
         with ExitStack() as undo:
             self.ram = Ram(RAM_SIZE, user=None)
@@ -67,15 +68,15 @@ class Vmm:
             os.ftruncate(fd, REGION_SIZE)
             self._region = Mapping(REGION_SIZE, mmap.MAP_SHARED | MAP_NORESERVE, fd, alignment=BLOCK_SIZE)
             undo.callback(self._region.close)
-            features = SPLIT | int(Feature.UNPLUGGED_INACCESSIBLE)
+            features = self.ring_features | int(Feature.UNPLUGGED_INACCESSIBLE)
             self.frontend = undo.enter_context(Frontend.connect(str(socket), features=features))
             self.frontend.regions.share([self.ram.region, SharedRegion(ADDR, REGION_SIZE, fd)])
             self._undo = undo.pop_all()
 
-    def start(self, layout: SplitLayout) -> FrontendVring:
-        """Have the ring at `layout`, whose driver is the caller's, served from index 0 on."""
+    def start(self, layout: SplitLayout | PackedLayout) -> FrontendVring:
+        """Have the ring at `layout`, whose driver is the caller's, served from its beginning on."""
         vring = self.frontend.vring(0)
-        vring.start(layout, 0)
+        vring.start(layout, 0 if isinstance(layout, SplitLayout) else FIRST_PACKED)
         return vring
 
     def populate(self, nb_blocks: int) -> None:
@@ -93,11 +94,9 @@ class OurDevice:
 
     def __init__(self, vmm: Vmm) -> None:
         self.vmm = vmm
-        self._ring = RingDriver(vmm.ram.memory, GuestAddress(0), RAM_SIZE, SPLIT, RING_SIZE)
-        layout = self._ring.layout
-        assert isinstance(layout, SplitLayout)
-        self._layout = layout
-        self._vring = vmm.start(layout)
+        self._ring = RingDriver(vmm.ram.memory, GuestAddress(0), RAM_SIZE, vmm.ring_features, RING_SIZE)
+        self._offered = 0
+        self._vring = vmm.start(self._ring.layout)
         self._calls = select.poll()
         self._calls.register(self._vring.call.fileno(), select.POLLIN)
 
@@ -106,6 +105,7 @@ class OurDevice:
         ring, kick = self._ring, self._vring.kick
         self._until_asleep()
         wanted = ring.offer(chains(requests))
+        self._offered += len(requests)
         assert wanted, "the device wants no kick"
         start = time.perf_counter()
         kick.signal()
@@ -120,13 +120,18 @@ class OurDevice:
 
     def _until_asleep(self) -> None:
         """The device looks at its ring for a while; what is put there afterwards waits for the kick."""
-        memory, layout = self.vmm.ram.memory, self._layout
         end = time.monotonic() + WAIT_SECONDS
-        while memory.load16(GuestAddress(layout.used + 4 + 8 * layout.size)) != memory.load16(
-            GuestAddress(layout.avail + 2)
-        ):
+        while not self._asleep():
             assert time.monotonic() < end, "the device does not go to sleep"
             time.sleep(0.0001)
+
+    def _asleep(self) -> bool:
+        """Whether it wants to be told of the next chain; each has taken one of the ring's entries so far."""
+        memory, layout = self.vmm.ram.memory, self._ring.layout
+        if isinstance(layout, SplitLayout):
+            return memory.load16(GuestAddress(layout.used + 4 + 8 * layout.size)) == self._offered % 2**16
+        position = self._offered % layout.size | (1 - self._offered // layout.size % 2) << 15
+        return memory.load32(layout.device) & 0xFFFF == position
 
     def _wait(self) -> None:
         ready = self._calls.poll(1000 * WAIT_SECONDS)
@@ -156,20 +161,20 @@ def block_requests(type_: RequestType, nb_blocks: int, addr: GuestAddress = ADDR
 
 
 @contextmanager
-def our_vmm(*, prefault: bool = False, memfd_flags: int = 0) -> Iterator[Vmm]:
+def our_vmm(*, prefault: bool = False, memfd_flags: int = 0, packed: bool = False) -> Iterator[Vmm]:
     """A VMM before a service of its own. `memfd_flags` are those of the region's file."""
     with ExitStack() as stack:
         socket = Path(stack.enter_context(TemporaryDirectory())) / "mem0.sock"
         fd = os.memfd_create("region", os.MFD_CLOEXEC | memfd_flags)
         stack.callback(os.close, fd)
         process = stack.enter_context(served(socket, prefault=prefault))
-        vmm = Vmm(socket, fd, process.pid)
+        vmm = Vmm(socket, fd, process.pid, packed=packed)
         stack.callback(vmm.close)
         yield vmm
 
 
 @contextmanager
-def our_device(*, prefault: bool = False, memfd_flags: int = 0) -> Iterator[OurDevice]:
+def our_device(*, prefault: bool = False, memfd_flags: int = 0, packed: bool = False) -> Iterator[OurDevice]:
     """A device of its own, in memory of its own; see `our_vmm`."""
-    with our_vmm(prefault=prefault, memfd_flags=memfd_flags) as vmm:
+    with our_vmm(prefault=prefault, memfd_flags=memfd_flags, packed=packed) as vmm:
         yield OurDevice(vmm)

@@ -46,9 +46,9 @@ class QemuDevice(PciDriver):
 
 
 @contextmanager
-def qemu_device() -> Iterator[QemuDevice]:
+def qemu_device(*, packed: bool = False) -> Iterator[QemuDevice]:
     """A device like ours: the same sizes, its region a memfd that is shared. HostError where there is no QEMU."""
-    program, options = Program.find(None), QemuOptions()
+    program, options = Program.find(None), QemuOptions(packed=packed)
     with ExitStack() as stack:
         ram = Ram()
         stack.callback(ram.close)

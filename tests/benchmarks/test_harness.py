@@ -13,7 +13,7 @@ from tests.benchmarks.fragmented import rows as fragmented_rows
 from tests.benchmarks.measure import in_turn, plain_row, quantile, ratio_row, speed_row, table
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
 from tests.benchmarks.qemu import qemu_device
-from tests.benchmarks.requests import StateRing, costs
+from tests.benchmarks.requests import OneRequestRing, costs
 from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.blocks import BlockMap
 from virtio_mem.hostmem.files import data_size
@@ -119,10 +119,17 @@ def test_requests_are_not_timed_that_the_device_refuses(device: OurDevice) -> No
 def test_one_request_is_asked_again_and_again(floor: Floor) -> None:
     """More often than the ring has entries, and by one process after the other."""
     with our_vmm() as vmm:
-        ring = StateRing(vmm, floor)
-        for _ in range(2):
-            waits = ring.waits(100)
+        ring = OneRequestRing(vmm, floor)
+        for waits in (ring.state_waits(100), ring.plug_waits(50), ring.state_waits(100)):
             assert 0 < waits.p50 <= waits.p99
+
+
+def test_requests_go_round_a_packed_ring() -> None:
+    with our_device(packed=True) as device:
+        for _ in range(2):
+            for type_ in (RequestType.PLUG, RequestType.STATE, RequestType.UNPLUG):
+                assert device.kick(block_requests(type_, 50)) > 0
+        assert plugged_size(device) == 0
 
 
 @pytest.mark.needs_peers

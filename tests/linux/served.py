@@ -71,9 +71,11 @@ class Service:
 
 
 @contextmanager
-def serving(directory: Path, options: str = "prefault=on", *arguments: str) -> Iterator[Service]:
+def serving(
+    directory: Path, options: str = "prefault=on", *arguments: str, size: ByteCount = ZONE_SIZE
+) -> Iterator[Service]:
     socket, api = directory / "mem0.sock", directory / "api.sock"
-    zone = f"id=mem0,socket={socket},addr=4G,hotplug_size={ZONE_SIZE},{options}"
+    zone = f"id=mem0,socket={socket},addr=4G,hotplug_size={size},{options}"
     command = [sys.executable, "-m", "virtio_mem", "serve", "--zone", zone, "--api-socket", str(api), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (
@@ -99,11 +101,12 @@ class Machine:
     console: Console
     service: Service
     memory: int
+    zone_size: ByteCount
     total_at_boot: int = 0
 
     def held(self) -> int:
         """Bytes that the host holds for the zone."""
-        return data_size(self.memory, HostOffset(BOOT_SIZE), ZONE_SIZE)
+        return data_size(self.memory, HostOffset(BOOT_SIZE), self.zone_size)
 
     def check(self, size: int) -> None:
         """Guest, device and host agree that so much is plugged, to the byte."""
@@ -118,24 +121,24 @@ class Machine:
 
 
 @contextmanager
-def linux(directory: Path, service: Service, *, driver: bool = True) -> Iterator[Machine]:
-    """Boots, and loads virtio_mem unless told not to."""
+def linux(directory: Path, service: Service, *, size: ByteCount = ZONE_SIZE) -> Iterator[Machine]:
+    """Boots, and loads virtio_mem; `size` is the zone's."""
     memory = os.memfd_create("guest", os.MFD_CLOEXEC)
-    os.ftruncate(memory, BOOT_SIZE + ZONE_SIZE)
-    size = (BOOT_SIZE + ZONE_SIZE) >> 20
-    backend = f"memory-backend-file,id=ram0,size={size}M,share=on,mem-path=/proc/self/fd/{memory}"
+    os.ftruncate(memory, BOOT_SIZE + size)
+    megabytes = (BOOT_SIZE + size) >> 20
+    backend = f"memory-backend-file,id=ram0,size={megabytes}M,share=on,mem-path=/proc/self/fd/{memory}"
     device = "vhost-user-test-device-pci,chardev=c0,virtio-id=24,num_vqs=1,vq_size=128,config_size=56"
     try:
         with qemu(
             directory,
-            *("-machine", "q35,accel=tcg,memory-backend=ram0", "-m", f"{size}M", "-object", backend),
+            *("-machine", "q35,accel=tcg,memory-backend=ram0", "-m", f"{megabytes}M", "-object", backend),
             *("-chardev", f"socket,id=c0,path={service.socket}", "-device", device),
             initrd=make_initrd(directory, OBEY, ["virtio_mem"]),
             append=f"mem={BOOT_SIZE >> 20}M memhp_default_state=online_movable",
             memory=None,
             pass_fds=(memory,),
         ) as vm:
-            machine = Machine(vm, Console(vm), service, memory)
+            machine = Machine(vm, Console(vm), service, memory, size)
             machine.console.wait_for_boot()
             yield machine
     finally:

@@ -1,0 +1,123 @@
+"""A Linux guest that is given 8 GiB and gives them back: our device as a daemon, and QEMU's own virtio-mem-pci.
+
+Both guests run the whole time, on QEMU without KVM; same QEMU, same kernel, same sizes. What is timed is from the
+host's wish until the device says that all of it is plugged or unplugged, which is looked at 50 times a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.benchmarks.measure import Row, in_turn, ratio_row
+from tests.linux.console import Console
+from tests.linux.served import BOOT_SIZE, linux, serving
+from tests.peers.guest import make_initrd
+from tests.peers.processes import wait_until
+from tests.peers.qemu import qemu
+from vhost_user.errors import HostError
+from vhost_user.units import GIB, MIB, ByteCount, format_size
+from virtio_mem.boot.console import OBEY
+
+SIZE = ByteCount(8 * GIB)
+BLOCK_SIZES = (2 * MIB, 128 * MIB)
+"""The default of both, and what Linux adds and takes away in one piece."""
+
+_LOOK_SECONDS = 0.02
+_PATIENCE = 300.0
+
+
+def rows(*, quick: bool) -> Iterator[Row]:
+    """The table's lines. The quick ones are of less memory, and say so."""
+    size = ByteCount(2 * GIB) if quick else SIZE
+    for block_size in BLOCK_SIZES[: 1 if quick else None]:
+        try:
+            found = measure(size, block_size, pairs=2 if quick else 6)
+        except (HostError, FileNotFoundError) as error:
+            sys.stderr.write(f"a Linux guest: left out: {error}\n")
+            return
+        for number, (start, end) in enumerate((("0", format_size(size)), (format_size(size), "0"))):
+            what = f"a Linux guest under TCG from {start} to {end}, blocks of {format_size(block_size)}"
+            values = [(ours[number], theirs[number]) for ours, theirs in found]
+            yield ratio_row(what, "QEMU's virtio-mem-pci", "s", values, 1.0)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A guest whose device can be told a target, and says how much is plugged; both in bytes."""
+
+    console: Console
+    resize: Callable[[int], object]
+    plugged: Callable[[], int]
+
+    def seconds(self, size: int) -> float:
+        """What a resize takes."""
+        start = time.perf_counter()
+        self.resize(size)
+        while self.plugged() != size:
+            assert time.perf_counter() - start < _PATIENCE, f"{self.plugged()} of {size} bytes are plugged"
+            time.sleep(_LOOK_SECONDS)
+        seconds = time.perf_counter() - start
+        wait_until(lambda: self.console.hotplugged() == size, f"the guest has {size} bytes")
+        return seconds
+
+    def there_and_back(self, size: int) -> tuple[float, float]:
+        """Seconds to plug so much, and to unplug it."""
+        return self.seconds(size), self.seconds(0)
+
+
+def measure(size: ByteCount, block_size: int, pairs: int) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """For each pair, seconds to plug and to unplug: ours, and QEMU's."""
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # the rigs tell what their programs printed
+        directories = [Path(stack.enter_context(TemporaryDirectory())) for _ in range(2)]
+        ours = stack.enter_context(our_guest(directories[0], size, block_size))
+        theirs = stack.enter_context(qemus_guest(directories[1], size, block_size))
+        return in_turn(pairs, lambda: ours.there_and_back(size), lambda: theirs.there_and_back(size))
+
+
+@contextmanager
+def our_guest(directory: Path, size: ByteCount, block_size: int) -> Iterator[Resized]:
+    """A guest with a zone of `virtio-mem serve`."""
+    options = f"block_size={block_size},prefault=off"
+    with serving(directory, options, size=size) as service, linux(directory, service, size=size) as machine:
+
+        def plugged() -> int:
+            return int(service.zone()["plugged_size"])
+
+        yield Resized(machine.console, service.resize, plugged)
+
+
+@contextmanager
+def qemus_guest(directory: Path, size: ByteCount, block_size: int) -> Iterator[Resized]:
+    """A guest with QEMU's own device; both parts of its memory are shared memfds, as the other guest's memory is."""
+    with qemu(
+        directory,
+        *(
+            "-machine",
+            "q35,accel=tcg,memory-backend=ram0",
+            "-m",
+            f"{BOOT_SIZE >> 20}M,maxmem={2 * (BOOT_SIZE + size) >> 20}M",
+        ),
+        *("-object", f"memory-backend-memfd,id=ram0,size={BOOT_SIZE >> 20}M,share=on"),
+        *("-object", f"memory-backend-memfd,id=vmem0,size={size >> 20}M,share=on,reserve=off"),
+        *("-device", f"virtio-mem-pci,id=vm0,memdev=vmem0,block-size={block_size},requested-size=0"),
+        initrd=make_initrd(directory, OBEY, ["virtio_mem"]),
+        append="memhp_default_state=online_movable",
+        memory=None,
+    ) as vm:
+        console = Console(vm)
+        console.wait_for_boot()
+
+        def resize(target: int) -> None:
+            vm.qmp("qom-set", {"path": "/machine/peripheral/vm0", "property": "requested-size", "value": target})
+
+        def plugged() -> int:
+            return int(vm.qmp("qom-get", {"path": "/machine/peripheral/vm0", "property": "size"}))
+
+        yield Resized(console, resize, plugged)
