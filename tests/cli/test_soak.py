@@ -17,7 +17,7 @@ import pytest
 from tests import counts
 from tests.cli.rig import command
 from tests.conformance.soaks import MOVES_OF_CHECKS, SECOND_IS_WRONG, SHIM, WRONG, Soak, all_at_once, marked, one, soak
-from tests.peers.processes import wait_until
+from tests.peers.processes import LATE, wait_until
 from virtio_mem.conformance.explore import explore
 from virtio_mem.conformance.targets.parse import parse_target
 from virtio_mem.conformance.trial import open_database
@@ -92,11 +92,11 @@ def test_a_second_signal_does_not_wait_for_the_device(start: Start) -> None:
     running = start(
         program=SHIM.replace(hangs, f'{hangs}        note("request")\n        import time; time.sleep(60)\n')
     )
-    wait_until(lambda: any(running.moves), "the device hangs", 20)
+    wait_until(lambda: any(running.moves), "the device hangs")
     one(running, INT)
     one(running, TERM)
-    assert running.process.wait(20) == 128 + TERM
-    wait_until(lambda: not marked(running.mark), "its device has ended, too", 10)
+    assert running.process.wait(LATE) == 128 + TERM
+    wait_until(lambda: not marked(running.mark), "its device has ended, too")
     assert list(running.temporary.iterdir()) == []
 
 
@@ -115,4 +115,4 @@ def test_workers_end_when_nobody_listens(start: Start) -> None:
     running = start("--workers", "2")
     wait_for_workers(running, 2)
     running.process.kill()
-    wait_until(lambda: not marked(running.mark), "they have ended", 10)
+    wait_until(lambda: not marked(running.mark), "they have ended")
