@@ -13,7 +13,6 @@ from vhost_user._native.batch import (
     TOO_SHORT,
     Answerer,
     Batch,
-    SplitInflight,
     queue_await,
 )
 from vhost_user._native.faults import (
@@ -23,6 +22,7 @@ from vhost_user._native.faults import (
     userfault_register,
     userfault_unregister,
 )
+from vhost_user._native.inflight import Inflight, PackedInflight, SplitInflight
 from vhost_user._native.memory import (
     GUARD_SLOTS,
     READ,
@@ -92,7 +92,9 @@ __all__ = [
     "WRITE",
     "Answerer",
     "Batch",
+    "Inflight",
     "MemoryTable",
+    "PackedInflight",
     "Ring",
     "SplitInflight",
     "address_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vhost_user._core import ffi, lib
+from vhost_user._native.inflight import Inflight
 from vhost_user._native.memory import MemoryTable
 from vhost_user._native.ring import CHAIN, SEGMENT, Ring
 
@@ -19,48 +20,6 @@ LONGEST_CALL = 1_000_000
 
 _SEGMENTS_OF_ONE = 4
 """A chain of a small request has two, or four where the driver cuts it up; others take the room of several."""
-
-
-class SplitInflight:
-    """What a split queue's inflight area was told last. `area` begins with its head, and stays until `close()`."""
-
-    __slots__ = ("_area", "pointer")
-
-    def __init__(self, area: memoryview) -> None:
-        self._area = ffi.from_buffer("uint8_t[]", area, require_writable=True)
-        self.pointer = ffi.new("struct vu_split_inflight *", {"area": self._area})
-
-    def close(self) -> None:
-        """Let go of the area: whoever gives this to a call from now on gets a TypeError. Twice is fine."""
-        ffi.release(self._area)
-        self.pointer = None
-
-    @property
-    def counter(self) -> int:
-        """The next chain's."""
-        return int(self.pointer.counter)
-
-    @counter.setter
-    def counter(self, value: int) -> None:
-        self.pointer.counter = value
-
-    @property
-    def used_idx(self) -> int:
-        """That of the area."""
-        return int(self.pointer.used_idx)
-
-    @used_idx.setter
-    def used_idx(self, value: int) -> None:
-        self.pointer.used_idx = value
-
-    @property
-    def last_batch_head(self) -> int:
-        """That of the area."""
-        return int(self.pointer.last_batch_head)
-
-    @last_batch_head.setter
-    def last_batch_head(self, value: int) -> None:
-        self.pointer.last_batch_head = value
 
 
 class Answerer:
@@ -105,6 +64,7 @@ class Batch:
             "requests": ffi.new("uint8_t[]", most * request_size),
             "answers": ffi.new("uint8_t[]", most * answer_size),
             "places": ffi.new("uint32_t[]", most),
+            "entries": ffi.new("uint32_t[]", most),
             "chains": ffi.cast("uint8_t *", words := ffi.new("uint64_t[]", room // 8)),
         }
         self._keep = areas, words
@@ -114,7 +74,7 @@ class Batch:
             memoryview(ffi.buffer(areas[name])).cast("B") for name in ("kinds", "keys", "requests", "answers")
         )
 
-    def take(self, ring: Ring, table: MemoryTable, most: int, inflight: SplitInflight | None) -> int:
+    def take(self, ring: Ring, table: MemoryTable, most: int, inflight: Inflight | None) -> int:
         """How many chains were taken, `most` at most; or what `Ring.take` says where none could be."""
         noted = ffi.NULL if inflight is None else inflight.pointer
         result: int = lib.vu_batch_take(ring.queue, table.pointer, self._pointer, most, noted)
@@ -125,7 +85,7 @@ class Batch:
         ring: Ring,
         table: MemoryTable,
         most: int,
-        inflight: SplitInflight | None,
+        inflight: Inflight | None,
         answerer: Answerer,
         call: int,
         patience: int,
@@ -140,7 +100,7 @@ class Batch:
         result: int = lib.vu_batch_serve(ring.queue, table.pointer, self._pointer, most, noted, pointer)
         return result
 
-    def give(self, ring: Ring, table: MemoryTable, end: int, inflight: SplitInflight | None) -> int:
+    def give(self, ring: Ring, table: MemoryTable, end: int, inflight: Inflight | None) -> int:
         """Gives back the members before `end` that were not; how many went back empty, or what `Ring.push` says."""
         noted = ffi.NULL if inflight is None else inflight.pointer
         result: int = lib.vu_batch_give(ring.queue, table.pointer, self._pointer, end, noted)

@@ -1,68 +1,11 @@
 /* Taking and giving back many chains in one call; see ring_batch_api.h. */
 
-#include <errno.h>
 #include <time.h>
 
 #include "event_api.h"
 #include "guard.h"
-#include "ring.h"
+#include "inflight.h"
 #include "ring_batch_api.h"
-
-/* A split queue's area, in the host's byte order: inflight/split.py. */
-enum {
-	LAST_BATCH_HEAD = 12,
-	USED_IDX = 14,
-	ENTRIES = 16,
-	ENTRY_SIZE = 16,
-	ENTRY_NEXT = 6,
-	ENTRY_COUNTER = 8,
-};
-
-/*
- * Stores that a killed process leaves in this order: the compiler keeps volatile accesses as they are, and the process
- * is all that is killed.
- */
-static void put8(uint8_t *at, uint8_t value)
-{
-	*(volatile uint8_t *)at = value;
-}
-
-static void put16(uint8_t *at, uint16_t value)
-{
-	*(volatile uint16_t *)at = value;
-}
-
-static void put64(uint8_t *at, uint64_t value)
-{
-	*(volatile uint64_t *)at = value;
-}
-
-static uint8_t *entry_at(const struct vu_split_inflight *inflight, uint32_t head)
-{
-	return inflight->area + ENTRIES + ENTRY_SIZE * head;
-}
-
-static void note_taken(struct vu_split_inflight *inflight, uint32_t head)
-{
-	uint8_t *entry = entry_at(inflight, head);
-
-	put64(entry + ENTRY_COUNTER, inflight->counter++);
-	put8(entry, 1);
-}
-
-static void note_giving(const struct vu_split_inflight *inflight, uint32_t head)
-{
-	put16(entry_at(inflight, head) + ENTRY_NEXT, inflight->last_batch_head);
-	put16(inflight->area + LAST_BATCH_HEAD, head);
-}
-
-static void note_given(struct vu_split_inflight *inflight, uint32_t head)
-{
-	inflight->last_batch_head = head;
-	inflight->used_idx++;
-	put8(entry_at(inflight, head), 0);
-	put16(inflight->area + USED_IDX, inflight->used_idx);
-}
 
 static uint32_t used_position(const struct vu_queue *queue, uint32_t slots_before)
 {
@@ -118,7 +61,7 @@ static void count_member(struct vu_queue *queue, struct vu_batch *batch, const s
 /* Takes what there is, one after the other, so that whatever a fault ends is whole up to the last member. */
 __attribute__((noinline)) static int take(struct vu_queue *queue, const struct vu_memory *memory,
 					  struct vu_batch *batch, uint32_t most,
-					  struct vu_split_inflight *inflight)
+					  struct vu_inflight *inflight)
 {
 	/* Enough for short chains; only an ill-willed driver makes one call read more. */
 	const uint32_t visits = 2 * queue->size + 4 * most;
@@ -130,12 +73,12 @@ __attribute__((noinline)) static int take(struct vu_queue *queue, const struct v
 		struct vu_chain *chain = (struct vu_chain *)(batch->chains + batch->place);
 		enum vu_malformed fault = VU_MALFORMED_NONE;
 		uint32_t member = batch->count;
-		int taken = take_next(queue, memory, &areas, chain, NULL, &fault);
+		int taken = take_next(queue, memory, &areas, chain, inflight ? inflight->taken : NULL, &fault);
 
 		if (taken <= 0)
 			return taken;
 		if (inflight)
-			note_taken(inflight, chain->id);
+			batch->entries[member] = note_taken(queue, inflight, chain);
 		batch->places[member] = batch->place;
 		batch->keys[member] = (struct vu_key){ chain->id, used_position(queue, batch->slots) };
 		if (fault) {
@@ -162,7 +105,7 @@ static bool goes_on(struct vu_batch *batch, uint32_t member)
 enum { FAULT = 1 };
 
 int vu_batch_take(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
-		  struct vu_split_inflight *inflight)
+		  struct vu_inflight *inflight)
 {
 	int result;
 
@@ -182,7 +125,7 @@ int vu_batch_take(struct vu_queue *queue, const struct vu_memory *memory, struct
 }
 
 __attribute__((noinline)) static int give(struct vu_queue *queue, const struct vu_memory *memory,
-					  struct vu_batch *batch, uint32_t end, struct vu_split_inflight *inflight)
+					  struct vu_batch *batch, uint32_t end, struct vu_inflight *inflight)
 {
 	struct areas areas;
 	int result = find_areas(queue, memory, &areas);
@@ -200,16 +143,16 @@ __attribute__((noinline)) static int give(struct vu_queue *queue, const struct v
 		if (batch->kinds[member] != VU_MEMBER_ASKS)
 			written = 0;
 		if (inflight)
-			note_giving(inflight, chain->id);
+			note_giving(queue, inflight, batch->entries[member]);
 		give_back(queue, &areas, chain->id, chain->slots, written);
 		if (inflight)
-			note_given(inflight, chain->id);
+			note_given(queue, inflight, batch->entries[member]);
 	}
 	return result;
 }
 
 int vu_batch_give(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t end,
-		  struct vu_split_inflight *inflight)
+		  struct vu_inflight *inflight)
 {
 	uint32_t first = batch->given;
 	int result, empty = 0;
@@ -276,7 +219,7 @@ static bool all_ask(const struct vu_batch *batch)
 
 /* Answers the first members and gives them back: 1 if those were all, 0 if the caller has to look, or a failure. */
 static int answer(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch,
-		  struct vu_split_inflight *inflight, struct vu_answerer *answerer)
+		  struct vu_inflight *inflight, struct vu_answerer *answerer)
 {
 	uint32_t answered = answerer->answer(answerer->device, batch->requests, batch->count, batch->answers);
 	int result = answered ? vu_batch_give(queue, memory, batch, answered, inflight) : 0;
@@ -295,7 +238,7 @@ static int answer(struct vu_queue *queue, const struct vu_memory *memory, struct
 }
 
 int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
-		   struct vu_split_inflight *inflight, struct vu_answerer *answerer)
+		   struct vu_inflight *inflight, struct vu_answerer *answerer)
 {
 	uint64_t end = now() + answerer->longest;
 

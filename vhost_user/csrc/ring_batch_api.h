@@ -18,8 +18,8 @@ struct vu_key {
 };
 
 /*
- * The areas are the caller's: of `most` members each a kind, a key, a request, an answer and where its chain lies; and
- * `room` bytes for the chains.
+ * The areas are the caller's: of `most` members each a kind, a key, a request, an answer, where its chain lies, and the
+ * entry of an inflight area that stands for it; and `room` bytes for the chains.
  */
 struct vu_batch {
 	uint32_t most, request_size, answer_size;
@@ -27,7 +27,7 @@ struct vu_batch {
 	uint8_t *kinds;
 	struct vu_key *keys;
 	uint8_t *requests, *answers;
-	uint32_t *places;
+	uint32_t *places, *entries;
 	uint8_t *chains;
 	/* Members that were taken; the first `given` of them went back. */
 	uint32_t count, given;
@@ -38,29 +38,19 @@ struct vu_batch {
 };
 
 /*
- * What a split queue's inflight area is to be told, and what was told last. inflight/split.py has the order of stores,
- * which is the same here: `area` is where the head is, behind it 16 bytes for each descriptor.
- */
-struct vu_split_inflight {
-	uint8_t *area;
-	uint64_t counter;
-	uint16_t used_idx, last_batch_head;
-};
-
-/*
  * Takes available chains, `most` at most and as many as there is room for; how many, 0 where there are none, or what
  * vu_queue_take returns where not even one could be taken. All of a batch is given back before the next is taken.
- * `inflight` is NULL, or the area of a split queue.
+ * `inflight` is NULL, or the queue's.
  */
 int vu_batch_take(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
-		  struct vu_split_inflight *inflight);
+		  struct vu_inflight *inflight);
 
 /*
  * Gives back members in order until `given` is `end`, each with its answer, or empty where it asked nothing or its
  * memory is gone, which its kind then says. Returns how many went back empty, or what vu_queue_push returns.
  */
 int vu_batch_give(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t end,
-		  struct vu_split_inflight *inflight);
+		  struct vu_inflight *inflight);
 
 /* Looks for an available chain again and again for `nanoseconds`; 1 as soon as there is one, else 0 or a failure. */
 int vu_queue_await(struct vu_queue *queue, const struct vu_memory *memory, uint64_t nanoseconds);
@@ -89,4 +79,4 @@ struct vu_answerer {
  * answer, the first `given` of it having gone back; or 0.
  */
 int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
-		   struct vu_split_inflight *inflight, struct vu_answerer *answerer);
+		   struct vu_inflight *inflight, struct vu_answerer *answerer);

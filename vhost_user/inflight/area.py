@@ -66,8 +66,8 @@ class InflightArea(ABC):
     """
 
     shape: ClassVar[Shape]
-    told: _native.SplitInflight | None = None
-    """By what the C core notes the chains of a batch here, if it can."""
+    told: _native.Inflight
+    """What the area says too, as long as nobody else writes it; by it the C core notes the chains of a batch."""
 
     def __init__(self, view: memoryview, entries: int) -> None:
         assert len(view) == self.shape.size(entries)
@@ -75,7 +75,6 @@ class InflightArea(ABC):
         self.retakes: deque[Retake] = deque()
         self._u8 = view
         self._u16, self._u32, self._u64 = view.cast("H"), view.cast("I"), view.cast("Q")
-        self._counter = 0
 
     @abstractmethod
     def take_over(self, memory: GuestMemory, layout: Layout, avail: Position, used: Position) -> Positions:
@@ -107,6 +106,7 @@ class InflightArea(ABC):
 
     def close(self) -> None:
         """Let go of the memory; no queue uses the area any more."""
+        self.told.close()
         for view in (self._u64, self._u32, self._u16, self._u8):
             view.release()
 
@@ -144,15 +144,15 @@ class InflightArea(ABC):
 
     def _count(self) -> int:
         """The value of the document's global counter, which then goes up by 1."""
-        value = self._counter
-        self._counter = (value + 1) % U64
+        value = self.told.counter
+        self.told.counter = (value + 1) % U64
         return value
 
     def _retake(self, found: list[tuple[int, Retake]]) -> None:
         """These, with their counters, are to be taken again; new ones count on from there."""
         found.sort()
         self.retakes = deque(retake for _, retake in found)
-        self._counter = (found[-1][0] + 1) % U64 if found else 0
+        self.told.counter = (found[-1][0] + 1) % U64 if found else 0
 
 
 def corrupt(field: str, value: object, limit: str) -> PeerError:

@@ -30,6 +30,8 @@ never was, the index of one lap with the counter of the other. And the document 
 index alone: it would take back a chain that fills the whole ring and that the driver has seen used. Here the wrap
 counters are compared too.
 
+Where many chains are taken and given back in one call, csrc/inflight.c makes the same stores, chain by chain.
+
 Each chain goes back alone, malformed ones too. A process that is stopped before step 8 has perhaps done what the chain
 asks for, and the next one does it again; the driver hears of it once. The slots that were taken are those that were
 used and those of the chains in flight, so next_avail is not in the area.
@@ -76,24 +78,17 @@ class _Entry(NamedTuple):
     address: int
 
 
-class _Chain(NamedTuple):
-    """What is remembered of a chain in flight: its last entry, and how many it has."""
-
-    last: int
-    num: int
-
-
 class PackedInflight(InflightArea):
     """The area of a packed queue. An entry is that of a chain's first descriptor."""
 
     shape = Shape(32, _ENTRY.size)
 
-    # What the area says too, as long as nobody else writes it. The free list here, from _free_head on, is the old one.
     _size: int
-    _used: Position
-    _free_head: int
-    _next: list[int]
-    _chains: dict[int, _Chain]
+
+    def __init__(self, view: memoryview, entries: int) -> None:
+        # The free list here, from free_head on, is the old one.
+        self.told: _native.PackedInflight = _native.PackedInflight(view, entries)
+        super().__init__(view, entries)
 
     def take_over(  # noqa: D102
         self, memory: GuestMemory, layout: Layout, avail: Position, used: Position
@@ -110,13 +105,15 @@ class PackedInflight(InflightArea):
         free_head, used = left.states[not done]
         free = left.free_entries(free_head)
         found = left.chains(set(free))
-        self._size, self._used = size, used
+        self._size, self.told.used = size, used
         self._settle(free_head, done)
         for entry in free:
             if left.entries[entry].inflight:
                 self._u8[self._at(entry)] = 0
-        self._next = [entry.next for entry in left.entries]
-        self._chains = {retake.entry: _Chain(left.entries[retake.entry].last, num) for _, retake, num in found}
+        for at, found_there in enumerate(left.entries):
+            self.told.next[at] = found_there.next
+        for _, retake, num in found:
+            self.told.last[retake.entry], self.told.num[retake.entry] = left.entries[retake.entry].last, num
         self._retake([(counter, retake) for counter, retake, _ in found])
         return self._moved(used, sum(num for _, _, num in found)), used
 
@@ -124,7 +121,8 @@ class PackedInflight(InflightArea):
         return ring.rebuild(table, retake.descriptors)
 
     def taken(self, ring: _native.Ring, chain_id: int, slots: int) -> int:  # noqa: ARG002, D102
-        head = last = entry = self._free_head
+        told = self.told
+        head = last = entry = told.free_head
         at = self._at(head)
         self._u16[at // 2 + 3] = slots
         self._u64[at // 8 + 1] = self._count()
@@ -135,30 +133,30 @@ class PackedInflight(InflightArea):
             self._u32[where // 4 + 5] = length
             self._u16[where // 2 + 9] = flags
             self._u16[where // 2 + 8] = buffer_id
-            entry = self._next[entry]
+            entry = told.next[entry]
         self._u16[at // 2 + 2] = last
         self._u16[_FREE_HEAD] = entry
-        self._u16[_OLD_FREE_HEAD] = self._free_head = entry
-        self._chains[head] = _Chain(last, slots)
+        self._u16[_OLD_FREE_HEAD] = told.free_head = entry
+        told.last[head], told.num[head] = last, slots
         return head
 
     def giving(self, entry: int) -> None:  # noqa: D102
-        chain = self._chains[entry]
-        self._u16[self._at(chain.last) // 2 + 1] = self._free_head
+        told = self.told
+        self._u16[self._at(told.last[entry]) // 2 + 1] = told.free_head
         self._u16[_FREE_HEAD] = entry
-        self._u64[_USED] = _used_word(self._moved(self._used, chain.num), self._used)
+        self._u64[_USED] = _used_word(self._moved(told.used, told.num[entry]), told.used)
 
     def given(self, entry: int) -> None:  # noqa: D102
-        chain = self._chains.pop(entry)
-        self._next[chain.last] = self._free_head
-        self._free_head = entry
-        self._used = self._moved(self._used, chain.num)
+        told = self.told
+        told.next[told.last[entry]] = told.free_head
+        told.free_head = entry
+        told.used = used = self._moved(told.used, told.num[entry])
         self._u8[self._at(entry)] = 0
         self._u16[_OLD_FREE_HEAD] = entry
-        self._u64[_USED] = _used_word(self._used, self._used)
+        self._u64[_USED] = _used_word(used, used)
 
     def kept(self) -> None:  # noqa: D102
-        self._settle(self._free_head, done=False)
+        self._settle(self.told.free_head, done=False)
 
     def _at(self, entry: int) -> int:
         """Where an entry's bytes begin."""
@@ -172,17 +170,16 @@ class PackedInflight(InflightArea):
     def _settle(self, free_head: int, done: bool) -> None:
         """Let the state that is about to be hold (`done`), or be forgotten. The used words last, in either case."""
         self._u16[_OLD_FREE_HEAD if done else _FREE_HEAD] = free_head
-        self._u64[_USED] = _used_word(self._used, self._used)
-        self._free_head = free_head
+        self._u64[_USED] = _used_word(self.told.used, self.told.used)
+        self.told.free_head = free_head
 
     def _initialise(self, size: int, used: Position) -> None:
         self._clear()
-        self._next = list(range(1, self.entries + 1))
-        for entry, following in enumerate(self._next):
-            self._u16[self._at(entry) // 2 + 1] = following
+        for entry in range(self.entries):
+            self.told.next[entry] = self._u16[self._at(entry) // 2 + 1] = entry + 1
         self._u64[_USED] = _used_word(used, used)
         self._publish()
-        self._size, self._used, self._free_head, self._chains = size, used, 0, {}
+        self._size, self.told.used, self.told.free_head = size, used, 0
         self._retake([])
 
 

@@ -22,7 +22,7 @@ chains that were taken are those that were used, as the ring's idx counts them, 
 Areas that another back end left may have batches of more than one. A batch is at most what the ring has entries, so the
 walk has an end.
 
-Where many chains are taken and given back in one call, csrc/batch.c makes the same stores, chain by chain.
+Where many chains are taken and given back in one call, csrc/inflight.c makes the same stores, chain by chain.
 """
 
 from __future__ import annotations
@@ -50,21 +50,8 @@ class SplitInflight(InflightArea):
     shape = Shape(16, _ENTRY.size)
 
     def __init__(self, view: memoryview, entries: int) -> None:
-        # What the area says too, as long as nobody else writes it: used_idx, last_batch_head, and the next counter.
         self.told: _native.SplitInflight = _native.SplitInflight(view)
         super().__init__(view, entries)
-
-    @property
-    def _counter(self) -> int:
-        return self.told.counter
-
-    @_counter.setter
-    def _counter(self, value: int) -> None:
-        self.told.counter = value
-
-    def close(self) -> None:  # noqa: D102
-        self.told.close()
-        super().close()
 
     def take_over(
         self,

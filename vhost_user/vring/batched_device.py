@@ -1,8 +1,7 @@
 """The device's side of a ring, many small requests at a time: see batch.py.
 
-The C core takes and gives back the chains of a batch, and notes them in a split queue's inflight area; not so where
-they have to be looked at one by one, because memory is behind an IOMMU, what is written is logged, the area is a packed
-queue's, or chains are to be taken again.
+The C core takes and gives back the chains of a batch, and notes them in an inflight area; not so where they have to be
+looked at one by one, because memory is behind an IOMMU, what is written is logged, or chains are to be taken again.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ class BatchedQueue(DeviceQueue):
         """Whether no chain has to be looked at by itself."""
         if self._memory.translated or self.logging is not None:
             return False
-        return self.inflight is None or (self.inflight.told is not None and not self.inflight.retakes)
+        return self.inflight is None or not self.inflight.retakes
 
     @property
-    def _told(self) -> _native.SplitInflight | None:
+    def _told(self) -> _native.Inflight | None:
         return None if self.inflight is None else self.inflight.told
 
     def take(self, batch: Batch, most: int) -> int:
