@@ -87,14 +87,17 @@ def test_what_was_found_is_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -
         assert "DEP-BUSY-4" in again.found
 
 
-def test_a_second_signal_does_not_wait_for_the_device(start: Start) -> None:
-    hangs = 'if do == "begin":\n'
-    running = start(
-        program=SHIM.replace(hangs, f'{hangs}        note("request")\n        import time; time.sleep(60)\n')
-    )
+BEGIN = 'if do == "begin":\n'
+HANGS = SHIM.replace(BEGIN, f'{BEGIN}        note("request")\n        import time; time.sleep(600)\n')
+
+
+@pytest.mark.parametrize(("profile", "numbers"), [("soak", [INT, TERM]), ("quick", [TERM])])
+def test_a_signal_that_does_not_wait_for_the_device(start: Start, profile: str, numbers: list[signal.Signals]) -> None:
+    """Of a soak the second one; the others have nothing to tell before their end."""
+    running = start("--profile", profile, program=HANGS)
     wait_until(lambda: any(running.moves), "the device hangs")
-    one(running, INT)
-    one(running, TERM)
+    for number in numbers:
+        one(running, number)
     assert running.process.wait(LATE) == 128 + TERM
     wait_until(lambda: not marked(running.mark), "its device has ended, too")
     assert list(running.temporary.iterdir()) == []
