@@ -63,7 +63,7 @@ def _step(word: str, rest: Sequence[str]) -> Action | None:
         case "prepare", [] | [_]:
             features = int(rest[0], 0) if rest else None
             return Capability.START, lambda session: session.prepare(features)
-        case "go" | "kick" | "overrun" | "registers" | "sleep" | "wake", []:
+        case "go" | "kick" | "overrun" | "registers" | "sleep" | "wake" | "boot_memory", []:
             return _NEEDS[word], lambda session: getattr(session, word)()
         case "look", ["all" | "now" as how]:
             return Capability.RING, lambda session: session.look(how == "all")
@@ -93,6 +93,7 @@ _NEEDS = {
     "overrun": Capability.RING,
     "registers": Capability.REGISTERS,
     "sleep": Capability.SLEEP,
+    "boot_memory": Capability.BOOT_MEMORY,
     "wake": Capability.SLEEP,
 }
 

@@ -31,7 +31,7 @@ _FAILURE = "failure:"
 _LOOKS = frozenset({"config", "state", "held", "same"})
 """Calls that by all accounts change nothing."""
 
-_PASSED_OVER = frozenset({"notices", "look", "registers", "peek", "fill", "write_config"})
+_PASSED_OVER = frozenset({"notices", "look", "registers", "peek", "fill", "write_config", "boot_memory"})
 """The same of calls that matter to no other answer but to what the same target can't be asked either."""
 
 _HINDRANCES = frozenset({"refuse", "pause"})
@@ -245,8 +245,8 @@ def _essence(step: Step, answer: str) -> str:
             return answer.split(maxsplit=1)[0]
         case "look":
             return answer.rpartition(", flags ")[0]
-        case "peek":
-            return "bytes"
+        case "peek" | "boot_memory":
+            return "its own"
         case "registers":
             return " ".join(word for word in answer.split() if not word.startswith(_OWN_REGISTERS))
         case "config":

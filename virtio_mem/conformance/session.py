@@ -254,6 +254,14 @@ class Session:
         self._say("system_reset", self.subject.system_reset)
         self._first = None
 
+    def boot_memory(self) -> list[tuple[int, int]]:
+        """Address and size of what the tables for boot call RAM."""
+
+        def words(ranges: list[tuple[int, int]]) -> str:
+            return BESIDE.join(f"{addr:#x} {size}" for addr, size in ranges) or "none"
+
+        return self._say("boot_memory", self.subject.boot_memory, words)
+
     def sleep(self) -> None:
         """The machine goes to sleep."""
         self._say("sleep", self.subject.sleep)

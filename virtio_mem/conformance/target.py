@@ -57,6 +57,8 @@ class Capability(Flag):
     """`Subject.read` reaches unplugged blocks of the usable region as well, as a guest's processor would."""
     SLEEP = auto()
     """`Subject.sleep` and `wake`."""
+    BOOT_MEMORY = auto()
+    """`Subject.boot_memory`."""
 
 
 class TargetFailure(Exception):  # noqa: N818
@@ -286,6 +288,10 @@ class Subject(ABC):
 
     def wake(self) -> None:
         """The machine wakes up, after which the driver has to `begin` again."""
+        raise NotImplementedError
+
+    def boot_memory(self) -> list[tuple[int, int]]:
+        """Guest address and size of each range that the tables for boot, such as x86's e820, call RAM."""
         raise NotImplementedError
 
     def registers(self) -> Registers:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.needs_peers
 PARTS = (
     *(play.requests, play.notices, play.system_reset, play.memory, play.held, play.pause),
     *(play.ring, play.events, play.odd_tables, play.start_in_two, play.registers, play.needs_reset, play.config_writes),
-    *(play.unplugged, play.sleep),
+    *(play.unplugged, play.sleep, play.boot_memory),
 )
 """What QEMU's device does as ours does."""
 

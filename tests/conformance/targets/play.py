@@ -282,6 +282,12 @@ def unplugged(subject: Subject) -> None:
     assert len(subject.read(6 * BLOCK, 16)) == 16
 
 
+def boot_memory(subject: Subject) -> None:
+    ram = subject.boot_memory()
+    assert ram[0][0] == 0
+    assert sum(size for _, size in ram) >= MIB
+
+
 def sleep(subject: Subject) -> None:
     plug(subject, 2)
     data = b"before it slept"

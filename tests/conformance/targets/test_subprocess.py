@@ -142,7 +142,7 @@ for line in sys.stdin:
     log.flush()
     print(json.dumps({"offered_features": 0, "accepted": True, "config": "00" * 56, "response": "00" * 10,
         "used": [{"length": 0, "room": ROOM}], "notices": 0, "held": 0, "data": "00" * 8,
-        "notified": False, "flags": 0}), flush=True)
+        "notified": False, "flags": 0, "ram": [{"addr": 0, "size": 1}]}), flush=True)
 """
 
 
@@ -162,6 +162,7 @@ PARTS = (
     "length",
     "notices",
     "notified",
+    "ram",
     "offered_features",
     "refused",
     "response",
@@ -189,6 +190,7 @@ ASKED: tuple[Callable[[Subject], object], ...] = (
     lambda subject: subject.kick(),
     lambda subject: subject.look(True),
     lambda subject: subject.overrun(),
+    lambda subject: subject.boot_memory(),
     lambda subject: subject.sleep(),
     lambda subject: subject.wake(),
     lambda subject: subject.registers(),
@@ -206,7 +208,7 @@ def test_all_of_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own device behind a ring, in another process, with all that it can do."""
     monkeypatch.chdir(ROOT)
     target = ProgramTarget(f"{sys.executable} -m tests.conformance.targets.bridge ring:packed")
-    assert target.capabilities == ~Capability.SLEEP
+    assert target.capabilities == ~(Capability.SLEEP | Capability.BOOT_MEMORY)
     play.play(target)
 
 
@@ -302,7 +304,7 @@ SAID = st.recursive(
 LINES = st.binary(max_size=40) | SAID.map(lambda said: json.dumps(said).encode())
 
 
-@given(lines=st.lists(LINES, min_size=26, max_size=26), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
+@given(lines=st.lists(LINES, min_size=27, max_size=27), can=st.sampled_from([~Capability(0), ~Capability.CHAINS]))
 def test_answers_of_any_kind(lines: list[bytes], can: Capability) -> None:
     """Whatever is said, it is an answer, a refusal or a failure."""
     process = Mock(ask=lambda *_: lines.pop(), failure=TargetFailure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.conformance.wrong.fault import fault
 from vhost_user.units import KIB, ByteCount, GuestAddress
 from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.conformance.targets.ours import OurSubject
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import ConfigSpace, Response
@@ -291,3 +292,11 @@ class UsableGrowsSilently(VirtioMemDevice):
             usable = self.usable_region_size + self.geometry.block_size
             self.usable_region_size = ByteCount(min(usable, self.geometry.region_size))
         return response
+
+
+@fault("MEM-REGION-2")
+class RegionIsBootMemory(OurSubject):
+    """The region's first blocks are among what the guest's tables call RAM."""
+
+    def boot_memory(self) -> list[tuple[int, int]]:
+        return [(0, 1 << 30), (self.config().addr, 64 << 20)]

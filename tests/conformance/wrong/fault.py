@@ -81,6 +81,8 @@ class _OtherSubject(OurTarget):
         self._wrong = wrong
         if wrong.sleep is not OurSubject.sleep:
             self.capabilities |= Capability.SLEEP
+        if wrong.boot_memory is not OurSubject.boot_memory:
+            self.capabilities |= Capability.BOOT_MEMORY
 
     def _made(self, made: Made) -> OurSubject:
         return self._wrong(made)

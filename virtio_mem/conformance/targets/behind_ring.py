@@ -231,7 +231,7 @@ class RingTarget(InProcessTarget):
     """
 
     kind = "ring"
-    abilities: ClassVar[Capability] = ~Capability.SLEEP
+    abilities: ClassVar[Capability] = ~(Capability.SLEEP | Capability.BOOT_MEMORY)
 
     def __init__(self, form: str = "split", backing: str = "memfd", *, parts: Parts = OURS, name: str = "") -> None:
         if form not in FORMS:

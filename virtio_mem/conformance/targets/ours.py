@@ -74,6 +74,7 @@ class OurTarget(InProcessTarget):
         | Capability.REGISTERS
         | Capability.CONFIG_WRITES
         | Capability.SLEEP
+        | Capability.BOOT_MEMORY
     )
 
     def __init__(self, backing: str = "memfd", *, parts: Parts = OURS, name: str = "") -> None:

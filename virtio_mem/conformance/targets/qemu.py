@@ -46,6 +46,7 @@ from virtio_mem.conformance.targets.qtest.command_line import (
     shape_of,
 )
 from virtio_mem.conformance.targets.qtest.driver import PciDriver
+from virtio_mem.conformance.targets.qtest.fw_cfg import boot_memory
 from virtio_mem.conformance.targets.qtest.machine import PATIENCE, Machine, Program
 from virtio_mem.conformance.targets.qtest.memory import KINDS, Ram, RegionMemory
 from virtio_mem.conformance.targets.qtest.migration import StuckMigration
@@ -78,7 +79,7 @@ class QemuTarget(Target):
         self.capabilities = (
             Capability.RESTART | Capability.WISH | Capability.SET_TARGET | Capability.SYSTEM_RESET | Capability.NOTICES
             | Capability.CHAINS | Capability.CONTENT | Capability.PAUSE | Capability.RING | Capability.START
-            | Capability.REGISTERS | Capability.CONFIG_WRITES | Capability.UNPLUGGED
+            | Capability.REGISTERS | Capability.CONFIG_WRITES | Capability.UNPLUGGED | Capability.BOOT_MEMORY
         )  # fmt: skip
         if self._program.has_qtest:
             self.capabilities |= Capability.TIME | Capability.SLEEP  # a machine that never ran can't sleep
@@ -249,6 +250,10 @@ class QemuSubject(Subject):
         """See `Subject`. Afterwards the device is set up again as firmware does it."""
         self.machine.system_reset()
         self._driver.set_up()
+
+    def boot_memory(self) -> list[tuple[int, int]]:
+        """What QEMU tells the firmware."""
+        return boot_memory(self.machine.qtest, self.machine.failure)
 
     def sleep(self) -> None:
         """S3, as the guest's firmware would."""

@@ -248,6 +248,10 @@ class ProgramSubject(Subject):
         """See `Subject`."""
         self._ask("overrun")
 
+    def boot_memory(self) -> list[tuple[int, int]]:
+        """See `Subject`."""
+        return [(each.get("addr", int), each.get("size", int)) for each in self._ask("boot_memory").inner("ram")]
+
     def sleep(self) -> None:
         """See `Subject`."""
         self._ask("sleep")
