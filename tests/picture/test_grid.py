@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import groupby
 
 import pytest
@@ -192,10 +191,30 @@ def test_the_legend_has_every_letter() -> None:
     assert plain(legend(ASCII)).startswith("# plugged  1-9 tenths plugged  . unplugged")
 
 
+class Looked(int):
+    """A number of a block that counts how often it is compared."""
+
+    looks = 0
+
+    def __lt__(self, other: int) -> bool:
+        Looked.looks += 1
+        return int(self) < other
+
+
+def looked(nb_blocks: int, size: int = 7) -> list[tuple[int, int]]:
+    """A run in each 64 blocks."""
+    return [(Looked(first), size) for first in range(0, nb_blocks, 64)]
+
+
+def looks(runs: int) -> int:
+    """How often it takes at most to find a place among so many."""
+    return runs.bit_length()
+
+
 @pytest.mark.parametrize("nb_blocks", [8, MANY])
-def test_eight_and_eight_million_within_a_second(nb_blocks: int) -> None:
-    runs = [(first, 7) for first in range(0, nb_blocks, 64)]
-    before = time.process_time()
-    lines = drawn(blocks(nb_blocks, runs), 100)
-    assert time.process_time() - before < 1
+def test_eight_million_are_drawn_by_a_bisection_a_cell(nb_blocks: int) -> None:
+    zone = blocks(nb_blocks, runs := looked(nb_blocks))
+    Looked.looks = 0
+    lines = drawn(zone, 100)
+    assert 0 < Looked.looks <= most_cells(100) * looks(len(runs))
     assert len(lines) <= MOST_ROWS + 2
