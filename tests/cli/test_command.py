@@ -143,6 +143,28 @@ def test_an_output_that_is_full(machine: Machine, api: str) -> None:
     assert (done.returncode, done.stderr) == (1, "virtio-mem info: [Errno 28] No space left on device\n")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str) -> None:
+    """What nobody wants to read is not written; what is opened later does not get the number."""
+    program = (
+        "import os, sys; from virtio_mem.cli import main\n"
+        "status = main(['--version']) or main(['--zone'])\n"
+        "sys.stderr.write('still there'); assert min(os.open('/', 0), 3) == 3\n"
+        "os.spawnv(os.P_WAIT, sys.executable, [sys.executable, '-c', 'import os; [os.fstat(n) for n in range(3)]'])\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else run("--version").stdout)
+    assert "Traceback" not in done.stderr
+    assert ("still there" in done.stderr) is ("2>&-" not in closed)
+
+
 def test_ctrl_c_while_the_server_says_nothing(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))

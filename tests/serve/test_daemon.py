@@ -114,6 +114,34 @@ def test_the_service_manager_is_told_though_nobody_reads_the_line(tmp_path: Path
     assert "worker" not in said
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_the_service_with_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        with subprocess.Popen(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "--zone", zone_text(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(tmp_path / "notify")},
+        ) as process:
+            try:
+                assert manager.recv(64) == b"READY=1"
+                worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+                fds = [
+                    [Path(f"/proc/{pid}/fd/{number}").stat().st_ino for number in range(3)]
+                    for pid in (process.pid, worker)
+                ]
+                assert fds[0] == fds[1]
+                assert fds[0][1 if closed == ">&-" else 2] == Path("/dev/null").stat().st_ino
+            finally:
+                process.terminate()
+            said = process.communicate(timeout=20)
+    assert said == ("ready\n" if closed == "2>&-" else "", "")
+    assert process.returncode == 0
+
+
 def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     arguments = ("--zone", zone_text(tmp_path), "--state-dir", str(tmp_path / "state"))

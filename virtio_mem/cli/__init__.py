@@ -88,6 +88,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, or the process's; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the output's encoding lacks is written as an escape
     name = f"virtio-mem {arguments[0]}" if arguments and arguments[0] in SUBCOMMANDS else "virtio-mem"
@@ -108,6 +109,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_output()
         return _say(name, error, FAILED)
     return status
+
+
+def _open_standard_streams() -> None:
+    """What was closed when we were started (`>&-`) is /dev/null from here on, for what we start, too.
+
+    Left closed, its number is that of the next file or socket, which others' complaints would be written to.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == number:  # the lowest that is free, unless somebody was quicker
+                os.set_inheritable(nowhere, True)
+            setattr(sys, name, open(nowhere, "w" if number else "r"))  # noqa: SIM115 - it stays open
 
 
 def _run(arguments: Sequence[str]) -> int:
