@@ -17,6 +17,7 @@ import pytest
 
 from tests import counts
 from tests.attack.run import stands
+from tests.peers.processes import wait_until
 from tests.serve.rig import BLOCK_SIZE, guest
 from vhost_user.attack import ATTACKS, Verdict
 from vhost_user.frontend import Frontend
@@ -140,6 +141,30 @@ def test_the_service_with_a_closed_stream(closed: str, tmp_path: Path) -> None:
             said = process.communicate(timeout=20)
     assert said == ("ready\n" if closed == "2>&-" else "", "")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_every_process_is_the_supervisors(number: int, tmp_path: Path) -> None:
+    """A terminal's Ctrl-C, and how systemd ends a unit. One that comes before the worker is ready waits."""
+    with subprocess.Popen(
+        [*COMMAND, "--zone", zone_text(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(children.read_text, "there is a worker")
+        os.kill(int(children.read_text()), number)
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, number)
+        if number == signal.SIGHUP:
+            process.terminate()
+        assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,11 +69,26 @@ def test_constants_are_those_of_the_protocol() -> None:
 # Upgrades.
 
 
-def test_no_front_end_notices_an_upgrade(tmp_path: Path, rng: random.Random) -> None:
+def upgrade(supervised: Service) -> None:
+    os.kill(supervised.pid, signal.SIGHUP)
+
+
+def end_worker(supervised: Service) -> None:
+    """As somebody does who sends SIGTERM to every process."""
+    supervised.kill_worker(signal.SIGTERM)
+
+
+ways_to_replace = pytest.mark.parametrize("replace", [upgrade, end_worker])
+
+
+@ways_to_replace
+def test_no_front_end_notices_an_upgrade(
+    replace: Callable[[Service], None], tmp_path: Path, rng: random.Random
+) -> None:
     with memory() as ram, service(tmp_path, Numbered) as supervised, running(supervised, ram) as (frontend, ring):
         load = Load(ring, supervised.board, rng)
         for number in range(1, 6):
-            os.kill(supervised.pid, signal.SIGHUP)
+            replace(supervised)
             while supervised.board[WORKERS] <= number:
                 load.step()
                 assert frontend.get_config(0, 4) == b"conf"
@@ -89,10 +104,11 @@ class Upgraded(Counter):
         self.board[NOTE] += 1
 
 
-def test_an_upgrade_is_no_disconnection(tmp_path: Path) -> None:
+@ways_to_replace
+def test_an_upgrade_is_no_disconnection(replace: Callable[[Service], None], tmp_path: Path) -> None:
     with service(tmp_path, Upgraded) as supervised:
         with memory() as ram, running(supervised, ram) as (_, ring):
-            os.kill(supervised.pid, signal.SIGHUP)
+            replace(supervised)
             supervised.wait_for(RESUMED, 1)
             ring.echo(b"after")
             assert supervised.board[NOTE] == 0
@@ -375,9 +391,19 @@ def test_a_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
         assert ended(supervised.board[WORKER])
 
 
+def test_the_end_of_the_service_ends_sessions(tmp_path: Path) -> None:
+    with service(tmp_path, Upgraded, ends=False) as supervised, memory() as ram, running(supervised, ram):
+        for pid in (supervised.board[WORKER], supervised.pid):
+            os.kill(pid, signal.SIGTERM)
+        supervised.wait_for(NOTE, 1)
+        assert ended(supervised.board[WORKER])
+        assert os.waitpid(supervised.pid, 0) == (supervised.pid, 0)
+        assert supervised.board[WORKERS] <= 2
+
+
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "END_SECONDS", 0.2)
-    monkeypatch.setattr(Worker, "_stop", lambda _: None)
+    monkeypatch.setattr(Worker, "_retire", lambda _: None)
     with service(tmp_path) as supervised, supervised.connect() as frontend:
         frontend.get_config(0, 4)
 

@@ -10,6 +10,7 @@ it. So whatever it sends is parsed here, and PeerError is raised for what can't 
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,10 @@ from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 
 ENVIRONMENT = "VHOST_USER_SUPERVISOR"
 """The variable that tells a worker which of its descriptors the control socket is."""
+
+SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+"""What terminals and service managers send to every process. A worker is started with these blocked, until it has said
+what it makes of them."""
 
 MAX_PACKET = 64 << 10
 """Bytes. The kernel takes a packet as a whole into the sender's buffer, of 208 KiB where nobody set another size, and
@@ -91,6 +96,8 @@ class Kind(IntEnum):
     descriptors: the reply's, then new ones to be kept. A key without data is to be forgotten."""
     ENDED = 38
     """The session is closed: close the front end's connection, if it is still there. [session]"""
+    LEAVING = 39
+    """It was told to end by somebody else: have another worker take over."""
 
 
 class Source(IntEnum):

@@ -18,7 +18,7 @@ from contextlib import suppress
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.errors import PeerError
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.supervisor.packets import ENVIRONMENT, Kind, Packet, encode, receive, send
+from vhost_user.supervisor.packets import ENVIRONMENT, SIGNALS, Kind, Packet, encode, receive, send
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def spawn(command: Sequence[str]) -> Start:
         # Its own number may be the one that it is to have, and then stays closed at exec: dup2(2).
         with OwnedFd(fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, _CONTROL + 1)) as moved:
             actions = [(os.POSIX_SPAWN_DUP2, moved.fileno(), _CONTROL)]
-            return os.posix_spawn(command[0], list(command), environment, file_actions=actions)
+            return os.posix_spawn(command[0], list(command), environment, file_actions=actions, setsigmask=SIGNALS)
 
     return start
 

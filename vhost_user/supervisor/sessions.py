@@ -117,6 +117,12 @@ class Sessions:
         """Give the worker no more messages: another one takes its place."""
         self._holding = True
 
+    def end(self) -> None:
+        """Have the worker close every session."""
+        for front_end in self._all.values():
+            if self._worker is not None and front_end.told:
+                self._worker.send(Kind.CLOSE, SESSION.pack(front_end.number))
+
     def died(self, points: int) -> None:
         """The worker is dead; `points` of blame go to whom it may have died of."""
         self._worker = self._trying = None

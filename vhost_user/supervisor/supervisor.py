@@ -3,6 +3,9 @@
 It is small, knows no device, and imports next to nothing, so there is little in it that could fail; and it never waits
 for anybody. journal.py has the order in which things are done.
 
+A worker that is told to end by somebody else, by SIGTERM, says so, and is replaced as by an upgrade: whoever sends that
+to every process of a service means the supervisor, which cares for the rest.
+
 A worker that dies is replaced at once, unless workers die without having done anything: then after a pause, which
 grows. One that ends by itself before it was ready was started in the wrong way: then the supervisor ends, too.
 
@@ -205,6 +208,8 @@ class Supervisor:
         match packet.kind:
             case Kind.READY:
                 self._became_ready()
+            case Kind.LEAVING:
+                self.upgrade()
             case Kind.PUT if len(packet.fields) == 3:
                 name, last, part = packet.fields
                 self.kept.put_part(_text(name), part, last=last != b"\0")
@@ -262,13 +267,13 @@ class Supervisor:
         """Have a new worker take the old one's place, between two messages: no front end notices."""
         if self._worker is not None and not self._retiring and not self._stopping:
             log.info("worker %d makes room for another", self._worker.pid)
-            self._retire(self._worker)
+            self._retire(self._worker, RETIRE_SECONDS)
 
-    def _retire(self, worker: WorkerProcess) -> None:
+    def _retire(self, worker: WorkerProcess, seconds: float) -> None:
         self._retiring = True
         self._sessions.hold()
         worker.send(Kind.RETIRE)
-        worker.end_within(RETIRE_SECONDS)
+        worker.end_within(seconds)
 
     # The end.
 
@@ -283,12 +288,15 @@ class Supervisor:
             self._restart.cancel()
         if self._worker is None:
             self.loop.stop()
+        elif self._retiring:
+            pass
         elif self._book.lasting:
-            if not self._retiring:
-                self._retire(self._worker)
+            self._retire(self._worker, RETIRE_SECONDS)
+        elif self._ready:
+            self._sessions.end()
+            self._retire(self._worker, END_SECONDS)
         else:
-            self._worker.signal(signal.SIGTERM)
-            self._worker.end_within(END_SECONDS)
+            self._worker.signal(signal.SIGKILL)
 
     def _close(self) -> None:
         with ExitStack() as steps:  # the last one first

@@ -8,7 +8,8 @@
 
 It may be killed anywhere in there, and another one that does the same goes on: with `worker.bytes` and `worker.fds` as
 this one left them, and with the sessions of front ends. The device's own state is the device's to keep, by `put` or in
-the memory behind `put_fd`. SIGTERM ends `server.run()`, and closes sessions as in any server.
+the memory behind `put_fd`. SIGTERM has another worker take its place, between two messages. `server.run()` ends when
+the supervisor says so, which has sessions closed before, as in any server, unless somebody goes on with them.
 
 With several servers, and `worker.run()` in place of `server.run()`, each has a thread of its own, and a device that
 takes its time holds up those of its server alone. The supervisor is listened to in the calling thread, which waits for
@@ -42,7 +43,18 @@ from vhost_user.errors import PeerError, UsageError
 from vhost_user.owned_fd import OwnedFd, close_all
 from vhost_user.supervisor.endpoint import HandedEndpoint
 from vhost_user.supervisor.keeping import Data, Keeping
-from vhost_user.supervisor.packets import ENVIRONMENT, KEY, MESSAGE, SESSION, FdsLost, Kind, Packet, receive, unpack
+from vhost_user.supervisor.packets import (
+    ENVIRONMENT,
+    KEY,
+    MESSAGE,
+    SESSION,
+    SIGNALS,
+    FdsLost,
+    Kind,
+    Packet,
+    receive,
+    unpack,
+)
 
 log = logging.getLogger(__name__)
 
@@ -124,13 +136,14 @@ class Worker(Keeping):
     def ready(self) -> None:
         """Every device is attached: front ends may come.
 
-        In the main thread, SIGTERM has `run()` return from now on, or `Server.run()`; SIGINT and SIGHUP, which a
+        In the main thread, SIGTERM has the supervisor replace this worker from now on; SIGINT and SIGHUP, which a
         terminal sends to every process, are the supervisor's to care for.
         """
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda *_: self._stop())
+            signal.signal(signal.SIGTERM, lambda *_: self._ask_to_leave())
             for number in (signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.tell(Kind.READY)
         import_module("vhost_user.supervisor.handed")  # what sessions need, which is much: the first one is yet to come
 
@@ -159,8 +172,13 @@ class Worker(Keeping):
             own.forget(self._control)
             self._loop = None
 
+    def _ask_to_leave(self) -> None:
+        """Have the supervisor retire this worker. A signal handler may call it, at any time."""
+        if self._loop is not None:
+            self._loop.call_soon(lambda: self.tell(Kind.LEAVING))
+
     def _stop(self) -> None:
-        """Have `run()` return. A signal handler may call it, at any time."""
+        """Have `run()` return."""
         self._stopping = True
         for server in self._servers:
             server.stop()
