@@ -35,6 +35,9 @@ RAM_SIZE = 2 * MIB
 
 WAIT_SECONDS = 60.0
 
+_DESC = 2
+"""RING_EVENT_FLAGS_DESC of a packed ring: there is to be a notification for the descriptor that is named."""
+
 
 @contextmanager
 def served(socket: Path, *, prefault: bool = False) -> Iterator[subprocess.Popen[bytes]]:
@@ -88,13 +91,13 @@ class Vmm:
 
 
 class OurDevice:
-    """The device, driven by a guest of `vmm`."""
+    """The device, driven by a guest of `vmm` through a ring of so many entries."""
 
     addr = ADDR
 
-    def __init__(self, vmm: Vmm) -> None:
+    def __init__(self, vmm: Vmm, entries: int = RING_SIZE) -> None:
         self.vmm = vmm
-        self._ring = RingDriver(vmm.ram.memory, GuestAddress(0), RAM_SIZE, vmm.ring_features, RING_SIZE)
+        self._ring = RingDriver(vmm.ram.memory, GuestAddress(0), RAM_SIZE, vmm.ring_features, entries)
         self._offered = 0
         self._vring = vmm.start(self._ring.layout)
         self._calls = select.poll()
@@ -131,7 +134,7 @@ class OurDevice:
         if isinstance(layout, SplitLayout):
             return memory.load16(GuestAddress(layout.used + 4 + 8 * layout.size)) == self._offered % 2**16
         position = self._offered % layout.size | (1 - self._offered // layout.size % 2) << 15
-        return memory.load32(layout.device) & 0xFFFF == position
+        return memory.load32(layout.device) == _DESC << 16 | position
 
     def _wait(self) -> None:
         ready = self._calls.poll(1000 * WAIT_SECONDS)

@@ -65,11 +65,11 @@ class Start:
         subprocess.run([sys.executable, "-c", program], check=True, env=self.environment)
         return time.perf_counter() - start
 
-    def serve(self, hotplug_size: str) -> Served:
+    def serve(self, hotplug_size: str, zones: int = 1) -> Served:
         """Start the service once."""
         with tempfile.TemporaryDirectory() as directory:
             start = time.perf_counter()
-            with served(Path(directory), hotplug_size, self.environment) as process:
+            with served(Path(directory), hotplug_size, self.environment, zones) as process:
                 assert process.stdout is not None
                 line = process.stdout.readline()
                 seconds = time.perf_counter() - start
@@ -84,10 +84,14 @@ class Start:
 
 
 @contextmanager
-def served(directory: Path, hotplug_size: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """`virtio-mem serve` with one zone and the API."""
-    zone = f"id=mem0,socket={directory / 'mem0.sock'},addr=4G,hotplug_size={hotplug_size}"
-    command = [sys.executable, "-m", "virtio_mem", "serve", "--zone", zone, "--api-socket", str(directory / "api")]
+def served(
+    directory: Path, hotplug_size: str, environment: dict[str, str], zones: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`virtio-mem serve` with some zones and the API."""
+    command = [sys.executable, "-m", "virtio_mem", "serve", "--api-socket", str(directory / "api")]
+    for number in range(zones):
+        where = f"socket={directory}/mem{number}.sock,addr={4 + 4 * number}G"
+        command += ["--zone", f"id=mem{number},{where},hotplug_size={hotplug_size}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         try:
             yield process

@@ -12,6 +12,7 @@ from tests.benchmarks.fragmented import fragmented, random_bits, system_reset, t
 from tests.benchmarks.fragmented import rows as fragmented_rows
 from tests.benchmarks.measure import in_turn, plain_row, quantile, ratio_row, speed_row, table
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
+from tests.benchmarks.page import PAGE, figures, filled
 from tests.benchmarks.qemu import qemu_device
 from tests.benchmarks.requests import OneRequestRing, costs
 from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset
@@ -181,3 +182,15 @@ def test_all_is_given_back_of_a_region_in_pieces() -> None:
 def test_there_is_a_row_for_each_thing_that_is_done_to_a_region_in_pieces() -> None:
     goals = [row.goal for row in fragmented_rows(quick=True, region_size=GIB, pages=64)]
     assert goals == ["at most 1.2 x", "at most 1.2 x", "none", "at most 3 x", "none"]
+
+
+def test_the_page_has_the_figures_that_were_measured() -> None:
+    assert PAGE.read_text() == filled(PAGE.read_text(), figures())
+
+
+def test_a_page_without_a_place_for_its_figures_is_an_error() -> None:
+    assert filled("a\n<!-- b -->\nold\n<!-- end of b -->\nc", {"b": "new"}) == (
+        "a\n<!-- b -->\n\nnew\n\n<!-- end of b -->\nc"
+    )
+    with pytest.raises(ValueError, match="no place for b"):
+        filled("a\n<!-- b -->\n", {"b": "new"})
