@@ -28,8 +28,11 @@ from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
 from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-"""For each call: a socket that a peer made shares its O_NONBLOCK with that peer, who may clear it."""
+# MSG_DONTWAIT for each call: a socket that a peer made shares its O_NONBLOCK with that peer, who may clear it. They are
+# integers, since an operator of the enumeration costs as much as a system call.
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED = int(socket.MSG_CTRUNC)
 
 
 class Received:
@@ -168,8 +171,8 @@ class Connection:
 
     def _send(self, data: bytes, fds: Sequence[int]) -> int:
         if fds:
-            return socket.send_fds(self._sock, [data], list(fds), _FLAGS)
-        return self._sock.send(data, _FLAGS)
+            return socket.send_fds(self._sock, [data], list(fds), _SEND_FLAGS)
+        return self._sock.send(data, _SEND_FLAGS)
 
     def receive(self, timeout: float) -> Received:
         """The next message, within `timeout` seconds. Raises Disconnected, TimedOut or PeerError."""
@@ -185,14 +188,14 @@ class Connection:
         while True:
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
-                    self._reader.wanted, self._ancillary_room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                    self._reader.wanted, self._ancillary_room, _RECEIVE_FLAGS
                 )
             except BlockingIOError:
                 return None
             except OSError as error:
                 raise Disconnected(self.name, error.strerror) from error
             fds = received_fds(ancillary)
-            if flags & socket.MSG_CTRUNC:
+            if flags & _TRUNCATED:
                 close_all(fds)
                 limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
                 raise PeerError("descriptors", f"more than {len(fds)}", limit)

@@ -44,7 +44,7 @@ class Negotiated:
 
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether a protocol feature, or each of several, was negotiated."""
-        return self.protocol_features & feature == feature
+        return feature in self.protocol_features
 
     @property
     def packed(self) -> bool:

@@ -155,8 +155,8 @@ class Session:
         if request not in self._handlers:
             raise PeerError("request", name, "one that this back end offers")
         acked = self.offered_protocol if spec.offered_suffices else self._acked
-        if lacking := spec.needs & ~acked:
-            raise PeerError("request", name, f"{lacking!r} was negotiated")
+        if spec.needs not in acked:
+            raise PeerError("request", name, f"{spec.needs & ~acked!r} was negotiated")
         features = self.offered if spec.offered_suffices else self.negotiated.features
         if not self.negotiated.features_set:
             # Who comes back to a VM that runs may be told of its rings first: DPDK's virtio_user disables them.

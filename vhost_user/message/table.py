@@ -241,7 +241,7 @@ def spec_of(
     if (spec := _BY_NUMBER[backend_channel].get(request)) is None:
         raise PeerError("request", request, "a request that the protocol has")
     for feature, variant in spec.variants:
-        if acked & feature:
+        if feature in acked:
             spec = variant
     if postcopy and spec.postcopy_reply:
         return replace(spec, reply=ALWAYS, reply_payload=spec.payload)
