@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.api.rig import Client
+from tests.peers.processes import wait_until
 from tests.serve.rig import BLOCK_SIZE, FORMS, NB_BLOCKS, Guest, guest, zone
 from tests.serve.supervised import Supervised, supervised
 from vhost_user.errors import UsageError
 from vhost_user.frontend import Frontend
 from virtio_mem.cli import main
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.protocol import BlockState, RequestType, ResponseType
 from virtio_mem.serve.plan import ServePlan
+from virtio_mem.snapshot import content
+from virtio_mem.snapshot.content import Range
+
+saved = import_module("virtio_mem.snapshot.save")  # the package has a function of that name
 
 PLAN = ServePlan(zones=(zone(),), api=True, options="--zone as in the test")
 NO_API = ServePlan(zones=(zone(),))
@@ -107,6 +115,69 @@ def test_the_state_directory_has_it_from_then_on(snapshot: Path, tmp_path: Path)
         machine.check(frontend)
     with guest() as machine, supervised(plan, tmp_path) as service, front_end(service, machine) as frontend:
         assert machine.config(frontend).plugged_size == 9 * BLOCK_SIZE
+
+
+def test_the_device_answers_while_its_memory_is_saved(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even with the front end gone, and another's memory in the place of what is saved."""
+    saving, go_on = tmp_path / "saving", tmp_path / "go-on"
+    write_content: Callable[[HostMemory, Iterable[Range], int], str] = saved.write_content
+
+    def slow(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
+        saving.touch()
+        wait_until(go_on.exists, "it may go on")
+        return write_content(memory, ranges, fd)
+
+    monkeypatch.setattr(saved, "write_content", slow)
+    copy = tmp_path / "copy"
+    with (
+        guest() as machine,
+        guest() as other,
+        supervised(PLAN, tmp_path, snapshot) as service,
+        front_end(service, machine) as frontend,
+        ThreadPoolExecutor() as pool,
+    ):
+        remember(machine, snapshot)
+        machine.check(frontend)
+        status = pool.submit(save, service, copy)
+        try:
+            wait_until(saving.exists, "it is saved")
+            machine.check(frontend)
+            assert machine.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.BUSY
+            frontend.close()
+            with front_end(service, other) as successor:
+                assert other.config(successor).plugged_size == 9 * BLOCK_SIZE
+        finally:
+            go_on.touch()
+        assert status.result(20) == 204
+    for name in ("mem0.hotplug", "mem0.blocks", "snapshot.json"):
+        assert (copy / name).read_bytes() == (snapshot / name).read_bytes()
+
+
+def test_memory_that_is_truncated_while_it_is_restored(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs the front end its memory, and no worker. The next one gets all."""
+    populate = content.populate
+
+    def truncated(memory: HostMemory, wanted: Range) -> None:
+        populate(memory, wanted)
+        if wanted.size == content.CHUNK and os.fstat(memory.backing.fd).st_ino == inode:
+            os.ftruncate(memory.backing.fd, 0)
+
+    monkeypatch.setattr(content, "populate", truncated)
+    with guest() as machine, guest() as other:
+        inode = os.fstat(machine.fd).st_ino
+        with supervised(PLAN, tmp_path, snapshot) as service:
+            worker = service.worker()
+            with front_end(service, machine) as frontend:
+                assert put(service, "vm.resume") == 204
+                assert machine.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.BUSY
+            with front_end(service, other) as frontend:
+                remember(other, snapshot)
+                other.check(frontend)
+            assert service.worker() == worker
 
 
 @pytest.mark.parametrize("name", ["snapshot.json", "mem0.hotplug", "mem0.blocks"])

@@ -6,7 +6,8 @@ import errno
 import os
 import random
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from vhost_user.errors import HostError, UsageError
 from vhost_user.units import MIB, GuestAddress
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.geometry import UsableRegion
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
 from virtio_mem.snapshot import restore, save
@@ -69,6 +71,25 @@ def test_each_blocks_state_and_content_is_what_it_was(
         taken = next(block for block in range(HOTPLUG // BLOCK) if f"block {block}" in before)
         assert ask(manager, RequestType.PLUG, free) is ResponseType.ACK
         assert ask(manager, RequestType.UNPLUG, taken) is ResponseType.ACK
+
+
+def test_a_machine_that_goes_on_meanwhile_is_not_saved(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        fill(manager, rng)
+        manager.pause()
+
+        def resumed(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
+            manager.resume()
+            assert ask(manager, RequestType.UNPLUG_ALL, 0, 0) is ResponseType.ACK
+            manager.pause()
+            return write_content(memory, ranges, fd)
+
+        monkeypatch.setattr(import_module("virtio_mem.snapshot.save"), "write_content", resumed)
+        with pytest.raises(UsageError, match="stays paused"):
+            save(manager, tmp_path / "snapshot")
+        assert not (tmp_path / "snapshot").exists()
 
 
 @pytest.mark.parametrize("kind", ["anonymous", "memfd", "shared directory"])

@@ -31,7 +31,8 @@ class HostMemory:
 
     `node` is the NUMA node that all pages must come from, decided before the first of them is touched. `advice` is
     given to madvise(2). With `reserve` the kernel promises the memory now or refuses now; without, it is MAP_NORESERVE.
-    Offsets are from the start of the part. Raises HostError where the kernel refuses.
+    With `guarded`, a file that somebody truncates costs the mapping, not the process: see `Mapping`. Offsets are from
+    the start of the part. Raises HostError where the kernel refuses.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class HostMemory:
         node: int | None = None,
         advice: Sequence[int] = (),
         reserve: bool = False,
+        guarded: bool = False,
     ) -> None:
         self.backing = backing
         self.size = size
@@ -49,7 +51,7 @@ class HostMemory:
         flags = (mmap.MAP_SHARED if backing.shared else mmap.MAP_PRIVATE) | (0 if reserve else MAP_NORESERVE)
         alignment = backing.page_size if backing.page_size > PAGE_SIZE else 0
         try:
-            self.mapping = Mapping(size, flags, backing.fd, backing.offset, alignment=alignment)
+            self.mapping = Mapping(size, flags, backing.fd, backing.offset, alignment=alignment, guarded=guarded)
         except HostError as error:
             if reserve and error.errno == errno.ENOMEM:
                 error.remedy = "use reserve=off, a smaller size, or a host with more memory"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from vhost_user.backend.batches import RingBatches
@@ -126,15 +127,15 @@ class MemDevice(Device):
             self.service.prefault = self.memory.populates
             if came:
                 log.info("%s: memory is there", self.name)
-                self._settle()
+                self.settle()
                 self.device.retry_now()
         self.notify()
 
     def _write_content(self, content: Content) -> bool:
         """Whether it is in the memory now. Without it, memory is as good as not there."""
         try:
-            with _taking:
-                content.write(self.device, self.memory.require_all(), prefault=self.memory.populates)
+            with _taking, closing(self.memory.again()) as memory:
+                content.write(self.device, memory, prefault=self.memory.populates)
         except HostError as error:
             log.error("%s: the snapshot is not restored: %s", self.name, error)
             self.memory.refuse(f"a snapshot is to be restored to it first: {error}")
@@ -158,7 +159,7 @@ class MemDevice(Device):
     def on_kick(self, vring: Vring) -> bool:
         """Serve what is available, one ringful at most."""
         with self.service.lock:
-            self._settle()
+            self.settle()
             self._log_answers(log.isEnabledFor(logging.INFO))
         if self._batches is None or not self._batches.fits(vring):
             batch = Batch(vring.size, self.most_at_once, REQUEST_SIZE, RESPONSE_SIZE)
@@ -197,8 +198,8 @@ class MemDevice(Device):
         elif not wanted and self._log in observers:
             observers.remove(self._log)
 
-    def _settle(self) -> None:
-        """Bring to its end what a process before this one had opened."""
+    def settle(self) -> None:
+        """Bring to its end what a process before this one had opened. Under the service's lock."""
         intent = self.state.intent
         if intent is None or intent.phase is not Phase.OPEN:
             return

@@ -123,7 +123,15 @@ class FrontendMemory:
             raise HostError("regions", len(regions), limit)
         return first, start
 
-    def _adopt(self, fd: int, offset: HostOffset) -> HostMemory:
+    def again(self) -> HostMemory:
+        """The memory once more, guarded, which stays whatever the front end does, and is the caller's to close.
+
+        HostError where it is not there, or not with all of its file.
+        """
+        backing = self.require(HostOffset(0), self.size).backing
+        return self._adopt(backing.fd, backing.offset, guarded=True)
+
+    def _adopt(self, fd: int, offset: HostOffset, *, guarded: bool = False) -> HostMemory:
         page_size = page_size_of(fd)
         if page_size > self._block_size or offset % page_size:
             limit = f"whole pages of {format_size(page_size)} make up a block of {format_size(self._block_size)}"
@@ -136,7 +144,7 @@ class FrontendMemory:
             backing = _backing(own, offset, page_size)
             if isinstance(backing, SharedFile) and not can_punch_holes(own):
                 raise HostError("file", f"fd {fd}", "its file system can't give back a part of a file")
-            return HostMemory(backing, self.size)
+            return HostMemory(backing, self.size, guarded=guarded)
         except BaseException:
             os.close(own)
             raise
@@ -168,10 +176,6 @@ class FrontendMemory:
         if backing.offset + offset + size > length:
             raise HostError("file", f"{length:#x} bytes", f"has the range {offset:#x}+{size:#x}", "don't truncate it")
         return self._memory
-
-    def require_all(self) -> HostMemory:
-        """The memory, with all of its file there; else HostError."""
-        return self.require(HostOffset(0), self.size)
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate a range. HostError, and nothing of it held that was not before, where it can't."""

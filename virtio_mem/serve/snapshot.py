@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +35,13 @@ from virtio_mem.snapshot.save import SavedZone, own_file, plugged_ranges, save_z
 
 def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
     """Save paused devices and what is plugged of their memory. Raises what `save_zones` does, and HostError where no
-    front end shares the memory."""
+    front end shares the memory. One that goes meanwhile leaves it as it was, as what is saved."""
     with ExitStack() as stack:
-        for device in devices:
-            stack.enter_context(device.service.lock)  # the memory stays where it is
         zones = []
         for device in devices:
-            memory = device.memory.require_all()
+            with device.service.lock:
+                device.settle()
+                memory = stack.enter_context(closing(device.memory.again()))
             path = Path(f"/proc/self/fd/{memory.backing.fd}").readlink()
             zones.append(SavedZone(device.zone.id, None, memory, device.service, own_file(path, memory)))
         save_zones(directory, zones, options, None, UsableRegion.REQUESTED_PLUS_SLACK)

@@ -77,7 +77,7 @@ def _read(memory: HostMemory, offset: int, size: int) -> bytes:
 
 def _require_length(memory: HostMemory, length: int) -> None:
     if length < (wanted := memory.backing.offset + memory.size):
-        raise HostError("file", f"{length} bytes", f"was truncated; it had {wanted} or more", "save it anew")
+        raise HostError("file", f"{length} bytes", f"was truncated; it had {wanted} or more", "don't truncate it")
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:
@@ -100,7 +100,8 @@ def _worth_reading(memory: HostMemory, offset: int, size: int) -> bool:
 def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) -> str:
     """Write what the file holds to ranges of `memory`, if that is given; its digest.
 
-    Memory that is zero already is not touched where the file is zero. HostError where the host lacks the memory.
+    Memory that is zero already is not touched where the file is zero. HostError where the host lacks the memory, and
+    where others truncate its file meanwhile, which only guarded memory survives.
     """
     digest = Digest()
     overwrite = memory is not None and isinstance(memory.backing, PrivateFile)  # begins with what its file has
@@ -116,6 +117,9 @@ def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) ->
             populate(memory, Range(offset, size))
             with memory.view(HostOffset(offset), ByteCount(size)) as view:
                 view[: len(data)] = data
+            if memory.mapping.dead:
+                _require_length(memory, os.fstat(memory.backing.fd).st_size)
+                raise HostError("memory", f"{offset:#x}+{size:#x}", "was gone when it was written to", "share it anew")
     return str(digest)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vhost_user.errors import HostError, UsageError
+from virtio_mem.blocks import BlockMap
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.hostmem.backing import SharedFile
@@ -89,16 +90,28 @@ def _save_zone(zone: SavedZone, directory: Path) -> ZoneState:
         boot = _save_part(zone, zone.boot, everything, part_path(directory, zone.id, "boot"))
     if zone.service is not None and zone.hotplug is not None:
         with zone.service.lock:
-            ranges = plugged_ranges(zone.service.device)
+            blocks = zone.service.device.blocks.copy()
             device = _save_device(zone.service.device, part_path(directory, zone.id, "blocks"))
-            hotplug = _save_part(zone, zone.hotplug, ranges, part_path(directory, zone.id, "hotplug"))
+        # The content takes seconds a gibibyte, in which others may ask the device. Paused, it changes no block.
+        ranges = _ranges(blocks, device.block_size)
+        hotplug = _save_part(zone, zone.hotplug, ranges, part_path(directory, zone.id, "hotplug"))
+        _require_unchanged(zone.service, blocks)
     return ZoneState(zone.id, boot, hotplug, device)
+
+
+def _require_unchanged(service: DeviceService, blocks: BlockMap) -> None:
+    with service.lock:
+        if not service.device.paused or service.device.blocks.to_bytes() != blocks.to_bytes():
+            raise UsageError("device", "resumed", "stays paused until it is saved", "pause it, and save it anew")
 
 
 def plugged_ranges(device: VirtioMemDevice) -> Iterator[Range]:
     """Where plugged blocks lie in the region, in ascending order."""
-    size = device.geometry.block_size
-    return (Range(run.first * size, run.nb_blocks * size) for run in device.blocks.plugged_runs())
+    return _ranges(device.blocks, device.geometry.block_size)
+
+
+def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
+    return (Range(run.first * size, run.nb_blocks * size) for run in blocks.plugged_runs())
 
 
 def _save_part(zone: SavedZone, memory: HostMemory, ranges: Iterable[Range], path: Path) -> PartState:
