@@ -81,9 +81,10 @@ def test_a_machine_that_goes_on_meanwhile_is_not_saved(
         manager.pause()
 
         def resumed(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
-            manager.resume()
-            assert ask(manager, RequestType.UNPLUG_ALL, 0, 0) is ResponseType.ACK
-            manager.pause()
+            if memory.size == HOTPLUG:  # the device is saved by now
+                manager.resume()
+                assert ask(manager, RequestType.UNPLUG_ALL, 0, 0) is ResponseType.ACK
+                manager.pause()
             return write_content(memory, ranges, fd)
 
         monkeypatch.setattr(import_module("virtio_mem.snapshot.save"), "write_content", resumed)
