@@ -35,7 +35,7 @@ from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
 from virtio_mem.snapshot import restore, save
-from virtio_mem.snapshot.content import Range, write_content
+from virtio_mem.snapshot.content import CHUNK, Range, _data_chunks, write_content
 
 KINDS = [pytest.param(name, marks=pytest.mark.needs_hugetlb) if name == "hugetlb" else name for name in OPTIONS]
 
@@ -241,3 +241,33 @@ def test_restoring_with_too_few_huge_pages_is_refused_and_leaves_nothing(
             restore(snapshot)
     with restore(snapshot) as manager:
         assert service_of(manager).device.plugged_size == HOTPLUG
+
+
+def test_the_chunks_that_have_data_are_found_among_millions(rng: random.Random) -> None:
+    """Of the chunks of any ranges, wherever they begin in the file, and the last one shorter."""
+    start, chunks = 3 * 4096, 8 << 20
+    fd = os.memfd_create("sparse", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, start + chunks * CHUNK)
+        written = {*(rng.randrange(chunks) for _ in range(50)), *range(1000, 1010), 0, chunks - 1}
+        for chunk in written:
+            os.pwrite(fd, b"x", start + chunk * CHUNK + rng.randrange(CHUNK))
+        for ranges in (
+            [(0, chunks)],
+            [(0, 1), (5, 998), (1004, 2), (1007, chunks - 1007)],
+            [(2000, 1), (chunks - 1, 1)],
+        ):
+            wanted = [
+                (chunk * CHUNK, CHUNK)
+                for first, count in ranges
+                for chunk in sorted(written)
+                if first <= chunk < first + count
+            ]
+            assert (
+                list(_data_chunks(fd, start, [Range(first * CHUNK, count * CHUNK) for first, count in ranges]))
+                == wanted
+            )
+        os.pwrite(fd, b"x", start + 5000 * CHUNK)
+        assert list(_data_chunks(fd, start, [Range(5000 * CHUNK, 4096)])) == [(5000 * CHUNK, 4096)]
+    finally:
+        os.close(fd)

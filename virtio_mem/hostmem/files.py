@@ -163,6 +163,17 @@ def unallocated(fd: int) -> ByteCount:
     return ByteCount(max(0, found.st_size - found.st_blocks * ST_BLOCKS_UNIT))
 
 
+def next_data(fd: int, offset: int) -> int:
+    """The first byte of a file from `offset` on that is data and not in a hole, as lseek(2) tells it; 2**64 where there
+    is none. HostError where it doesn't tell."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return 1 << 64
+        raise HostError.from_os_error("file", f"{offset:#x}", "lseek", error) from error
+
+
 def data_size(fd: int, offset: HostOffset, size: ByteCount) -> ByteCount:
     """Bytes of a range of a file that are data and not holes, as lseek(2) tells it. HostError where it doesn't.
 

@@ -6,7 +6,6 @@ holes. Chunks are 1 MiB, the smallest block that a device can have: none lies in
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from vhost_user.errors import HostError
 from vhost_user.units import MIB, ByteCount, HostOffset, align_up
 from virtio_mem.hostmem.backing import Hugetlb, PrivateFile
+from virtio_mem.hostmem.files import next_data
 from virtio_mem.hostmem.memory import HostMemory
 
 CHUNK = MIB
@@ -49,8 +49,9 @@ def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
 
     Nothing is allocated by looking: what the host doesn't hold is not read where reading would allocate it.
     """
-    digest = Digest()
-    for offset, size in _chunks(ranges):
+    digest, backing = Digest(), memory.backing
+    chunks = _data_chunks(backing.fd, backing.offset, ranges) if backing.shared else _chunks(ranges)
+    for offset, size in chunks:
         if not _worth_reading(memory, offset, size):
             continue
         data = _read(memory, offset, size)
@@ -105,9 +106,7 @@ def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) ->
     """
     digest = Digest()
     overwrite = memory is not None and isinstance(memory.backing, PrivateFile)  # begins with what its file has
-    for offset, size in _chunks(ranges):
-        if not overwrite and not _has_data(fd, offset, size):
-            continue
+    for offset, size in _chunks(ranges) if overwrite else _data_chunks(fd, 0, ranges):
         data = os.pread(fd, size, offset)
         if data != _ZEROS[: len(data)]:
             digest.add(offset, data)
@@ -132,16 +131,23 @@ def populate(memory: HostMemory, wanted: Range) -> None:
     memory.populate(HostOffset(start), ByteCount(end - start))
 
 
-def _has_data(fd: int, offset: int, size: int) -> bool:
-    try:
-        return os.lseek(fd, offset, os.SEEK_DATA) < offset + size
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return False
-        raise HostError.from_os_error("snapshot", offset, "lseek", error) from error
-
-
 def _chunks(ranges: Iterable[Range]) -> Iterator[Range]:
     for start, size in ranges:
         for offset in range(start, start + size, CHUNK):
             yield Range(offset, min(CHUNK, start + size - offset))
+
+
+def _data_chunks(fd: int, start: int, ranges: Iterable[Range]) -> Iterator[Range]:
+    """The chunks in which a file has data, offsets being from its byte `start` on. Millions of ranges may lie in one
+    hole: the file is asked once for all of them."""
+    data = 0
+    for first, size in ranges:
+        at, end = first, first + size
+        while at < end:
+            if data < at:
+                data = next_data(fd, start + at) - start
+            if data >= end:
+                break
+            at += max(0, data - at) // CHUNK * CHUNK
+            yield Range(at, min(CHUNK, end - at))
+            at += CHUNK
