@@ -39,7 +39,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
     size = ByteCount(2 * GIB) if quick else SIZE
     for block_size in BLOCK_SIZES[: 1 if quick else None]:
         try:
-            found = measure(size, block_size, pairs=2 if quick else 6)
+            found = measure(size, block_size, pairs=2 if quick else 5)
         except (HostError, FileNotFoundError) as error:
             sys.stderr.write(f"a Linux guest: left out: {error}\n")
             return
