@@ -96,6 +96,36 @@ def test_a_new_daemon_and_new_memory_are_as_the_old_ones(
             machine.check(frontend)
 
 
+@contextmanager
+def on_file(path: Path) -> Iterator[Guest]:
+    machine = Guest(fd=os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    try:
+        yield machine
+    finally:
+        machine.close()
+
+
+def test_a_file_of_the_front_ends_is_known_again(tmp_path: Path) -> None:
+    """It has the content: another one, whatever is in it, is as good as no memory."""
+    here, there, saved_to = tmp_path / "here", tmp_path / "there", tmp_path / "saved"
+    with on_file(here) as machine, supervised(PLAN, tmp_path) as service, front_end(service, machine) as frontend:
+        assert machine.ask(frontend, RequestType.PLUG, 3) is ResponseType.ACK
+        assert put(service, "vm.pause") == 204
+        assert save(service, saved_to) == 204
+        plugged = machine.plugged
+    assert not (saved_to / "mem0.hotplug").exists()
+    there.write_bytes(here.read_bytes())
+    with supervised(PLAN, tmp_path, saved_to) as service:
+        assert put(service, "vm.resume") == 204
+        for path, answer in ((there, ResponseType.BUSY), (here, ResponseType.ACK)):
+            with on_file(path) as machine, front_end(service, machine) as frontend:
+                machine.plugged = dict(plugged)
+                assert machine.config(frontend).plugged_size == BLOCK_SIZE
+                assert machine.ask(frontend, RequestType.PLUG, 5) is answer
+                if answer is ResponseType.ACK:
+                    machine.check(frontend)
+
+
 def test_memory_that_the_front_end_does_not_have_is_waited_for(snapshot: Path, tmp_path: Path) -> None:
     with guest() as machine, supervised(PLAN, tmp_path, snapshot) as service:
         with Frontend.connect(str(service.sockets["mem0"]), features=machine.features, timeout=20) as frontend:

@@ -7,8 +7,10 @@ import os
 import random
 import resource
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,7 @@ from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
 from virtio_mem.snapshot import restore, save
 from virtio_mem.snapshot.content import CHUNK, Range, _data_chunks, write_content
+from virtio_mem.snapshot.own_file import named, require_file
 
 KINDS = [pytest.param(name, marks=pytest.mark.needs_hugetlb) if name == "hugetlb" else name for name in OPTIONS]
 
@@ -271,3 +274,30 @@ def test_the_chunks_that_have_data_are_found_among_millions(rng: random.Random) 
         assert list(_data_chunks(fd, start, [Range(5000 * CHUNK, 4096)])) == [(5000 * CHUNK, 4096)]
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("field", "renamed"),
+    [("inode", True), ("file_size", True), ("generation", True), ("file_offset", True), ("path", False)],
+)
+def test_a_file_is_known_again_by_each_of_these(field: str, renamed: bool, tmp_path: Path) -> None:
+    with MemoryManager(config("shared file", tmp_path)) as manager:
+        boot, _ = parts(manager.zones["mem0"])
+        state = named(tmp_path / "zone", boot)
+        require_file(state, tmp_path / "zone", boot, renamed=renamed)
+        before: Any = "/elsewhere" if field == "path" else (getattr(state, field) or 0) + 1
+        with pytest.raises(UsageError, match=r"file=inode .*: is inode .* now; put the file back"):
+            require_file(replace(state, **{field: before}), tmp_path / "zone", boot, renamed=renamed)
+
+
+def test_a_file_at_another_path_is_of_the_same_device(tmp_path: Path) -> None:
+    """Or it is at the same path, as after a boot that gave the device another number."""
+    with MemoryManager(config("shared file", tmp_path)) as manager:
+        boot, _ = parts(manager.zones["mem0"])
+        state = named(tmp_path / "zone", boot)
+        assert state.device is not None
+        other_device = replace(state, device=state.device + 1)
+        require_file(state, tmp_path / "renamed", boot, renamed=True)
+        require_file(other_device, tmp_path / "zone", boot, renamed=True)
+        with pytest.raises(UsageError, match="file"):
+            require_file(other_device, tmp_path / "renamed", boot, renamed=True)

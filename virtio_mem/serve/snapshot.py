@@ -12,9 +12,9 @@ What the guest had besides (its CPUs, its other memory) is the VMM's to save and
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +29,9 @@ from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.serve.state import DeviceState, state_size
 from virtio_mem.snapshot.content import populate, read_content
 from virtio_mem.snapshot.manifest import PartState, ZoneState, part_path, refused
+from virtio_mem.snapshot.own_file import own_file, require_file
 from virtio_mem.snapshot.restore import located, opened, read_blocks, read_manifest, require_content
-from virtio_mem.snapshot.save import SavedZone, own_file, plugged_ranges, save_zones
+from virtio_mem.snapshot.save import SavedZone, plugged_ranges, save_zones
 
 
 def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
@@ -42,9 +43,13 @@ def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
             with device.service.lock:
                 device.settle()
                 memory = stack.enter_context(closing(device.memory.again()))
-            path = Path(f"/proc/self/fd/{memory.backing.fd}").readlink()
-            zones.append(SavedZone(device.zone.id, None, memory, device.service, own_file(path, memory)))
+            zones.append(SavedZone(device.zone.id, None, memory, device.service, own_file(_path_of(memory), memory)))
         save_zones(directory, zones, options, None, UsableRegion.REQUESTED_PLUS_SLACK)
+
+
+def _path_of(memory: HostMemory) -> Path:
+    """Where the file of a front end's memory is, as far as this process can see."""
+    return Path(f"/proc/self/fd/{memory.backing.fd}").readlink()
 
 
 class Prepared(NamedTuple):
@@ -88,8 +93,7 @@ def _prepare_zone(zone: ServedZone, saved: ZoneState, directory: Path, plan: Ser
             undo.enter_context(content)
         state = undo.enter_context(_write_state(zone, device, plan))
         undo.pop_all()
-    facts = {"digest": saved.hotplug.digest, "inode": saved.hotplug.inode, "path": saved.hotplug.path}
-    return Prepared(zone, state, content, json.dumps(facts).encode())
+    return Prepared(zone, state, content, json.dumps(asdict(saved.hotplug)).encode())
 
 
 def _checked_content(part: PartState, device: VirtioMemDevice, path: Path) -> OwnedFd | None:
@@ -126,18 +130,17 @@ class Content:
 
     def __init__(self, fd: int | None, facts: bytes) -> None:
         self._fd = fd
-        found = json.loads(facts)
-        self._digest, self._inode, self._path = found["digest"], found["inode"], found["path"]
+        self._saved = PartState(**json.loads(facts))
 
     def write(self, device: VirtioMemDevice, memory: HostMemory, *, prefault: bool) -> None:
         """Write it. HostError where the host lacks the memory for it, and where the memory is another file's."""
         if self._fd is None:
-            inode = os.fstat(memory.backing.fd).st_ino
-            if inode != self._inode:
-                limit = f"inode {self._inode}, {self._path}, has the content that was saved"
-                raise HostError("file", f"inode {inode}", limit, "have the VMM use that file")
+            try:
+                require_file(self._saved, _path_of(memory), memory, renamed=True)
+            except UsageError as error:
+                raise HostError(error.field, error.value, error.limit, "have the VMM use that file") from error
             return
         for wanted in plugged_ranges(device) if prefault else ():
             populate(memory, wanted)
-        if read_content(self._fd, plugged_ranges(device), memory) != self._digest:
+        if read_content(self._fd, plugged_ranges(device), memory) != self._saved.digest:
             raise HostError("content", "other bytes", "is as it was when the service began", "start the service anew")

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from vhost_user.errors import UsageError
 
 FORMAT = "virtio-mem snapshot"
-VERSION = 1
+VERSION = 2
 FILE_NAME = "snapshot.json"
 MOST_BYTES = 4 << 20
 """Of snapshot.json. A machine of a thousand zones has a tenth of that."""
@@ -22,13 +22,16 @@ MOST_OPTIONS = 256 << 10
 
 @dataclass(frozen=True)
 class PartState:
-    """A zone's boot memory or hotplug region: `digest` of its content, or which file is the content."""
+    """A zone's boot memory or hotplug region: `digest` of its content, or which file is the content (own_file.py)."""
 
     size: int
     digest: str | None
     path: str | None
     inode: int | None
     file_size: int | None
+    device: int | None
+    generation: int | None
+    file_offset: int | None
 
 
 @dataclass(frozen=True)

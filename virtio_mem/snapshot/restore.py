@@ -28,7 +28,8 @@ from virtio_mem.snapshot.manifest import (
     part_path,
     refused,
 )
-from virtio_mem.snapshot.save import own_file, plugged_ranges
+from virtio_mem.snapshot.own_file import own_file, require_file
+from virtio_mem.snapshot.save import plugged_ranges
 
 
 def restore(directory: Path) -> MemoryManager:
@@ -102,7 +103,7 @@ def _restore_part(zone: ManagedZone, memory: HostMemory, state: PartState, range
     if state.size != memory.size:
         raise refused("size", state.size, f"must be {memory.size}, as the options say")
     if (file := own_file(zone.zone.spec.file, memory)) is not None:
-        require_file(state, file, memory.backing.fd)
+        require_file(state, file, memory)
         return
     with opened(path, memory.size) as fd:
         require_content(state, read_content(fd, ranges, memory), path)
@@ -112,15 +113,6 @@ def require_content(state: PartState, digest: str, path: Path) -> None:
     """UsageError unless the content that was read is that which was saved."""
     if digest != state.digest:
         raise refused("content", path.name, "must have the digest that was taken when it was saved")
-
-
-def require_file(state: PartState, path: Path, fd: int) -> None:
-    """UsageError unless the file `fd` at `path` is the one that was there when the snapshot was taken."""
-    file = os.fstat(fd)
-    if (state.path, state.inode, state.file_size) != (str(path), file.st_ino, file.st_size):
-        was = f"inode {state.inode} of {state.file_size} bytes at {state.path}"
-        limit = f"is inode {file.st_ino} of {file.st_size} bytes at {path} now"
-        raise UsageError("file", was, limit, "put the file back that was there when the snapshot was taken")
 
 
 def read_blocks(geometry: Geometry, state: DeviceState, path: Path) -> BlockMap:

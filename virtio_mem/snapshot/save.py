@@ -14,13 +14,13 @@ from vhost_user.errors import HostError, UsageError
 from virtio_mem.blocks import BlockMap
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
-from virtio_mem.hostmem.backing import SharedFile
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.service import DeviceService
 from virtio_mem.snapshot.content import Range, write_content
 from virtio_mem.snapshot.manifest import FILE_NAME, DeviceState, Manifest, PartState, ZoneState, part_path
+from virtio_mem.snapshot.own_file import named, own_file
 
 
 class SavedZone(NamedTuple):
@@ -51,11 +51,6 @@ def _saved(zone: ManagedZone) -> SavedZone:
     sample = zone.zone.boot or zone.zone.hotplug
     assert sample is not None
     return SavedZone(zone.id, zone.zone.boot, hotplug, zone.service, own_file(zone.zone.spec.file, sample))
-
-
-def own_file(file: Path | None, memory: HostMemory) -> Path | None:
-    """`file`, where the content of memory is in it: a regular one, and shared."""
-    return file if isinstance(memory.backing, SharedFile) and file is not None and file.is_file() else None
 
 
 def save_zones(
@@ -116,13 +111,12 @@ def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
 
 def _save_part(zone: SavedZone, memory: HostMemory, ranges: Iterable[Range], path: Path) -> PartState:
     if zone.file is not None:
-        file = os.fstat(memory.backing.fd)
         os.fsync(memory.backing.fd)
-        return PartState(memory.size, None, str(zone.file), file.st_ino, file.st_size)
+        return named(zone.file, memory)
     with _written(path) as fd:
         os.ftruncate(fd, memory.size)
         digest = write_content(memory, ranges, fd)
-    return PartState(memory.size, digest, None, None, None)
+    return PartState(memory.size, digest, None, None, None, None, None, None)
 
 
 def _save_device(device: VirtioMemDevice, path: Path) -> DeviceState:
