@@ -92,7 +92,7 @@ def rows(*, quick: bool) -> Iterator[Row]:
             try:
                 with pages.prepare():
                     for volume in (LINUX, SMALL):
-                        yield _discards(floor, pages, volume, 10 if quick else 20)
+                        yield _discards(floor, pages, volume, 5 if quick else 20)
             except (OSError, LookupError) as error:
                 sys.stderr.write(f"UNPLUG of {pages.name}: left out: {error}\n")
         for volume in (LINUX, SMALL):
