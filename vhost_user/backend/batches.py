@@ -68,8 +68,10 @@ class RingBatches:
             elif idle:
                 self._idle_since = time.monotonic_ns() - patience
                 if not queue.enable_notifications():
+                    vring.notify()  # of chains that the queue gave back by itself
                     return False
                 queue.disable_notifications()
+        vring.notify()
         return True
 
     def give(self, end: int) -> None:

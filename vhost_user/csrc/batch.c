@@ -237,6 +237,12 @@ static int answer(struct vu_queue *queue, const struct vu_memory *memory, struct
 	return 1;
 }
 
+/* How many members there is room for, `left` at most. */
+static uint32_t most_of(const struct vu_batch *batch, uint32_t left)
+{
+	return left < batch->most ? left : batch->most;
+}
+
 int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
 		   struct vu_inflight *inflight, struct vu_answerer *answerer)
 {
@@ -246,12 +252,13 @@ int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struc
 	answerer->idle = false;
 	while (answerer->answered < most && (!answerer->answered || now() < end)) {
 		uint32_t left = most - answerer->answered;
-		int result = vu_batch_take(queue, memory, batch, left < batch->most ? left : batch->most, inflight);
+		int result = vu_batch_take(queue, memory, batch, most_of(batch, left), inflight);
 
+		/* Once: a driver that takes back what it has made available would be waited for again and again. */
 		if (!result && answerer->patience) {
 			result = vu_queue_await(queue, memory, answerer->patience);
 			if (result > 0)
-				continue;
+				result = vu_batch_take(queue, memory, batch, most_of(batch, left), inflight);
 		}
 		answerer->idle = !result;
 		if (result <= 0)
