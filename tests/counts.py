@@ -42,6 +42,9 @@ TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
 # Random requests to a device and to its model, on each backing of memory.
 REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
 
+# Groups of requests that a device decides on together, and another one by one.
+REQUESTS_TOGETHER = count(quick=2_000, ci=20_000, soak=200_000)
+
 # Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
 
@@ -85,6 +88,10 @@ DIRTY_LOG_ROUNDS = count(quick=10_000, ci=100_000, soak=1_000_000)
 
 # Back ends killed by SIGKILL with requests in flight, for each format of ring.
 INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
+
+# Ringfuls served by the C core, instruction by instruction, for each format of ring: a back end is killed after each
+# store of each of them.
+STEPPED_RINGFULS = count(quick=1, ci=10, soak=100)
 
 # Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
 # each of which one is killed, of all that there are.

@@ -15,6 +15,7 @@ from vhost_user.memory import GuestMemory
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import GuestAddress
 from vhost_user.vring import (
+    BatchedQueue,
     DeviceQueue,
     DriverQueue,
     PackedDriver,
@@ -78,7 +79,7 @@ def make_driver(memory: GuestMemory, layout: SplitLayout | PackedLayout, start: 
 
 def make_queue(
     memory: GuestMemory, layout: SplitLayout | PackedLayout, area: InflightArea | None, start: int = 0
-) -> DeviceQueue:
+) -> BatchedQueue:
     """`start` is where a new split ring begins."""
     if isinstance(layout, SplitLayout):
         return SplitQueue(memory, **vars(layout), indirect=True, inflight=area, next_avail=start, next_used=start)
