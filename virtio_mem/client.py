@@ -125,10 +125,11 @@ class Client:
             raise _unexpected("vm.info", f"{type(error).__name__}: {error}") from None
         return dict(answer)
 
-    def operation(self, number: int, wait: float = 0.0) -> dict[str, Any]:
-        """One resize; the server answers when it ends, or after `wait` seconds."""
+    def operation(self, number: int, wait: float = 0.0, *, timeout: float | None = None) -> dict[str, Any]:
+        """One resize; the server answers when it ends, or after `wait` seconds. It has `timeout` seconds besides, in
+        place of those of the client."""
         question = f"operations/{number}" + (f"?wait={wait:g}" if wait else "")
-        answer = self._get(question, self.timeout + wait)
+        answer = self._get(question, (timeout or self.timeout) + wait)
         try:
             _check_operation(answer)
         except (TypeError, KeyError, ValueError) as error:

@@ -7,16 +7,24 @@ import signal
 import socket
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.rig import ONE_ZONE, Machine, command, run, until
 from tests.cli.terminal import Terminal
+from vhost_user.errors import TimedOut
 from vhost_user.units import MIB
 from virtio_mem import operation
 from virtio_mem.api.server import listen
-from virtio_mem.cli import main
+from virtio_mem.cli import follow, main
+from virtio_mem.client import Client
 
 ZONE = ("resize-zone", "--api-socket")
 
@@ -32,6 +40,69 @@ def test_a_size_is_taken(machine: Machine, api: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "operation 1: mem0 to 128 MiB: running for 0 s, 64 MiB now\n"
     assert machine.service("mem0").device.requested_size == 64 * MIB
+
+
+class Silenced(Client):
+    """Has the device busy until the server was silent so many times, first when it is asked for the size."""
+
+    def __init__(self, api: str, machine: Machine, silences: int) -> None:
+        super().__init__(api, timeout=0.05)
+        self.silences, self.machine = silences, machine
+        self._held = threading.Semaphore(0)
+        self._heard = threading.Semaphore(0)
+
+    def hold(self) -> None:
+        """In a thread that has nothing else to do."""
+        with self.machine.service("mem0").lock:
+            self._held.release()
+            assert self._heard.acquire(timeout=20)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.hold)
+        thread.start()
+        assert self._held.acquire(timeout=20)
+        try:
+            yield
+        finally:
+            self._heard.release()
+            thread.join()
+
+    @contextmanager
+    def _exchange(self, *arguments: Any, **options: Any) -> Iterator[HTTPResponse]:
+        try:
+            with super()._exchange(*arguments, **options) as response:
+                yield response
+        except TimedOut:
+            self.silences -= 1
+            if not self.silences:
+                self._heard.release()
+            raise
+
+
+def test_a_server_whose_device_is_busy_is_waited_for(
+    machine: Machine, api: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "OUTAGE", 0.0)
+    monkeypatch.setattr(follow, "STEP", 0.01)
+    for wait, size in (("for ever", 128 * MIB), ("600", 192 * MIB)):
+        client = Silenced(api, machine, 3)
+        with machine.guest("mem0"), client.holding():
+            assert follow.ask(client, partial(client.resize_zone, "mem0", size), wait) == 0
+        assert client.silences <= 0
+        assert ": reached" in capsys.readouterr().out
+
+
+def test_one_that_is_busy_for_longer_than_that(machine: Machine, api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A resize is running still, by its last word; whether it was taken is not known where there was none."""
+    client = Silenced(api, machine, 0)
+    number = client.resize_zone("mem0", 128 * MIB)
+    with client.holding():
+        assert follow.ask(client, lambda: number, "0.2") == 3
+        for wait in (None, "0.2"):
+            with pytest.raises(TimedOut):
+                follow.ask(client, partial(client.resize_zone, "mem0", 192 * MIB), wait)
+    assert "operation 1: mem0 to 128 MiB: running" in capsys.readouterr().out
 
 
 def test_the_whole_machine(api: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from vhost_user.errors import HostError, PeerError, UsageError
+from vhost_user.errors import HostError, PeerError, TimedOut, UsageError
 from virtio_mem.cli.outcome import FINAL, STATUS, outcome
 from virtio_mem.client import Client
 from virtio_mem.config.values import SIZE
@@ -23,7 +24,8 @@ Without --wait the command ends as soon as the server has taken the size; the
 guest then does what it can in its own time. With --wait it ends when the size
 is reached, and also when the guest stalls, when the host refuses it, or when
 somebody asks for another size. With --wait SECONDS the guest has all of that
-time, since one that was refused tries again."""
+time, since one that was refused tries again. A server that is silent is waited
+for as well: it gives memory back to the host."""
 
 EXIT_STATUS = """exit status:
   0    the size is reached; without --wait: the server has taken it
@@ -40,9 +42,11 @@ STEP = 0.5
 RETRY = 0.1
 OUTAGE = 10.0
 """Seconds between two tries to reach a server that went away while a resize is followed, and how long it may be away:
-the next process is there within one."""
+the next process is there within one. One that is there and silent gives memory back, which may take it minutes."""
 
 _NO_LIMIT = "for ever"
+
+AnswerT = TypeVar("AnswerT")
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
@@ -60,27 +64,31 @@ def bytes_of(text: str) -> int:
 
 def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     """Ask, say what came of it, and with `wait` follow; returns the exit status."""
-    seconds = None if wait is None else _seconds(wait)
-    number = resize()
-    operation = _begin(client, number)
+    deadline = time.monotonic() + _seconds(wait) if wait is not None else 0.0
+    number = _insist(resize, deadline, outage=0.0)  # the same again is the same operation
+    operation = _insist(lambda: client.operation(number), deadline, outage=OUTAGE)
     _say(operation)
     if wait is None:
         return 0
     began = _state(operation)
-    operation = _follow(client, number, operation, seconds)
+    operation = _follow(client, number, operation, deadline)
     if _state(operation) != began or began not in FINAL:
         _say(operation)
     return STATUS.get(_state(operation), STATUS["stalled"])
 
 
-def _begin(client: Client, number: int) -> dict[str, Any]:
-    """Operation `number`, which a server has taken that may be being replaced just now."""
-    began = time.monotonic()
+def _insist(question: Callable[[], AnswerT], deadline: float, *, outage: float) -> AnswerT:
+    """What a server answers that may be away for `outage` seconds, and silent until `deadline`."""
+    seen = time.monotonic()
     while True:
         try:
-            return client.operation(number)
-        except (HostError, PeerError):
-            if time.monotonic() - began > OUTAGE:
+            return question()
+        except TimedOut:
+            seen = time.monotonic()
+            if seen >= deadline:
+                raise
+        except (HostError, PeerError):  # one that dies may break off anywhere
+            if time.monotonic() - seen >= outage:
                 raise
             time.sleep(RETRY)
 
@@ -90,9 +98,9 @@ def _say(operation: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _seconds(text: str) -> float | None:
+def _seconds(text: str) -> float:
     if text == _NO_LIMIT:
-        return None
+        return math.inf
     try:
         seconds = float(text)
     except ValueError:
@@ -102,25 +110,28 @@ def _seconds(text: str) -> float | None:
     return seconds
 
 
-def _follow(client: Client, number: int, operation: dict[str, Any], seconds: float | None) -> dict[str, Any]:
-    """Follow operation `number` to its end, or for so many seconds; its last state."""
+def _follow(client: Client, number: int, operation: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Follow operation `number` to its end, or until `deadline`; its last state that was told."""
     progress = _Progress()
-    deadline = None if seconds is None else time.monotonic() + seconds
     seen = time.monotonic()
     try:
         while _goes_on(operation, deadline):
             progress.show(operation)
-            left = STEP if deadline is None else min(STEP, deadline - time.monotonic())
+            left = deadline - time.monotonic()
+            patience, left = max(RETRY, min(client.timeout, left)), max(0.0, min(STEP, left))
             try:
-                operation = client.operation(number, max(0.0, left))
+                operation = client.operation(number, left, timeout=patience)
                 seen = time.monotonic()
-            except (HostError, PeerError):  # one that dies may break off anywhere
+            except TimedOut:  # it is there, and waits for its device
+                seen = time.monotonic()
+                continue
+            except (HostError, PeerError):
                 if time.monotonic() - seen > OUTAGE:
                     raise
                 time.sleep(RETRY)
                 continue
             if _state(operation) not in (*FINAL, "running"):
-                time.sleep(max(0.0, left))  # the server does not wait with what has ended for now
+                time.sleep(left)  # the server does not wait with what has ended for now
     finally:
         progress.clear()
     return operation
@@ -130,11 +141,11 @@ def _state(operation: dict[str, Any]) -> str:
     return str(operation["state"])
 
 
-def _goes_on(operation: dict[str, Any], deadline: float | None) -> bool:
+def _goes_on(operation: dict[str, Any], deadline: float) -> bool:
     """Whether there is something to wait for: without a deadline, only as long as the guest gets on."""
     if _state(operation) in FINAL:
         return False
-    return _state(operation) == "running" if deadline is None else time.monotonic() < deadline
+    return _state(operation) == "running" if deadline == math.inf else time.monotonic() < deadline
 
 
 class _Progress:
