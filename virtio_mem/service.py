@@ -59,6 +59,9 @@ class RegionMemory(Protocol):
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Bytes that the host holds for the range, by its own counters. HostError where they can't tell."""
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        """The same in a bounded time: what it holds, and whether there is more."""
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         """Why the range could not be populated now, or None where nothing is known to stand against it."""
 

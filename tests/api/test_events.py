@@ -144,7 +144,8 @@ def test_what_the_host_cannot_tell_is_none(rig: Rig, monkeypatch: pytest.MonkeyP
         raise HostError("held", 0, "no counters")
 
     rig.request(PLUG)
-    monkeypatch.setattr(rig.service().memory, "held", refuse)
+    for name in ("held", "held_at_least"):
+        monkeypatch.setattr(rig.service().memory, name, refuse)
     rig.request(UNPLUG)
     assert told(take(rig), "held")[-2] == ("freed", None)
     assert rig.get("/api/v1/vm.info").json["zones"][0]["held"] is None

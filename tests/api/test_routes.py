@@ -20,10 +20,12 @@ from tests.api.rig import ACK, BLOCK, BOOT, BUSY, REGION, MakeMachine, Rig
 from tests.device.helpers import make_device
 from tests.device.test_service import Script, ScriptedMemory
 from vhost_user.errors import HostError
-from vhost_user.units import GIB, MIB
+from vhost_user.units import GIB, MIB, ByteCount, HostOffset
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.control import ControlledZone, Hooks
 from virtio_mem.control.info import ZoneBlocks
+from virtio_mem.hostmem import backing
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.operation import STALL_SECONDS
 from virtio_mem.protocol import RequestType
 from virtio_mem.service import DeviceService
@@ -51,6 +53,20 @@ def test_info_has_cloud_hypervisors_memory_and_ours(rig: Rig) -> None:
     assert zone["held"] == 0, "nothing was touched"
     assert zone["connected"]
     assert zone["operation"] is None
+
+
+def test_what_lies_in_very_many_pieces_is_counted_in_part(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backing, "MOST_PIECES", 4)
+    rig.follow()
+    memory = rig.service().memory
+    assert isinstance(memory, HostMemory)
+    for pieces, told in ((4, (4 * 4096, False)), (5, (4 * 4096, True))):
+        with memory.view(HostOffset(0), ByteCount(MIB)) as view:
+            for piece in range(pieces):
+                view[piece * 3 * 4096] = 1
+        (zone,) = rig.get("/api/v1/vm.info").json["zones"]
+        assert (zone["held"], zone["held_more"]) == told
+        assert memory.held() == pieces * 4096
 
 
 def test_info_of_zones(zones: Rig) -> None:

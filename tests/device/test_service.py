@@ -63,6 +63,9 @@ class ScriptedMemory:
             raise refusal()
         return self.kept
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        return self.held(offset, size), False
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self.short
 

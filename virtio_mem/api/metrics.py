@@ -22,7 +22,10 @@ _GAUGES = {
     "usable_region_size": ("usable_region_bytes", "What of the region the guest may use."),
     "requested_size": ("requested_bytes", "What the guest is asked to have plugged."),
     "plugged_size": ("plugged_bytes", "What the guest has plugged."),
-    "held": ("held_bytes", "What the host holds for the region, by its own counters."),
+    "held": (
+        "held_bytes",
+        "What the host holds for the region, by its own counters; no less, where its memory is in very many pieces.",
+    ),
     "block_size": ("block_bytes", "The size of a block."),
     "connected": ("connected", "Whether a guest's front end is there."),
     "paused": ("paused", "Whether the device is paused."),

@@ -61,7 +61,7 @@ _WITH_DEVICE: tuple[tuple[str, Cell], ...] = (
     ("region", _size("hotplug_size")),
     ("at address", lambda zone: f"{zone['addr']:#x}"),
     ("block size", _size("block_size")),
-    ("held by the host", _size("held")),
+    ("held by the host", lambda zone: _size("held")(zone) + (" or more" if zone.get("held_more") else "")),
     ("unplugged so far", _size("unplugged_bytes")),
     ("  not given back", _size("unreturned_bytes")),
     ("requests refused", _refused),

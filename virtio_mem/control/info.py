@@ -57,12 +57,14 @@ def _zone(zone: ControlledZone) -> dict[str, Any]:
 def zone_info(control: Control, zone: ControlledZone) -> dict[str, Any]:
     """One zone with its device. What a zone without a device lacks is None."""
     device = zone.service.info() if zone.service else {}
+    held, more = zone.held()
     return {
         "id": zone.id,
         "boot_size": zone.boot_size,
         "hotplug_size": zone.hotplug_size,
         "guest_numa_id": zone.guest_numa_id,
-        "held": zone.held(),
+        "held": held,
+        "held_more": more,
         "connected": zone.connected(),
         "operation": control.operations.last(zone.id),
         **{name: device.get(name) for name in _DEVICE_FACTS},

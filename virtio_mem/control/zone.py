@@ -61,11 +61,12 @@ class ControlledZone:
         """What the guest has: boot memory and what is plugged."""
         return self.boot_size + (self.service.device.plugged_size if self.service else 0)
 
-    def held(self) -> int | None:
-        """Bytes that the host holds for the hotplug region; None where it can't tell."""
+    def held(self) -> tuple[int | None, bool]:
+        """Bytes that the host holds for the hotplug region, None where it can't tell; and whether there are more, since
+        not all were counted."""
         if self.service is None:
-            return 0
+            return 0, False
         try:
-            return self.service.memory.held(HostOffset(0), ByteCount(self.hotplug_size))
+            return self.service.memory.held_at_least(HostOffset(0), ByteCount(self.hotplug_size))
         except HostError:
-            return None
+            return None, False

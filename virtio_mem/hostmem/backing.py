@@ -30,6 +30,10 @@ from vhost_user.units import ByteCount, HostAddress, HostOffset
 from virtio_mem.hostmem import facts, files, headroom
 from virtio_mem.hostmem.files import Place
 
+MOST_PIECES = 1 << 16
+"""Of data in a file that are counted for somebody who only wants to know: a tenth of a second. A guest that touches
+every second page makes twice as many of each GiB."""
+
 
 class Backing(ABC):
     """One kind of memory and the file behind it, -1 if none; `offset` is where in the file the memory begins, in bytes.
@@ -70,6 +74,10 @@ class Backing(ABC):
     @abstractmethod
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Bytes that the host holds for a range; HostError where the kernel will not tell."""
+
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        """See `HostMemory.held_at_least`."""
+        return self.held(offset, size), False
 
     def require_headroom(self, size: int, node: int | None) -> None:
         """Raise HostError unless `size` more bytes can be populated."""
@@ -167,6 +175,10 @@ class _Shared(Backing):
         """Walk the file's data; what fallocate(2) got and nobody touched isn't in it."""
         return files.data_size(self.fd, HostOffset(self.offset + offset), size)
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        """As much of that as takes a bounded time."""
+        return files.data_size_at_least(self.fd, HostOffset(self.offset + offset), size, MOST_PIECES)
+
 
 class Memfd(_Shared):
     """A memfd of ordinary pages."""
@@ -231,6 +243,10 @@ class Hugetlb(_Shared):
         before = os.fstat(self.fd).st_blocks
         super().release(offset, size)
         return (before - os.fstat(self.fd).st_blocks) * files.ST_BLOCKS_UNIT == size
+
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        """All of it: there are few huge pages, and the C core counts them."""
+        return self.held(offset, size), False
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Ask userfaultfd about each page, or, cheaper, the file about the whole."""

@@ -115,6 +115,12 @@ class HostMemory:
         self._check(offset, size)
         return self.backing.held(offset, size)
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        """What the host holds for a range, and whether it holds more than that: of a file that is in very many pieces
+        the first ones are counted only, since a walk over all takes seconds a terabyte at best and minutes at worst."""
+        self._check(offset, size)
+        return self.backing.held_at_least(offset, size)
+
     def discard(self, offset: HostOffset, size: ByteCount) -> bool:
         """Give a range back to the host; its contents are gone. HostError where the kernel refuses.
 

@@ -193,6 +193,11 @@ class FrontendMemory:
         with self._replacing:
             return self.require(offset, size).held(offset, size)
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        """The same in a bounded time: what it holds, and whether there is more."""
+        with self._replacing:
+            return self.require(offset, size).held_at_least(offset, size)
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         """Why a range could not be plugged now, or None where nothing is known to stand against it."""
         try:

@@ -130,6 +130,9 @@ class WrongMemory:
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         return self.memory.held(offset, size)
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        return self.memory.held_at_least(offset, size)
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self.memory.shortage(offset, size)
 

@@ -96,6 +96,9 @@ class _Refusing:
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         return self._memory.held(offset, size)
 
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        return self._memory.held_at_least(offset, size)
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         return self._refusal(offset, size) or self._memory.shortage(offset, size)
 
