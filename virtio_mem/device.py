@@ -68,7 +68,8 @@ _REQUESTED = {
 class Effect(NamedTuple):
     """What the host must do first, to the blocks of `run`: they are the `size` bytes at `offset` of the region.
 
-    `requests` of a driver wait for it, one behind the other, and get the same answer.
+    `requests` of a driver wait for it, one behind the other, and get the same answer. Only where it is abandoned and
+    they are several they get none, and are to be decided on again, one by one.
 
     PLUG: make the range usable. The others: take it away for good. With UNPLUG_ALL and SYSTEM_RESET the range is the
     whole region, whatever is plugged in it: by reading unplugged blocks a guest may have made the host allocate there.
@@ -89,8 +90,8 @@ class Effect(NamedTuple):
 class Decision(NamedTuple):
     """What becomes of the first of some requests: a key of `VERDICTS` for each.
 
-    Without an effect they are answered. With one they were to change blocks, and all have the answer that `commit()` or
-    `abandon()` gives; what is said of each here is the ACK.
+    Without an effect they are answered. With one they are to change blocks, and have the answer that `commit()` or
+    `abandon()` gives, see `Effect`; what is said of each here is the ACK.
     """
 
     verdicts: bytes
@@ -304,9 +305,10 @@ class VirtioMemDevice:
         return _ACK
 
     def abandon(self, effect: Effect, reason: str) -> Response:
-        """The host could not do it: nothing changes, the driver is told BUSY. (A system reset tells no driver.)"""
+        """The host could not do it: nothing changes, the driver is told BUSY. (A system reset tells no driver, and of
+        several requests none is answered yet.)"""
         self._close(effect)
-        self._owes_notice |= effect.type is not EffectType.SYSTEM_RESET
+        self._owes_notice |= effect.type is not EffectType.SYSTEM_RESET and effect.requests == 1
         return Response(ResponseType.BUSY, reason=reason)
 
     # Private.

@@ -45,8 +45,9 @@ struct vm_effect {
 /*
  * Decides on the first of `count` requests, each a struct virtio_mem_req as it was read, and returns how many: at least
  * one, where there is one. Either all of them have their answer, `effect->nb_blocks` is 0, and nothing changes; or they
- * are to be answered ACK once the host has done what `effect` says, and BUSY if it can't. Several are, where the blocks
- * of each are neighbours of those before it, and each would be granted after them.
+ * are to be answered ACK once the host has done what `effect` says. If it can't, a single one is answered BUSY, and
+ * several are decided on again, one by one. They are several, where the blocks of each are neighbours of those before it,
+ * and each would be granted after them.
  *
  * `verdicts` has room for as many enum vm_verdict, in the low 4 bits of each, below the request's type, 4 for one that is
  * unknown; `answers` for as many struct virtio_mem_resp, of 10 bytes.
