@@ -38,10 +38,9 @@ class Bits:
     def __init__(self, bits: bitarray) -> None:
         self.pointer = ffi.from_buffer("uint8_t[]", bits)
 
-    def runs(self, plugged: bool, start: int, end: int) -> Iterator[tuple[list[int], list[int]]]:
+    def runs(self, plugged: bool, start: int, end: int, room: int = _FEW_RUNS) -> Iterator[tuple[list[int], list[int]]]:
         """Where maximal runs of set bits, or of clear ones, begin among those from `start` up to `end`, in order, and
-        how many bits each has; some runs at a time. The bits must not change meanwhile."""
-        room = _FEW_RUNS
+        how many bits each has; some runs at a time, the first `room` at first. The bits must not change meanwhile."""
         while start < end:
             firsts, sizes = ffi.new("uint64_t[]", room), ffi.new("uint64_t[]", room)
             count = lib.vm_runs(self.pointer, start, end, plugged, firsts, sizes, room)

@@ -117,6 +117,11 @@ class BlockMap:
         """The plugged blocks as maximal runs, in order. The map must not change meanwhile."""
         return self._runs(1, 0, self._size)
 
+    def few_plugged_runs(self, most: int) -> list[Run] | None:
+        """All of `plugged_runs()` where they are `most` at most; None where they are more, of which none is made."""
+        firsts, sizes = next(self.memory.runs(True, 0, self._size, most + 1), ([], []))
+        return None if len(firsts) > most else list(map(_as_run, zip(firsts, sizes, strict=True)))
+
     def unplugged_runs(self, within: Run) -> Iterator[Run]:
         """The unplugged blocks of `within` as maximal runs, in order. The map must not change meanwhile."""
         return self._runs(0, *self._bounds(within))

@@ -318,8 +318,8 @@ class DeviceService:
         if not effect.everything:
             yield self._section(effect.run)
             return
-        runs = list(islice(self.device.blocks.plugged_runs(), _MANY_RUNS + 1))
-        yield from map(self._section, runs if len(runs) <= _MANY_RUNS else [effect.run])
+        runs = self.device.blocks.few_plugged_runs(_MANY_RUNS)
+        yield from map(self._section, [effect.run] if runs is None else runs)
 
     def _undo(self, step: Callable[[Section], object], section: Section) -> None:
         """Take one step back. One that fails must not keep the others from being taken: it is counted and logged."""

@@ -171,24 +171,18 @@ _REQUESTS = (("STATE", "flat"), ("PLUG", "flat"), ("UNPLUG", "flat"))
 
 def _over_region_size(sizes: Sequence[int], tries: int) -> Iterator[Curve]:
     gigabytes = [size / GIB for size in sizes]
-    requests, everything = [], []
-    for size in sizes:
-        with _in_service(size, 2 * MIB) as device:
-            bits = random_bits(size // (2 * MIB), 0.5)
-            last = size // (2 * MIB) - 1
-            requests.append(_measured([partial(device.one_block, last)], tries))
-            everything.append(_measured([partial(device.everything, bits)], tries))
-    title, x_label = "One request, 2 MiB blocks", "region, GiB"
-    yield _curve(title, x_label, "us", gigabytes, _REQUESTS, _columns(requests))
+    with ExitStack() as stack:
+        devices = [stack.enter_context(_in_service(size, 2 * MIB)) for size in sizes]
+        maps = [random_bits(size // (2 * MIB), 0.5) for size in sizes]
+        pairs = list(zip(devices, maps, strict=True))
+        requests = _measured([partial(device.one_block, 8 * len(bits) - 1) for device, bits in pairs], tries)
+        everything = _measured([partial(device.everything, bits) for device, bits in pairs], tries)
+    x_label = "region, GiB"
+    yield _curve("One request, 2 MiB blocks", x_label, "us", gigabytes, _REQUESTS, requests)
     reason = "up to 1024 runs the host is asked about each, beyond about all; and a bit a block is cleared"
     growths = [("UNPLUG ALL", reason), ("system reset", reason), ("walk over all runs", "linear")]
     title = "All of it, half plugged at random, nothing held"
-    yield _curve(title, x_label, "ms", gigabytes, growths, _columns(everything))
-
-
-def _columns(points: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    """For each series its values, of points that each have a list of one for each series."""
-    return [[value for (value,) in series] for series in zip(*points, strict=True)]
+    yield _curve(title, x_label, "ms", gigabytes, growths, everything)
 
 
 def _over_block_size(sizes: Sequence[int], tries: int) -> Curve:

@@ -90,6 +90,15 @@ def test_more_runs_than_are_looked_for_at_once() -> None:
     assert all(type(each) is Run for each in blocks.plugged_runs())
 
 
+def test_few_runs_are_all_or_none() -> None:
+    blocks = BlockMap(100)
+    assert blocks.few_plugged_runs(3) == []
+    wanted = [run(0, 1), run(50, 2), run(98, 2)]
+    for change in wanted:
+        blocks.plug(change)
+    assert [blocks.few_plugged_runs(most) for most in (2, 3, 4)] == [None, wanted, wanted]
+
+
 def test_unplug_all_leaves_nothing() -> None:
     blocks = BlockMap(10)
     blocks.plug(run(3, 7))
