@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +12,7 @@ import pytest
 
 from tests.backend.devices import Echo
 from tests.backend.rig import DATA, EVERYTHING, SIZE, SPLIT, Pair, Running, pair, start_ring
-from vhost_user.backend import Vring
+from vhost_user.backend import Vring, batches
 from vhost_user.backend.batches import RingBatches
 from vhost_user.units import GuestAddress
 from vhost_user.vring import Batch
@@ -27,19 +29,21 @@ class InBatches(Echo):
     def __init__(self) -> None:
         super().__init__()
         self.batches: RingBatches | None = None
+        self.turns = 0
 
     def on_kick(self, vring: Vring) -> bool:
+        self.turns += 1
         if self.batches is None or not self.batches.fits(vring):
             self.batches = RingBatches(vring, Batch(vring.size, MOST, REQUEST, ANSWER), self.answer)
         return self.batches.serve()
 
-    def answer(self, batches: RingBatches) -> None:
-        batch = batches.batch
+    def answer(self, served: RingBatches) -> None:
+        batch = served.batch
         for first, end in batch.asking():
             for member in range(first, end):
                 _, requests, answers = batch.part(member, member + 1)
                 answers[:] = requests[:ANSWER]
-            batches.give(end)
+            served.give(end)
             self.served += end - first
 
 
@@ -128,3 +132,25 @@ def test_chains_of_all_kinds_come_back_in_order(features: int, alone: bool, rng:
                 here.send(rng.choice(kinds))
             here.ring.kick()
             here.collect()
+
+
+@FORMATS
+def test_others_have_their_turn_in_between(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "LONGEST_TURN", 0)
+    with world(features) as here:
+        turns = here.device.turns
+        for _ in range(2 * MOST - 2):
+            here.send("")
+        here.ring.kick()
+        here.collect()
+        here.both.frontend.requests.confirm()
+        assert here.device.turns >= turns + 2
+
+
+def test_a_process_with_one_processor_looks_at_no_ring() -> None:
+    """Who looks there keeps the driver from asking."""
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "from vhost_user.backend import batches; raise SystemExit(batches._looking.acquire(blocking=False))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

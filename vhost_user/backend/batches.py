@@ -20,7 +20,11 @@ from vhost_user.vring import Answerer, Batch, BatchedQueue
 LONGEST_LOOK = 100_000
 """Nanoseconds for which a ring is looked at."""
 
-_looking = threading.Semaphore(max(0, (os.cpu_count() or 1) - 1))
+LONGEST_TURN = 1_000_000
+"""Nanoseconds after which whatever else the event loop has to do comes first: a driver that asks again just before the
+end of each look would hold up everybody for a ringful of looks."""
+
+_looking = threading.Semaphore(len(os.sched_getaffinity(0)) - 1)
 
 
 class RingBatches:
@@ -42,8 +46,8 @@ class RingBatches:
         return self._vring is vring and self._size == vring.size
 
     def serve(self) -> bool:
-        """Serve what is available and what comes while it is looked for, a ringful at most: True if more may wait, and
-        the ring is to be served again without a kick. RingBroken and PeerError as `DeviceQueue`."""
+        """Serve what is available and what comes while it is looked for, a ringful and LONGEST_TURN at most: True if
+        more may wait, and the ring is to be served again without a kick. RingBroken and PeerError as `DeviceQueue`."""
         quick = time.monotonic_ns() - self._idle_since < LONGEST_LOOK
         if not (quick and _looking.acquire(blocking=False)):
             return self._serve(0)
@@ -55,8 +59,8 @@ class RingBatches:
     def _serve(self, patience: int) -> bool:
         vring, batch, queue = self._vring, self.batch, self._vring.running()
         queue.disable_notifications()
-        left = queue.size
-        while left > 0:
+        left, end = queue.size, time.monotonic_ns() + LONGEST_TURN
+        while True:
             count, answered, idle = self._next(queue, left, patience)
             left -= max(answered + count, 1)
             if count:
@@ -71,6 +75,9 @@ class RingBatches:
                     vring.notify()  # of chains that the queue gave back by itself
                     return False
                 queue.disable_notifications()
+            if left <= 0 or time.monotonic_ns() >= end:
+                break
+        self._idle_since = time.monotonic_ns()
         vring.notify()
         return True
 
