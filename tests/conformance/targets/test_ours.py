@@ -81,7 +81,8 @@ class _KeepsAll:
 
     def __init__(self, memory: RegionMemory) -> None:
         self.page_size = memory.page_size
-        self.populate, self.held, self.shortage = memory.populate, memory.held, memory.shortage
+        self.populate, self.shortage = memory.populate, memory.shortage
+        self.held, self.held_at_least = memory.held, memory.held_at_least
 
     def discard(self, offset: HostOffset, size: ByteCount) -> None:
         pass
