@@ -14,7 +14,7 @@ from vhost_user.errors import PeerError
 from vhost_user.inflight import InflightArea, InflightBuffer
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
-from vhost_user.vring import DeviceQueue, DriverQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
+from vhost_user.vring import BatchedQueue, DeviceQueue, DriverQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
 
 BUFFER = 0x100000
 TABLE = GuestAddress(0x180000)
@@ -45,7 +45,7 @@ def bench(form: str, size: int, entries: int | None = None) -> Iterator[Bench]:
 
 def go_on(
     memory: GuestMemory, layout: SplitLayout | PackedLayout, area: InflightArea, state: tuple[int, ...]
-) -> DeviceQueue:
+) -> BatchedQueue:
     """A queue that begins where `state` says."""
     if isinstance(layout, SplitLayout):
         next_avail, next_used = state
