@@ -59,6 +59,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a worker is started, doubling from one failure to the next; not after SIGKILL, which is mostly no
 mistake of the worker's."""
 
+LEAVING_PAUSE = 0.2
+"""Seconds before a worker that was told to end by somebody else is replaced: who tells every process of the service
+means its end, which the supervisor then hears of as well."""
+
 
 class Supervisor:
     """Keeps a worker running for the front ends that come to `listeners`.
@@ -95,7 +99,7 @@ class Supervisor:
         self._worker: WorkerProcess | None = None
         self._restart: Call | None = None
         self._workers = self._failures = self._status = 0
-        self._ready = self._ever_ready = self._retiring = self._stopping = False
+        self._ready = self._ever_ready = self._retiring = self._stopping = self._leaving = False
         self._started_at, self._handled_before = 0.0, 0
         self._book.commit()
 
@@ -209,7 +213,7 @@ class Supervisor:
             case Kind.READY:
                 self._became_ready()
             case Kind.LEAVING:
-                self.upgrade()
+                self._leave_soon()
             case Kind.PUT if len(packet.fields) == 3:
                 name, last, part = packet.fields
                 self.kept.put_part(_text(name), part, last=last != b"\0")
@@ -217,6 +221,15 @@ class Supervisor:
                 self.kept.put_fd(_text(packet.fields[0]), packet.fds.pop() if packet.fds else None)
             case _:
                 self._sessions.handle(packet)
+
+    def _leave_soon(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            self.loop.call_later(LEAVING_PAUSE, self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = False
+        self.upgrade()
 
     def _left_packet(self, packet: Packet) -> None:
         """Of a worker that is dead, and whose supervisor was."""
