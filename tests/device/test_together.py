@@ -70,6 +70,8 @@ def together(device: VirtioMemDevice, requests: bytes, seen: Counter[str]) -> li
         assert 1 <= len(verdicts) <= count
         if effect is not None:
             assert effect.requests == len(verdicts)
+            assert len(set(verdicts)) == 1, "a request that changes nothing is in no record of those that do"
+            assert VERDICTS[verdicts[0]].type is RequestType[effect.type.name]
             seen["effects of many"] += len(verdicts) > 1
             device.commit(effect)
         responses = [VERDICTS[verdict].response for verdict in verdicts]
