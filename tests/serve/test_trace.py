@@ -157,6 +157,34 @@ def test_a_session_is_written_down_and_another_device_agrees(path: Path, tmp_pat
     agrees(path, RingTarget("packed"))
 
 
+@pytest.mark.parametrize("at", range(11, 22, 3))
+def test_a_trace_that_begins_with_requests_that_were_granted_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """By a process that wrote none, and was killed before the last of them was answered."""
+    asked = [(4, 2), (6, 1), (1, 3)]
+
+    def send() -> None:
+        for each in asked:
+            here.machine.send_typed(here.frontend, PLUG, *each)
+
+    def traced(what: ServedZone, state_fd: int) -> TracedDevice:
+        return TracedDevice(what, state_fd, TraceFile(path, b"", lambda _: None))
+
+    with world("split") as here:
+        here.next_backend(Bomb(at), send)
+        answers = here.answers_until_death(len(asked))
+        assert len(answers) < len(asked), "it was killed"
+        monkeypatch.setattr("tests.serve.test_steps.MemDevice", traced)
+        here.next_backend()
+        answers += here.answers_until_death(len(asked) - len(answers))
+        assert [here.machine.took(PLUG, *each, answer) for each, answer in zip(asked, answers, strict=True)] == [
+            ACK
+        ] * 3
+        assert here.machine.ask(here.frontend, STATE, 1, 6) is ACK
+    agrees(path, OurTarget())
+
+
 def test_a_device_that_answers_otherwise_differs_at_its_line(path: Path, traced: MakeDevice) -> None:
     with guest() as machine, served(zone(hotplugged=8)) as here:
         frontend = here.start(machine)

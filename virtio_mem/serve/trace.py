@@ -56,8 +56,8 @@ class Trace:
         self._file = file
         self._place = Place(geometry.addr, geometry.block_size)
         self._begun: int | None = None
-        self._known = ""
-        """The answer that is in the file already, if it is the next one."""
+        self._known: list[str] = []
+        """Answers that are in the file already, if they are the next ones."""
 
     # What a process before this one left.
 
@@ -71,7 +71,7 @@ class Trace:
             if tail.refuses:
                 self._file.write(call_line("refuse off"))
             if not tail.reset_since:
-                self._known = tail.asked
+                self._known = [tail.asked]
         if interrupted is not None and (granted or interrupted.type is not EffectType.PLUG):
             self._certain(interrupted, done=tail is None and granted)
         if tail is not None:
@@ -87,11 +87,12 @@ class Trace:
             if not done and (tail is None or tail.last != _SYSTEM_RESET):
                 self.system_reset(done=True)
             return
-        line = self._answered(intent.chains[0], Response(ResponseType.ACK))
-        if tail is not None and line != tail.asked:
-            self._file.write(line)
+        # There are several where the process before this one wrote no trace.
+        lines = [self._answered(chain, Response(ResponseType.ACK)) for chain in intent.chains]
+        if tail is not None:
+            self._file.write(*(line for line in lines if line != tail.asked))
         if tail is not None or done:
-            self._known = line
+            self._known = lines
 
     # The driver.
 
@@ -110,13 +111,14 @@ class Trace:
         """It reset the device, or is gone."""
         if self._begun is not None:
             self._file.write(_DEVICE_RESET)
-        self._begun, self._known = None, ""
+        self._begun, self._known = None, []
 
     def answered(self, chain: ChainKey, response: Response, *, by_host: bool) -> None:
         """`response` is what it will get; `by_host` where that is a BUSY of the host's."""
         line = self._answered(chain, response)
-        known, self._known = self._known, ""
-        if line == known:
+        known, self._known = self._known, []
+        if line in known:
+            self._known = known[known.index(line) + 1 :]
             return
         if by_host:
             self._file.write(call_line("refuse on"), line, call_line("refuse off"))
@@ -139,9 +141,9 @@ class Trace:
         line = asked_line(
             chain_words(asked, self._place), str(Answer.of(request, Used(0, FILL * room))), chain.id, where
         )
-        if line != self._known:
+        if line not in self._known:
             self._file.write(line)
-        self._known = ""
+        self._known = []
 
     # The host.
 
@@ -157,7 +159,7 @@ class Trace:
         """The machine was reset; without `done`, and the host refused to."""
         refusal = () if done else ("refuse on", "refuse off")
         self._file.write(*map(call_line, refusal[:1]), _SYSTEM_RESET, *map(call_line, refusal[1:]))
-        self._begun, self._known = None, ""
+        self._begun, self._known = None, []
 
     def close(self) -> None:
         """Nothing more is put down."""
