@@ -64,6 +64,9 @@ GARBAGE_RINGS = count(quick=1_000, ci=10_000, soak=100_000)
 # Rings through which bursts of chains go in batches, and through equal ones the same chains one by one.
 BATCHED_RINGS = count(quick=25, ci=2_000, soak=20_000)
 
+# Messages to a back end, and requests on another ring, while a driver asks without end.
+MESSAGES_UNDER_LOAD = count(quick=50, ci=500, soak=5_000)
+
 # Races of a driver and a device on two processors that go to sleep at the same moment.
 NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
 

@@ -1,0 +1,287 @@
+"""Rings of small requests in batches: who is called, how long is looked, and that nobody else waits for ever."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests import counts
+from tests.backend.rig import DATA, EVERYTHING, SPLIT, Running, pair, start_ring
+from tests.backend.test_notices import wait_for_calls
+from tests.rings.two_processes import other_process
+from vhost_user import _native
+from vhost_user.backend import Device, Vring
+from vhost_user.backend.batches import LONGEST_LOOK, RingBatches
+from vhost_user.errors import PeerError
+from vhost_user.memory import GuestMemory
+from vhost_user.message import FrontendRequest, VringFd
+from vhost_user.units import GuestAddress
+from vhost_user.vring import Batch, BatchedQueue, SplitDriver, SplitLayout, SplitQueue
+
+SIZE = 8
+"""Bytes of a request, and of an answer."""
+
+FORMATS = pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])
+
+
+class Same:
+    """Answers each request at once, in the C core's hands, by itself."""
+
+    def __init__(self) -> None:
+        prototype = ctypes.CFUNCTYPE(
+            ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
+        )
+
+        def answer(_: int, requests: int, count: int, answers: int) -> int:
+            ctypes.memmove(answers, requests, SIZE * count)
+            return count
+
+        self._keep = prototype(answer)
+        address = ctypes.cast(self._keep, ctypes.c_void_p).value
+        assert address is not None
+        self.raw = _native.Answerer(address, 0)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        yield
+
+
+class Batched(Device):
+    """Answers a request by itself, and refuses one that begins with `!`."""
+
+    name = "batched"
+    queue_count = 2
+    max_queue_size = 256
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._answerer = Same() if at_once else None
+        self._rings: dict[int, RingBatches] = {}
+        self.vrings: dict[int, Vring] = {}
+        self.served = 0
+
+    def on_kick(self, vring: Vring) -> bool:
+        self.vrings[vring.index] = vring
+        ring = self._rings.get(vring.index)
+        if ring is None or not ring.fits(vring):
+            batch = Batch(vring.size, 16, SIZE, SIZE)
+            ring = self._rings[vring.index] = RingBatches(vring, batch, self._handle, self._answerer)
+        return ring.serve()
+
+    def _handle(self, ring: RingBatches) -> None:
+        batch = ring.batch
+        for first, end in batch.asking():
+            _, requests, answers = batch.part(first, end)
+            for at in range(0, SIZE * (end - first), SIZE):
+                if requests[at] == ord("!"):
+                    raise PeerError("request", "!", "one that can be answered")
+                answers[at : at + SIZE] = requests[at : at + SIZE]
+                self.served += 1
+
+
+BAD = (2**40, SIZE)
+"""A range where there is no memory."""
+
+
+def send_malformed(ring: Running) -> int:
+    return ring.driver.add([BAD], [(DATA, SIZE)])
+
+
+def receive_empty(ring: Running, token: int) -> None:
+    while (used := ring.driver.get_used()) is None:
+        if not ring.driver.enable_interrupts():
+            assert ring.vring.wait(5), "no call came"
+    assert used == (token, 0)
+
+
+@FORMATS
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("structure", ["nothing", "inflight area", "log"])
+def test_a_driver_hears_of_whatever_goes_back(features: int, at_once: bool, structure: str) -> None:
+    """Malformed chains too, alone or before good ones; one that asks to be called waits for nothing else."""
+    with pair(Batched(at_once=at_once), features=features) as both:
+        if structure == "inflight area":
+            both.frontend.track_inflight(2, 16)
+        elif structure == "log":
+            both.frontend.start_logging(GuestAddress(both.ram.region.guest_address + both.ram.region.size - 1))
+        ring = start_ring(both.frontend, both.ram)
+        ring.echo(b"is there")
+        for _ in range(3):
+            token = send_malformed(ring)
+            ring.kick()
+            receive_empty(ring, token)
+            token = send_malformed(ring)
+            ring.send(b"good one")
+            ring.kick()
+            receive_empty(ring, token)
+            ring.collect(1)
+            for number in range(5):
+                ring.send(b"number %d" % number)
+            ring.kick()
+            ring.collect(5)
+
+
+@FORMATS
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_call_may_be_a_pipe_or_nothing(features: int, at_once: bool) -> None:
+    with pair(Batched(at_once=at_once), features=features) as both:
+        ring = start_ring(both.frontend, both.ram)
+        ring.echo(b"is there")
+        reader, writer = os.pipe()
+        requests, index = both.frontend.requests, VringFd(0)
+        requests.tell(FrontendRequest.SET_VRING_CALL, index, [writer])
+        os.close(writer)
+        assert not ring.driver.enable_interrupts()
+        assert os.read(reader, 64), "the call that comes with another descriptor"
+        ring.send(b"by pipes")
+        ring.kick()
+        assert os.read(reader, 64)
+        ring.collect(1)
+        requests.tell(FrontendRequest.SET_VRING_CALL, VringFd(0, no_fd=True), [])
+        os.close(reader)
+        ring.send(b"no calls")
+        ring.kick()
+        while (used := ring.driver.get_used()) is None:
+            pass
+        assert used[1] == SIZE
+
+
+class Watched:
+    """What a queue is told about patience; its clock is the test's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 10**12
+        self.patience: list[int] = []
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.now)
+        serve, look = BatchedQueue.serve, BatchedQueue.look
+
+        def watched_serve(
+            queue: BatchedQueue, batch: Batch, most: int, answerer: Same, call: int, patience: int
+        ) -> int:
+            self.patience.append(patience)
+            return serve(queue, batch, most, answerer, call, patience)
+
+        def watched_look(queue: BatchedQueue, nanoseconds: int) -> bool:
+            self.patience.append(nanoseconds)
+            return look(queue, nanoseconds)
+
+        monkeypatch.setattr(BatchedQueue, "serve", watched_serve)
+        monkeypatch.setattr(BatchedQueue, "look", watched_look)
+
+    def take(self) -> set[int]:
+        """How long was looked since the last call, other than not at all."""
+        found, self.patience = set(self.patience) - {0}, []
+        return found
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_only_a_quick_driver_is_waited_for(at_once: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    with pair(Batched(at_once=at_once)) as both:
+        ring = start_ring(both.frontend, both.ram)
+
+        def ask() -> set[int]:
+            ring.echo(b"question")
+            wait_for_calls(both)
+            both.frontend.requests.confirm()
+            return watched.take()
+
+        ask()
+        watched.now += 10 * LONGEST_LOOK
+        assert ask() == set(), "it was away"
+        watched.now += LONGEST_LOOK
+        assert ask() == set(), "it took too long"
+        watched.now += LONGEST_LOOK - 1
+        assert ask() == {LONGEST_LOOK}, "it was quick"
+        # It ended LONGEST_LOOK before the look's end, which is where the clock stands.
+        assert ask() == set(), "it came after the look"
+        assert ask() == {LONGEST_LOOK}, "it was quick again"
+
+
+@FORMATS
+def test_a_request_that_a_handler_refuses_fails_its_ring_only(features: int) -> None:
+    """What was answered before it may have gone back or not; the other ring goes on, and so does this one, anew."""
+    with pair(Batched(), features=features) as both:
+        first, second = (start_ring(both.frontend, both.ram, index) for index in range(2))
+        first.send(b"good one")
+        first.send(b"!refused")
+        first.kick()
+        second.echo(b"goes on.")
+        while not first.vring.failed:
+            both.frontend.requests.confirm()
+        first.vring.stop()
+        again = start_ring(both.frontend, both.ram, 0)
+        again.echo(b"is anew.")
+        second.echo(b"still so")
+
+
+@FORMATS
+def test_a_ring_of_another_size_has_room_of_its_own(features: int) -> None:
+    with pair(Batched(at_once=True), features=features) as both:
+        for size in (2, 256, 16):
+            ring = start_ring(both.frontend, both.ram, size=size)
+            for _ in range(3):
+                for number in range(min(size // 2, 64)):
+                    ring.send(b"no. %4d" % number)
+                ring.kick()
+                ring.collect(min(size // 2, 64))
+            ring.vring.stop()
+
+
+def keep_full(ring: Running, memory: GuestMemory) -> None:
+    """Be a driver that has always asked for more, and is always quick."""
+    while not memory.load16(STOP):
+        while ring.driver.free >= 2:
+            ring.send(b"endless.")
+        ring.kick()
+        while ring.driver.get_used() is not None:
+            pass
+
+
+STOP = GuestAddress(0x3F000)
+
+
+@FORMATS
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_driver_that_never_stops_asking_holds_nobody_up(features: int, at_once: bool) -> None:
+    """Messages are answered, the other ring is served, and the ring itself can be stopped and started under it."""
+    with pair(Batched(at_once=at_once), features=features) as both:
+        busy, quiet = (start_ring(both.frontend, both.ram, index, size=256) for index in range(2))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                keep_full(busy, both.ram.memory)
+            finally:
+                os._exit(0)
+        try:
+            for _ in range(counts.MESSAGES_UNDER_LOAD):
+                both.frontend.requests.confirm()
+                quiet.echo(b"in turn.")
+            busy.vring.stop()
+            quiet.echo(b"alone...")
+        finally:
+            both.ram.memory.store16(STOP, 1)
+            os.waitpid(pid, 0)
+
+
+def serve_without_room(memory: GuestMemory) -> None:
+    """As if a driver took back what it had made available whenever it is to be taken: one is seen, and none is there."""
+    layout = SplitLayout.place(256, GuestAddress(0x10000))
+    queue, driver = SplitQueue(memory, **vars(layout)), SplitDriver(memory, layout)
+    driver.add([(DATA, SIZE)], [(DATA, SIZE)])
+    assert queue.look(1)
+    for _ in range(3):
+        assert queue.serve(Batch(2, 1, SIZE, SIZE), 256, Same(), -1, LONGEST_LOOK) == 0
+    assert queue.serve(Batch(256, 1, SIZE, SIZE), 256, answerer := Same(), -1, LONGEST_LOOK) == 0
+    assert answerer.raw.answered == 1
+
+
+def test_what_is_seen_and_not_taken_is_not_looked_for_again() -> None:
+    """Or a driver could hold its device for as long as it likes. In a process of its own, which can be killed."""
+    with other_process(serve_without_room) as (memory, other):
+        other.finish()
+    memory.replace(())
