@@ -112,6 +112,9 @@ SERVE_STORE_KILLS = count(quick=4, ci=40, soak=400)
 # Messages in random order to sessions that are rebuilt after each from what was kept.
 JOURNALLED_MESSAGES = count(quick=250, ci=5_000, soak=50_000)
 
+# Split queues that note chains in batches in their inflight areas, and as many that note the same ones one by one.
+BATCHED_AREAS = count(quick=20, ci=500, soak=5_000)
+
 # Inflight areas of random bytes, or with some of their bytes changed, that a queue is made with.
 HOSTILE_INFLIGHT_AREAS = count(quick=1_000, ci=10_000, soak=100_000)
 

@@ -269,7 +269,7 @@ def test_a_driver_that_never_stops_asking_holds_nobody_up(features: int, at_once
 
 
 def serve_without_room(memory: GuestMemory) -> None:
-    """As if a driver took back what it had made available whenever it is to be taken: one is seen, and none is there."""
+    """As if a driver took back what it had made available whenever it is to be taken: one is seen, none is there."""
     layout = SplitLayout.place(256, GuestAddress(0x10000))
     queue, driver = SplitQueue(memory, **vars(layout)), SplitDriver(memory, layout)
     driver.add([(DATA, SIZE)], [(DATA, SIZE)])
