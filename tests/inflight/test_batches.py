@@ -246,19 +246,22 @@ def test_no_request_of_a_batch_is_lost_and_none_comes_back_twice(
     memory, layout = map_memory(fd), layout_of("split", SIZE)
     os.close(fd)
     guest, retaken = Guest(memory, make_driver(memory, layout), rng), 0
-    with shared_buffer("split", SIZE) as shared:
+    with shared_buffer("split", SIZE) as shared, shared.open()._window.view() as area:
         for _ in range(counts.INFLIGHT_KILLS):
             memory.store32(STARTED, 0)
             fill(guest)
             with process(lambda: serve(memory, layout, shared, rng, at_once)) as pid:
                 while not memory.load32(STARTED) and alive(pid):
                     pass
-                for _ in range(rng.randrange(5)):
+                for _ in range(rng.randrange(4)):
                     fill(guest)
                     receive(guest)
-                    # Until it is in the middle of something.
-                    for _ in range(rng.randrange(8)):
-                        os.sched_yield()
+                # Wherever it is; or when it has something, or had a moment ago.
+                seen = rng.random() < 0.3
+                fill(guest)
+                while not seen and guest.flying and alive(pid):
+                    seen = any(area[16::16][:SIZE])
+                    receive(guest)
             retaken += memory.load32(RETAKEN)
             receive(guest)
         with process(lambda: serve(memory, layout, shared, rng, at_once)) as pid:
