@@ -27,6 +27,7 @@ from tests.inflight.world import (
 from tests.rings.rig import END, pop
 from tests.rings.two_processes import map_memory
 from vhost_user import _native
+from vhost_user._native import SplitInflight as SplitTold
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.inflight import InflightBuffer
 from vhost_user.memory import GuestMemory
@@ -80,8 +81,8 @@ def sides(size: int, seed: int, start: int) -> Iterator[tuple[Side, Side, Callab
 
 def told(queue: BatchedQueue) -> tuple[int, int, int]:
     assert queue.inflight is not None
-    assert queue.inflight.told is not None
     known = queue.inflight.told
+    assert isinstance(known, SplitTold)
     return known.counter, known.used_idx, known.last_batch_head
 
 
