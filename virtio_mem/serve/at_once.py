@@ -25,7 +25,11 @@ class AtOnce:
 
     def __enter__(self) -> None:
         self._service.lock.acquire()
-        self._service.device.prepare()
+        try:
+            self._service.device.prepare()
+        except BaseException:
+            self._service.lock.release()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._service.lock.release()
