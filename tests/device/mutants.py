@@ -30,9 +30,9 @@ class Change(NamedTuple):
     now: str
 
 
-def explained() -> dict[Change, str]:
-    """Why each survivor may survive."""
-    entries = tomllib.loads(Path(__file__).with_name("survivors.toml").read_text()).get("survivor", [])
+def explained(kind: str) -> dict[Change, str]:
+    """Why each survivor may survive: a `survivor` of Python's, or a `rules_survivor` of C's."""
+    entries = tomllib.loads(Path(__file__).with_name("survivors.toml").read_text()).get(kind, [])
     return {Change(entry["function"], entry["was"], entry["now"]): entry["because"] for entry in entries}
 
 
@@ -68,7 +68,7 @@ def report(mutmut: str) -> list[str]:
     score = 100 * (len(found) - len(survivors)) / len(found)
     say(f"{len(found)} mutants: {', '.join(f'{count} {outcome}' for outcome, count in counted.most_common())}")
     say(f"score: {score:.1f} percent")
-    reasons = explained()
+    reasons = explained("survivor")
     wrong = [] if score >= LEAST_SCORE else [f"the score is below {LEAST_SCORE:g} percent"]
     for name, change in survivors.items():
         reason = reasons.get(change)
