@@ -76,7 +76,7 @@ class FakeBackend:
         os.ftruncate(self._inflight.fileno(), 4096)
 
     def run(self) -> None:
-        with self.own, suppress(PeerError):
+        with self.own, suppress(PeerError, BrokenPipeError):  # the front end may be gone
             while True:
                 with self.own.receive(LATE) as received:
                     request = R(received.header.request)

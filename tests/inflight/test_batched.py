@@ -12,6 +12,7 @@ import ctypes
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -38,7 +39,7 @@ from vhost_user.vring import Batch, PackedLayout, SplitLayout
 SIZE = 8
 START = 65_530
 
-_TRACEME, _SINGLESTEP = 0, 9
+_TRACEME, _CONT, _SINGLESTEP = 0, 7, 9
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 _libc.ptrace.restype = ctypes.c_long
@@ -102,11 +103,17 @@ class World:
             finally:
                 os._exit(1)
         _, status = os.waitpid(pid, 0)
-        while os.WIFSTOPPED(status):
+        assert os.WIFSTOPPED(status)
+        while True:
             _ptrace(_SINGLESTEP, pid)
             _, status = os.waitpid(pid, 0)
+            assert os.WIFSTOPPED(status)
             if (left := self.left()) != found[-1]:
                 found.append(left)
+            if os.WSTOPSIG(status) == signal.SIGSTOP:  # once more, at the end
+                break
+        _ptrace(_CONT, pid)
+        _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         return found
 
@@ -120,10 +127,12 @@ class World:
             partial(raw.take, ring, table, SIZE, told),
             *(partial(raw.give, ring, table, end, told) for end in (1, count)),
         )
+        sys.settrace(None)  # of coverage each instruction would be stepped, too
         _ptrace(_TRACEME, 0)
         os.kill(os.getpid(), signal.SIGSTOP)
         for call in calls:
             call()
+        os.kill(os.getpid(), signal.SIGSTOP)
         os._exit(raw.given != count)
 
 
