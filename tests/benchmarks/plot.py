@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from virtio_mem.picture.image import STYLE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -19,11 +21,7 @@ _COLOURS = ("#2f81f7", "#c77712", "#0b7a70")
 _MARKERS = ("o", "s", "^")
 _INK, _QUIET, _GRID = "#1f2328", "#59636e", "#dde3ea"
 _STYLE: Any = {
-    "svg.hashsalt": "virtio-mem",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.parse_math": False,
+    **STYLE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _QUIET,

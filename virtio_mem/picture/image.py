@@ -54,13 +54,14 @@ _FEW, _MOST = "#fbe3bd", "#c77712"
 _HATCH, _HATCHING = "#dfe4ea", "////"
 _TARGET, _BORDER, _INK, _QUIET = "#c2257f", "#0b7a70", "#1f2328", "#59636e"
 
-_STYLE: Any = {
+STYLE: Any = {
     "svg.hashsalt": "virtio-mem",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.parse_math": False,
 }
+"""What the same picture needs to come out the same everywhere, and our lettering."""
 
 
 def cells_shown() -> int:
@@ -72,7 +73,7 @@ def image(zones: Sequence[tuple[str, Region]], format_: str) -> bytes:
     """The zones' maps below each other, in one of FORMATS. The same blocks give the same bytes."""
     scales = [scale_for(blocks.nb_blocks, _COLUMNS, rows=MOST_ROWS) for _, blocks in zones]
     heights = [_inches(blocks, scale) for (_, blocks), scale in zip(zones, scales, strict=True)]
-    with rc_context(_STYLE), warnings.catch_warnings(action="ignore"):  # of glyphs that the font lacks
+    with rc_context(STYLE), warnings.catch_warnings(action="ignore"):  # of glyphs that the font lacks
         height = sum(heights) + _AROUND * len(zones) + 0.45
         figure = Figure(figsize=(_WIDTH, height), facecolor="white")
         top = height
