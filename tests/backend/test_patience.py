@@ -5,16 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tests import counts
 from tests.backend.rig import DATA, EVERYTHING, SPLIT, Running, pair, start_ring
 from tests.backend.test_notices import wait_for_calls
+from tests.rings.answerer import PythonAnswerer
 from tests.rings.two_processes import other_process
-from vhost_user import _native
 from vhost_user.backend import Device, Vring
 from vhost_user.backend.batches import LONGEST_LOOK, RingBatches
 from vhost_user.errors import PeerError
@@ -29,26 +27,15 @@ SIZE = 8
 FORMATS = pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])
 
 
-class Same:
+class Same(PythonAnswerer):
     """Answers each request at once, in the C core's hands, by itself."""
 
     def __init__(self) -> None:
-        prototype = ctypes.CFUNCTYPE(
-            ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
-        )
-
         def answer(_: int, requests: int, count: int, answers: int) -> int:
             ctypes.memmove(answers, requests, SIZE * count)
             return count
 
-        self._keep = prototype(answer)
-        address = ctypes.cast(self._keep, ctypes.c_void_p).value
-        assert address is not None
-        self.raw = _native.Answerer(address, 0)
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        yield
+        super().__init__(answer)
 
 
 class Batched(Device):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.conformance.wrong.steps import Steps
 from tests.device.helpers import ADDR, BLOCK, make_device
 from tests.device.model import ModelDevice
+from tests.rings.answerer import VuAnswer
 from vhost_user.units import U64_MAX, ByteCount, GuestAddress
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry, UsableRegion
@@ -204,9 +205,7 @@ def test_at_once_as_one_by_one(geometry: Geometry, story: list[Move]) -> None:
     """The first requests that need no host and leave nothing owed, and each is counted."""
     device, alone = VirtioMemDevice(geometry), VirtioMemDevice(geometry)
     function, argument = device.answering()
-    answer = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p)(
-        function
-    )
+    answer = VuAnswer(function)
     counted: Counter[tuple[RequestType | None, ResponseType]] = Counter()
     for move in story:
         for each in (device, alone):

@@ -10,6 +10,7 @@ import pytest
 from tests import counts
 from tests.device.helpers import ADDR, BLOCK, REGION, make_device
 from tests.device.test_service import Script, ScriptedListener, ScriptedMemory, refusal
+from tests.rings.answerer import VuAnswer
 from vhost_user.units import ByteCount, GuestAddress, HostOffset
 from virtio_mem.device import Effect
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
@@ -157,10 +158,7 @@ def at_once(service: DeviceService, requests: list[Request]) -> int:
     service.device.prepare()
     room = ctypes.create_string_buffer(RESPONSE_SIZE * len(requests))
     data = b"".join(request.encode() for request in requests)
-    return ANSWER(function)(argument, data, len(requests), room)  # type: ignore[no-any-return]
-
-
-ANSWER = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_void_p)
+    return VuAnswer(function)(argument, data, len(requests), room)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("observed", [False, True])

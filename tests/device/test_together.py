@@ -7,6 +7,7 @@ import random
 from collections import Counter
 
 from tests import counts
+from tests.rings.answerer import VuAnswer
 from vhost_user.units import MIB, ByteCount, GuestAddress
 from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.geometry import Geometry
@@ -19,8 +20,6 @@ NB_BLOCKS = 200
 """So that runs reach over words, and the last word is not whole."""
 
 MOST = 64
-
-vu_answer = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 
 
 def random_requests(rng: random.Random) -> bytes:
@@ -93,7 +92,7 @@ def answer_at_once(device: VirtioMemDevice, requests: bytes, answers: bytearray)
     function, itself = device.answering()
     device.prepare()
     room = (ctypes.c_char * len(answers)).from_buffer(answers)
-    return int(vu_answer(function)(itself, requests, len(requests) // REQUEST_SIZE, ctypes.addressof(room)))
+    return int(VuAnswer(function)(itself, requests, len(requests) // REQUEST_SIZE, ctypes.addressof(room)))
 
 
 def test_requests_together_are_as_in_turn(rng: random.Random) -> None:

@@ -24,9 +24,9 @@ from tests.inflight.world import (
     new_guest,
     shared_buffer,
 )
+from tests.rings.answerer import PythonAnswerer
 from tests.rings.rig import END, pop
 from tests.rings.two_processes import map_memory
-from vhost_user import _native
 from vhost_user._native import SplitInflight as SplitTold
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.inflight import InflightBuffer
@@ -208,8 +208,7 @@ def serve(
             os._exit(1)
         return count
 
-    keep = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)(answer)
-    answerer = Native(_native.Answerer(ctypes.cast(keep, ctypes.c_void_p).value or 0, 0))
+    answerer = PythonAnswerer(answer)
     while True:
         if at_once:
             queue.serve(batch, SIZE, answerer, -1, rng.choice((0, 1000)))
@@ -220,15 +219,6 @@ def serve(
             part.answers[:] = check(bytes(part.requests))
         while batch.given < batch.count:
             queue.give(batch, rng.randint(batch.given + 1, batch.count))
-
-
-@dataclass
-class Native:
-    raw: _native.Answerer
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        yield
 
 
 def fill(guest: Guest) -> None:

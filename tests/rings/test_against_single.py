@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import counts
+from tests.rings.answerer import PythonAnswerer
 from tests.rings.bursts import (
     ANSWER,
     COMES_AND_GOES,
@@ -155,14 +156,10 @@ def in_batches(bench: Bench, goes: bool, batch: Batch, rng: random.Random) -> Ou
     return Outcome(asked, requests, queue.should_notify(), "")
 
 
-class AtOnce:
+class AtOnce(PythonAnswerer):
     """Answers the first requests of what it is given, as many as chance wants, and notes them in `written`."""
 
     def __init__(self, rng: random.Random, written: list[bytes]) -> None:
-        prototype = ctypes.CFUNCTYPE(
-            ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
-        )
-
         def answer(device: int, requests: int, count: int, answers: int) -> int:
             answered = rng.choice((0, count, count, count, rng.randint(0, count)))
             for at in range(answered):
@@ -170,14 +167,7 @@ class AtOnce:
                 ctypes.memmove(answers + ANSWER * at, answer_to(written[-1]), ANSWER)
             return answered
 
-        self._keep = prototype(answer)
-        address = ctypes.cast(self._keep, ctypes.c_void_p).value
-        assert address is not None
-        self.raw = _native.Answerer(address, 0)
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        yield
+        super().__init__(answer)
 
 
 def at_once(bench: Bench, batch: Batch, rng: random.Random) -> Outcome:
