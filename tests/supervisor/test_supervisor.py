@@ -18,6 +18,7 @@ from tests.backend.rig import EVERYTHING, SPLIT, Ram, Running, start_ring
 from tests.iotlb.rig import FEATURES, Behind
 from tests.supervisor.numbered import Load, Numbered
 from tests.supervisor.rig import RESUMED, WORKER, WORKERS, Board, Counter, Service, service
+from vhost_user.backend.negotiated import DEVICE_NEEDS_RESET
 from vhost_user.chain import Chain
 from vhost_user.errors import Disconnected, FieldError, UsageError
 from vhost_user.frontend import Frontend
@@ -122,6 +123,47 @@ def test_a_device_may_tell_of_a_change_that_nobody_heard_of(tmp_path: Path) -> N
         assert select.select([frontend.channel], [], [], 10)[0]
         frontend.serve_channel()
         assert frontend.channel.config_changes == 1
+
+
+@pytest.mark.clause("STATUS-4", "STATUS-5")
+def test_a_ring_that_broke_is_broken_for_the_next_worker_too_until_a_reset(tmp_path: Path) -> None:
+    with memory() as ram, service(tmp_path) as supervised, running(supervised, ram) as (frontend, ring):
+        frontend.status = 15
+        ram.memory.store16(GuestAddress(ring.layout.areas["avail"].address + 2), 9999)
+        ring.vring.kick.signal()
+        assert select.select([ring.vring.err], [], [], 10)[0]
+        for worker in range(1, 3):
+            supervised.kill_worker()
+            supervised.wait_for(RESUMED, worker)
+            assert frontend.status == 15 | DEVICE_NEEDS_RESET
+        frontend.status = 0
+        supervised.kill_worker()
+        supervised.wait_for(RESUMED, 3)
+        assert frontend.status == 0
+        ring.vring.stop()
+        start_ring(frontend, ram).echo(b"made anew")
+        frontend.status = 15
+        assert frontend.status == 15
+
+
+@pytest.mark.clause("STATUS-5")
+def test_the_next_worker_tells_of_a_ring_that_broke(tmp_path: Path) -> None:
+    class Silent(Counter):
+        def resumed(self) -> None:
+            self.board[RESUMED] += 1
+
+    with memory() as ram, service(tmp_path, Silent) as supervised, running(supervised, ram) as (frontend, ring):
+        assert frontend.channel is not None
+        frontend.status = 15
+        ram.memory.store16(GuestAddress(ring.layout.areas["avail"].address + 2), 9999)
+        ring.vring.kick.signal()
+        assert select.select([frontend.channel], [], [], 10)[0]
+        frontend.serve_channel()
+        assert frontend.channel.config_changes == 1
+        supervised.kill_worker()
+        assert select.select([frontend.channel], [], [], 10)[0]
+        frontend.serve_channel()
+        assert frontend.channel.config_changes == 2
 
 
 @pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split", "packed"])

@@ -301,8 +301,11 @@ class Journal:
     def _set_status(self, payload: Any) -> None:
         if payload.value:
             self._keep(Rank.STATUS)
-        else:
-            self._change((Rank.STATUS, 0))
+            return
+        self._change((Rank.STATUS, 0))
+        for vring in self._session.rings.vrings:
+            if not vring.started:  # of which the broken ones were, until now
+                self._stopped(vring)
 
     def _set_device_state_fd(self, _: object) -> None:
         self._change(TRANSFER, b"a transfer of the device's state" if self._session.structures.transferring else b"")

@@ -19,6 +19,10 @@ VIRTIO_F_EVENT_IDX = 1 << 29
 VIRTIO_F_VERSION_1 = 1 << 32
 VIRTIO_F_RING_PACKED = 1 << 34
 
+DRIVER_OK = 4
+DEVICE_NEEDS_RESET = 64
+"""Bits of the device status."""
+
 RING_FEATURES = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1 | VIRTIO_F_RING_PACKED
 """What every device has, because the rings are the back end's."""
 
@@ -34,6 +38,7 @@ class Negotiated:
     owned: bool = False
     features_set: bool = False
     status: int = 0
+    """As the driver wrote it, without DEVICE_NEEDS_RESET, which is the device's to set."""
     log: DirtyLog | None = None
     inflight: InflightBuffer | None = None
     postcopy: bool = False

@@ -63,6 +63,11 @@ class RingHandlers:
         return any(vring.started for vring in self.vrings)
 
     @property
+    def any_broken(self) -> bool:
+        """Whether a ring can't go on before it is stopped and started anew."""
+        return any(vring.broken is not None for vring in self.vrings)
+
+    @property
     def any_running(self) -> bool:
         """Whether a ring is started and enabled."""
         return any(vring.started and vring.enabled for vring in self.vrings)
@@ -260,6 +265,12 @@ class RingHandlers:
         else:
             self._device.drain(vring)
             assert vring.in_flight == 0, f"{self._device.name} kept {vring.in_flight} chains of {vring}"
+
+    def stop_broken(self) -> None:
+        """A status of 0: no ring is broken after it. Those that run are the front end's to stop."""
+        for vring in self.vrings:
+            if vring.broken is not None:
+                self.stop(vring)
 
     def reset(self) -> None:
         """RESET_DEVICE: every ring is stopped, disabled, and as it was at first."""

@@ -111,13 +111,19 @@ class Endpoint:
         connection = Connection(sock, f"{self.name} session {self.sessions}")
         server = self._server
         try:
-            self.link = Link(
+            link = Link(
                 self.device, server.loop, connection, server.protocol_features, server.connected_names, self._gone
             )
         except BaseException:
             connection.close()
             self._next()
             raise
+        self._use(link)
+
+    def _use(self, link: SessionLink) -> None:
+        """A session begins. What it tells of by itself waits as long as all notices do."""
+        self.link = link
+        link.session.tell_of_reset = self._config_changed
 
     def _gone(self) -> None:
         self.link = None

@@ -24,7 +24,7 @@ from vhost_user.backend.device import DEVICE_SPECIFIC, Device
 from vhost_user.backend.iotlb import IotlbHandlers
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.memory import MemoryHandlers
-from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
+from vhost_user.backend.negotiated import DEVICE_NEEDS_RESET, DRIVER_OK, RING_FEATURES, Negotiated
 from vhost_user.backend.postcopy import PostcopyHandlers
 from vhost_user.backend.rings import RingHandlers
 from vhost_user.backend.structures import StructureHandlers
@@ -113,11 +113,15 @@ class Session:
             FrontendRequest.SET_STATUS: self._set_status,
             FrontendRequest.SEND_RARP: lambda payload, _: device.send_rarp(payload.address),
             FrontendRequest.NET_SET_MTU: lambda payload, _: device.set_mtu(payload.value),
-            FrontendRequest.GET_STATUS: lambda *_: Answer(U64(self.negotiated.status).encode()),
+            FrontendRequest.GET_STATUS: lambda *_: Answer(U64(self.status).encode()),
         }
         self.accepted: Callable[[FrontendRequest, Any], None] = lambda *_: None
         """Called after each message that was not refused, with its payload: see journal.py."""
+        self.tell_of_reset: Callable[[], None] = self.config_changed
+        """Called for the notice that follows DEVICE_NEEDS_RESET."""
         self._config_due = False
+        for vring in self.rings.vrings:
+            vring.on_break = self._broke
         device.connected()
 
     def handle(self, received: Received) -> Answer | Deferred | None:
@@ -244,8 +248,22 @@ class Session:
     def _set_status(self, payload: U64, _: list[OwnedFd]) -> None:
         if payload.value > 0xFF:
             raise PeerError("status", payload.value, "at most 255, the device status field being one byte")
-        self.negotiated.status = payload.value
         self.device.set_status(payload.value)
+        self.negotiated.status = payload.value & ~DEVICE_NEEDS_RESET  # front ends write back what they read
+        if payload.value == 0:
+            self.rings.stop_broken()
+        if self.rings.any_broken:
+            self._broke()  # QEMU starts rings before it says DRIVER_OK
+
+    @property
+    def status(self) -> int:
+        """The device status: what the driver wrote, and whether a ring broke, which only a reset can mend."""
+        return self.negotiated.status | (DEVICE_NEEDS_RESET if self.rings.any_broken else 0)
+
+    def _broke(self) -> None:
+        # virtio 2.1.2, "Device Status Field": a notice follows DEVICE_NEEDS_RESET where DRIVER_OK is set.
+        if self.negotiated.status & DRIVER_OK:
+            self.tell_of_reset()
 
     def config_changed(self) -> None:
         """Tell the front end that the configuration space is not as it was, if it asked for a channel to be told by.

@@ -55,6 +55,7 @@ class Vring:
         self.asked: Miss | None = None
         """What the front end was asked for and has not given."""
         self.on_miss: Callable[[Vring], None] = lambda _: None
+        self.on_break: Callable[[], None] = lambda: None
         self.open_area: Callable[[Vring], InflightBuffer] | None = None
         """Where the ring is to note what it has in flight, for a front end that shares no buffer for that."""
         self._private: InflightBuffer | None = None
@@ -336,6 +337,7 @@ class Vring:
         self.broken = error
         if self.err is not None:
             self.err.signal()
+        self.on_break()
 
     def close(self) -> None:
         """Stop, and close the descriptors."""

@@ -82,7 +82,7 @@ class HandedEndpoint(Endpoint):
             log.exception("%s: front end %d can't be served, by a mistake of ours", self.name, number)
             self._control.tell(Kind.ENDED, SESSION.pack(number))
             return
-        self.link = self.handed
+        self._use(self.handed)
         if rebuild:
             self.handed.rebuild()
 
