@@ -22,6 +22,27 @@ _FEW_RUNS, _MANY_RUNS = 16, 4096
 _bytes = ffi.from_buffer
 
 
+def _numbers(array: Any, count: int) -> memoryview:
+    """The first `count` of an array of uint64_t, at least one, which is kept as long as they are looked at."""
+    return memoryview(ffi.buffer(array, 8 * count)).cast("Q")
+
+
+class RunArrays:
+    """Some runs: the first block of each, and its number of blocks, as flat arrays of 64-bit numbers, format Q.
+    Iterates over pairs of both."""
+
+    __slots__ = ("firsts", "sizes")
+
+    def __init__(self, firsts: memoryview, sizes: memoryview) -> None:
+        self.firsts, self.sizes = firsts, sizes
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.firsts.tolist(), self.sizes.tolist(), strict=True)
+
+
 class Granted(NamedTuple):
     """What the host is to do so that requests of a type are granted: to `nb_blocks` blocks from `first` on."""
 
@@ -38,13 +59,14 @@ class Bits:
     def __init__(self, bits: bitarray) -> None:
         self.pointer = ffi.from_buffer("uint8_t[]", bits)
 
-    def runs(self, plugged: bool, start: int, end: int, room: int = _FEW_RUNS) -> Iterator[tuple[list[int], list[int]]]:
-        """Where maximal runs of set bits, or of clear ones, begin among those from `start` up to `end`, in order, and
-        how many bits each has; some runs at a time, the first `room` at first. The bits must not change meanwhile."""
+    def runs(self, plugged: bool, start: int, end: int, room: int = _FEW_RUNS) -> Iterator[RunArrays]:
+        """The maximal runs of set bits, or of clear ones, among those from `start` up to `end`, in order; some at a time,
+        the first `room` at first. The bits must not change meanwhile."""
         while start < end:
             firsts, sizes = ffi.new("uint64_t[]", room), ffi.new("uint64_t[]", room)
             count = lib.vm_runs(self.pointer, start, end, plugged, firsts, sizes, room)
-            yield ffi.unpack(firsts, count), ffi.unpack(sizes, count)
+            if count:
+                yield RunArrays(_numbers(firsts, count), _numbers(sizes, count))
             if count < room:
                 return
             start, room = firsts[count - 1] + sizes[count - 1], _MANY_RUNS

@@ -15,6 +15,7 @@ from typing import NamedTuple, NewType
 from bitarray import bitarray
 
 from virtio_mem import _native
+from virtio_mem._native import RunArrays
 from virtio_mem.protocol import BlockState
 
 BlockIndex = NewType("BlockIndex", int)
@@ -30,6 +31,33 @@ class Run(NamedTuple):
 
 _as_run: Callable[[tuple[int, int]], Run] = partial(tuple.__new__, Run)
 """`Run._make` without its look at the length: a map can have millions of runs."""
+
+
+class Runs:
+    """The plugged blocks of a part of a map, or the unplugged ones, as maximal runs, in order. The map must not change
+    while one looks for them.
+
+    They are found anew each time that one asks, and never kept all at once: 64 TiB of 1 MiB blocks can have 32 million.
+    To iterate makes a `Run` of each, and costs 20 times what `arrays()` costs; `len()` makes none.
+    """
+
+    def __init__(self, bits: bitarray, memory: _native.Bits, wanted: bool, start: int, end: int) -> None:
+        self._bits, self._memory, self._wanted, self._start, self._end = bits, memory, wanted, start, end
+
+    def arrays(self) -> Iterator[RunArrays]:
+        """The first blocks of some runs and their numbers of blocks, then those of some more: 4096 runs at most."""
+        return self._memory.runs(self._wanted, self._start, self._end)
+
+    def __iter__(self) -> Iterator[Run]:
+        for some in self.arrays():
+            yield from map(_as_run, some)
+
+    def __len__(self) -> int:
+        bits = self._bits[self._start : self._end]
+        if not self._wanted:
+            bits.invert()
+        # As many as there are blocks of theirs after one that is not.
+        return (bits & ~(bits >> 1)).count()
 
 
 class BlockMap:
@@ -113,22 +141,18 @@ class BlockMap:
         """How many blocks of `run` are plugged."""
         return self._bits.count(1, *self._bounds(run))
 
-    def plugged_runs(self) -> Iterator[Run]:
-        """The plugged blocks as maximal runs, in order. The map must not change meanwhile."""
-        return self._runs(1, 0, self._size)
+    def plugged_runs(self) -> Runs:
+        """The plugged blocks."""
+        return Runs(self._bits, self.memory, True, 0, self._size)
 
-    def few_plugged_runs(self, most: int) -> list[Run] | None:
-        """All of `plugged_runs()` where they are `most` at most; None where they are more, of which none is made."""
-        firsts, sizes = next(self.memory.runs(True, 0, self._size, most + 1), ([], []))
-        return None if len(firsts) > most else list(map(_as_run, zip(firsts, sizes, strict=True)))
+    def few_plugged_runs(self, many: int) -> list[Run] | None:
+        """All of `plugged_runs()` where they are fewer than `many`; else None, and none of them is made."""
+        some = next(self.memory.runs(True, 0, self._size, many), ())
+        return list(map(_as_run, some)) if len(some) < many else None
 
-    def unplugged_runs(self, within: Run) -> Iterator[Run]:
-        """The unplugged blocks of `within` as maximal runs, in order. The map must not change meanwhile."""
-        return self._runs(0, *self._bounds(within))
-
-    def _runs(self, bit: int, start: int, stop: int) -> Iterator[Run]:
-        for firsts, sizes in self.memory.runs(bool(bit), start, stop):
-            yield from map(_as_run, zip(firsts, sizes, strict=True))
+    def unplugged_runs(self, within: Run) -> Runs:
+        """The unplugged blocks of `within`."""
+        return Runs(self._bits, self.memory, False, *self._bounds(within))
 
     def _bounds(self, run: Run) -> tuple[int, int]:
         first, nb_blocks = run

@@ -318,7 +318,7 @@ class DeviceService:
         if not effect.everything:
             yield self._section(effect.run)
             return
-        runs = self.device.blocks.few_plugged_runs(_MANY_RUNS)
+        runs = self.device.blocks.few_plugged_runs(_MANY_RUNS + 1)
         yield from map(self._section, [effect.run] if runs is None else runs)
 
     def _undo(self, step: Callable[[Section], object], section: Section) -> None:
@@ -334,8 +334,7 @@ class DeviceService:
         """Who is to be told of which sections, in order; the same each time, until the device commits."""
         if not self.listeners:
             return
-        runs = self.device.blocks.plugged_runs() if effect.everything else iter((effect.run,))
-        for run in runs:
+        for run in self.device.blocks.plugged_runs() if effect.everything else (effect.run,):
             section = self._section(run)
             for listener in self.listeners:
                 yield listener, section

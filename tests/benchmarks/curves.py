@@ -143,7 +143,7 @@ class InService:
         """Milliseconds of an UNPLUG ALL and of a system reset of blocks that are as in the map, and of a walk."""
         self.plug(bits)
         start = time.perf_counter()
-        runs = sum(1 for _ in self.service.device.blocks.plugged_runs())
+        runs = sum(len(some) for some in self.service.device.blocks.plugged_runs().arrays())
         walk = time.perf_counter() - start
         assert bool(runs) is any(bits)
         unplug_all = self.ask(RequestType.UNPLUG_ALL)

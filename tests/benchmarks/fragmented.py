@@ -22,7 +22,7 @@ from vhost_user.mapping import MAP_NORESERVE, Mapping
 from vhost_user.memory import Region, RegionFile
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import GIB, MIB, TIB, ByteCount, GuestAddress, HostOffset, format_size
-from virtio_mem.blocks import BlockMap
+from virtio_mem.blocks import BlockMap, Runs
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.hostmem.files import punch_hole
 from virtio_mem.protocol import Request, RequestType, ResponseType
@@ -51,8 +51,10 @@ def rows(*, quick: bool, region_size: int = 16 * TIB, block_size: int = 2 * MIB,
             yield ratio_row(full, "punching one hole in C", "ms", values, 1.2)
         values = _against_punch(region, floor, unplug_all, 0, pairs)
         yield plain_row(f"UNPLUG ALL of {what}, nothing held", "punching one hole in C", "ms", values)
-        found = in_turn(pairs, lambda: _walk(region.bits, region.nb_blocks), lambda: floor.walk(region.bits)[0])
+        found = in_turn(pairs, lambda: _walk(region, _as_arrays), lambda: floor.walk(region.bits)[0])
         yield ratio_row(f"walking all plugged runs of {what}", "a walk in C", "ms", _ms(found), 3)
+        found = in_turn(pairs, lambda: _walk(region, _one_by_one), lambda: floor.walk(region.bits)[0])
+        yield plain_row(f"a Python tuple of each plugged run of {what}", "a walk in C", "ms", _ms(found))
         found = in_turn(pairs, lambda: _snapshot(region, directory), lambda: floor.save(len(region.bits), directory))
         yield plain_row(f"snapshot of the blocks of {what}", "write and fsync in C", "ms", _ms(found))
 
@@ -164,13 +166,21 @@ def _ms(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(1e3 * ours, 1e3 * theirs) for ours, theirs in pairs]
 
 
-def _walk(bits: bytes, nb_blocks: int) -> float:
-    blocks = BlockMap(nb_blocks, memoryview(bytearray(bits)))
+def _walk(region: Fragmented, count: Callable[[Runs], int]) -> float:
+    blocks = BlockMap(region.nb_blocks, memoryview(bytearray(region.bits)))
     start = time.perf_counter()
-    plugged = sum(run.nb_blocks for run in blocks.plugged_runs())
+    nb_runs = count(blocks.plugged_runs())
     seconds = time.perf_counter() - start
-    assert plugged == blocks.plugged
+    assert nb_runs == len(blocks.plugged_runs())
     return seconds
+
+
+def _as_arrays(runs: Runs) -> int:
+    return sum(len(some) for some in runs.arrays())
+
+
+def _one_by_one(runs: Runs) -> int:
+    return sum(1 for _ in runs)
 
 
 def _snapshot(region: Fragmented, directory: Path) -> float:

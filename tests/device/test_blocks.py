@@ -40,11 +40,13 @@ def test_the_map_agrees_with_a_list_of_booleans(changes: list[Run], question: Ru
     assert blocks.state(question) is naive_state(bits, question)
     assert blocks.count(question) == sum(bits[question.first : question.first + question.nb_blocks])
     assert blocks.plugged == sum(bits)
-    flat = [index for first, nb_blocks in blocks.plugged_runs() for index in range(first, first + nb_blocks)]
+    plugged, unplugged = blocks.plugged_runs(), blocks.unplugged_runs(question)
+    flat = [index for first, nb_blocks in plugged for index in range(first, first + nb_blocks)]
     assert flat == [index for index, bit in enumerate(bits) if bit]
-    free = [i for first, nb_blocks in blocks.unplugged_runs(question) for i in range(first, first + nb_blocks)]
+    free = [i for first, nb_blocks in unplugged for i in range(first, first + nb_blocks)]
     inside = range(question.first, question.first + question.nb_blocks)
     assert free == [index for index in inside if not bits[index]]
+    assert [len(plugged), len(unplugged)] == [len(list(iter(runs))) for runs in (plugged, unplugged)]
 
 
 def test_runs_are_maximal_and_reach_the_last_block() -> None:
@@ -90,13 +92,25 @@ def test_more_runs_than_are_looked_for_at_once() -> None:
     assert all(type(each) is Run for each in blocks.plugged_runs())
 
 
+def test_runs_are_flat_arrays_of_which_none_is_long() -> None:
+    size = 3 * 10_001
+    blocks = BlockMap(size, memoryview(bytearray(b"\x6d\xdb\xb6" * (size // 24 + 1))))
+    pieces = list(blocks.plugged_runs().arrays())
+    arrays = [array for piece in pieces for array in (piece.firsts, piece.sizes)]
+    assert {(array.format, array.ndim, array.contiguous) for array in arrays} == {("Q", 1, True)}
+    assert [block for piece in pieces for block in piece.firsts] == [0, *range(2, size, 3)]
+    assert [size for piece in pieces for size in piece.sizes] == [1, *[2] * 10_000, 1]
+    assert max(map(len, pieces)) == 4096
+    assert list(BlockMap(size).plugged_runs().arrays()) == []
+
+
 def test_few_runs_are_all_or_none() -> None:
     blocks = BlockMap(100)
     assert blocks.few_plugged_runs(3) == []
     wanted = [run(0, 1), run(50, 2), run(98, 2)]
     for change in wanted:
         blocks.plug(change)
-    assert [blocks.few_plugged_runs(most) for most in (2, 3, 4)] == [None, wanted, wanted]
+    assert [blocks.few_plugged_runs(many) for many in (3, 4, 5)] == [None, wanted, wanted]
 
 
 def test_unplug_all_leaves_nothing() -> None:

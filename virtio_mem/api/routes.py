@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 
 OPENAPI = Path(__file__).with_name("openapi.json")
 OPERATION_HEADER = "Operation-Id"
-RUNS_IN_A_PIECE = 4096
 
 _MAX_ID_DIGITS = 18
 
@@ -207,12 +205,12 @@ class Api:
         }
         if most is not None:
             per_cell, counts = blocks.counts(most)
-            return json_reply({**head, "nb_runs": blocks.nb_runs(), "per_cell": per_cell, "cells": counts})
+            return json_reply({**head, "nb_runs": len(blocks.plugged_runs()), "per_cell": per_cell, "cells": counts})
 
         def pieces() -> Generator[bytes]:
-            runs, between = blocks.plugged_runs(), ""
             yield json.dumps(head)[:-1].encode() + b', "plugged": ['
-            while some := list(islice(runs, RUNS_IN_A_PIECE)):
+            between = ""
+            for some in blocks.plugged_runs().arrays():
                 yield (between + ",".join(f"[{first},{count}]" for first, count in some)).encode()
                 between = ","
             yield b"]}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vhost_user.errors import PeerError
-from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.blocks import BlockIndex, BlockMap, Run, Runs
 from virtio_mem.conformance.check import Violation, expect
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability
@@ -179,7 +179,7 @@ class WindowsDriver:
         yield from self._plugged_in(first + half, nb_blocks - half)
 
 
-def _longest(runs: Iterator[Run], most: int) -> Run | None:
+def _longest(runs: Runs, most: int) -> Run | None:
     """The beginning of the longest run, the lowest of equals."""
     longest = max(runs, key=lambda run: run.nb_blocks, default=None)
     return longest and Run(longest.first, min(longest.nb_blocks, most, MOST_BLOCKS))

@@ -5,10 +5,9 @@ The part that Cloud Hypervisor has too carries its names; `zones` is ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.blocks import BlockIndex, BlockMap, Run, Runs
 from virtio_mem.control.zone import ControlledZone
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class ZoneBlocks:
 
     def __init__(self, zone: ControlledZone) -> None:
         self.block_size = self.nb_blocks = self.usable_blocks = self.requested_blocks = 0
-        self._blocks = None
+        self._blocks = BlockMap(0)
         if zone.service is None:
             return
         with zone.service.lock:
@@ -116,14 +115,9 @@ class ZoneBlocks:
             self.usable_blocks = device.usable_region_size // self.block_size
             self.requested_blocks = device.requested_size // self.block_size
 
-    def plugged_runs(self) -> Iterator[Run]:
-        """The plugged blocks as maximal runs, in order."""
-        return iter(()) if self._blocks is None else self._blocks.plugged_runs()
-
-    def nb_runs(self) -> int:
-        """How many runs the plugged blocks form: as many as there are plugged blocks after one that is not."""
-        bits = 0 if self._blocks is None else int.from_bytes(self._blocks.to_bytes(), "little")
-        return (bits & ~(bits << 1)).bit_count()
+    def plugged_runs(self) -> Runs:
+        """The plugged blocks."""
+        return self._blocks.plugged_runs()
 
     def counts(self, most: int) -> tuple[int, list[int]]:
         """The region cut into `most` cells or fewer, of the smallest power of two of blocks that does it: that number
@@ -131,8 +125,6 @@ class ZoneBlocks:
         per_cell = 1
         while self.nb_blocks > most * per_cell:
             per_cell *= 2
-        if self._blocks is None:
-            return per_cell, []
         ends = range(per_cell, self.nb_blocks + per_cell, per_cell)
         runs = (Run(BlockIndex(end - per_cell), min(end, self.nb_blocks) - end + per_cell) for end in ends)
         return per_cell, [self._blocks.count(run) for run in runs]

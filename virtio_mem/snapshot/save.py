@@ -106,7 +106,9 @@ def plugged_ranges(device: VirtioMemDevice) -> Iterator[Range]:
 
 
 def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
-    return (Range(run.first * size, run.nb_blocks * size) for run in blocks.plugged_runs())
+    for runs in blocks.plugged_runs().arrays():
+        for first, nb_blocks in runs:
+            yield Range(first * size, nb_blocks * size)
 
 
 def _save_part(zone: SavedZone, memory: HostMemory, ranges: Iterable[Range], path: Path) -> PartState:
