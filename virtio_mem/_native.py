@@ -60,8 +60,8 @@ class Bits:
         self.pointer = ffi.from_buffer("uint8_t[]", bits)
 
     def runs(self, plugged: bool, start: int, end: int, room: int = _FEW_RUNS) -> Iterator[RunArrays]:
-        """The maximal runs of set bits, or of clear ones, among those from `start` up to `end`, in order; some at a time,
-        the first `room` at first. The bits must not change meanwhile."""
+        """The maximal runs of set bits, or of clear ones, among those from `start` up to `end`, in order; some at a
+        time, the first `room` at first. The bits must not change meanwhile."""
         while start < end:
             firsts, sizes = ffi.new("uint64_t[]", room), ffi.new("uint64_t[]", room)
             count = lib.vm_runs(self.pointer, start, end, plugged, firsts, sizes, room)
