@@ -43,7 +43,7 @@ TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
 REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
 
 # Groups of requests that a device decides on together, and another one by one.
-REQUESTS_TOGETHER = count(quick=2_000, ci=20_000, soak=200_000)
+REQUESTS_TOGETHER = count(quick=1_000, ci=10_000, soak=100_000)
 
 # Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)

@@ -31,7 +31,7 @@ from tests.device.mutants import LEAST_SCORE, Change, explained, say
 
 SOURCE = Path("virtio_mem/csrc/rules.c")
 
-TESTS = ("tests/device/test_rules.py", "tests/device/test_together.py", "tests/device/test_decide.py", "tests/device")
+TESTS = ("tests/device/test_rules.py", "tests/device/test_decide.py", "tests/device")
 """What is quick and notices most comes first; the last one is all there is, and repeats the others for what is left."""
 
 LONGEST = 120

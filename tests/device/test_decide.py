@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import ctypes
+import random
 from collections import Counter
 from typing import NamedTuple
 
 import pytest
-from hypothesis import event, example, given
-from hypothesis import strategies as st
 
+from tests import counts
 from tests.conformance.wrong.steps import Steps
 from tests.device.helpers import ADDR, BLOCK, make_device
 from tests.device.model import ModelDevice
 from tests.rings.answerer import VuAnswer
 from vhost_user.units import U64_MAX, ByteCount, GuestAddress
+from virtio_mem.blocks import BlockIndex, BlockMap, Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry, UsableRegion
-from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
+from virtio_mem.protocol import RESPONSE_SIZE, BlockState, Request, RequestType, Response, ResponseType
 from virtio_mem.verdict import VERDICTS
 
 PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
 ACK, NACK, BUSY, ERROR = ResponseType
 
 MOST_BLOCKS = 200
+"""So that runs reach over words, and the last word is not whole."""
 
 AT_ONCE = 64
 """Requests that the C core answers at most in a call."""
 
+MOVES = 20
+"""Of a device of one geometry."""
 
-@st.composite
-def geometries(draw: st.DrawFn) -> Geometry:
-    """Blocks of 1 byte to 2**63, a region that ends at 2**64 at times, or has no block at all."""
-    exponent = draw(st.integers(0, 63))
+
+def random_geometry(rng: random.Random) -> Geometry:
+    """Blocks of 1 byte to 2**63, a region as high as can be at times, or with no block at all."""
+    exponent = rng.choice([0, 12, 21, 63, rng.randrange(64)])
     most = min(MOST_BLOCKS, U64_MAX >> exponent)
-    nb_blocks = draw(st.integers(0, most) | st.sampled_from([0, 1, min(64, most), most]))
+    nb_blocks = rng.choice([most, most, most, min(64, most), rng.randint(0, most), rng.randrange(2)])
     highest = (U64_MAX >> exponent) - nb_blocks
-    addr = draw(st.sampled_from([0, highest]) | st.integers(0, highest))
     return Geometry(
-        addr=GuestAddress(addr << exponent),
+        addr=GuestAddress(rng.choice([0, highest, rng.randint(0, highest)]) << exponent),
         region_size=ByteCount(nb_blocks << exponent),
         block_size=ByteCount(1 << exponent),
-        usable_region=draw(st.sampled_from(UsableRegion)),
+        usable_region=rng.choice(list(UsableRegion)),
     )
 
 
@@ -58,95 +61,96 @@ class Ask(NamedTuple):
         return Request(self.type, GuestAddress(addr % 2**64), self.nb_blocks)
 
 
-@st.composite
-def neighbours(draw: st.DrawFn) -> list[Ask]:
-    """Requests for blocks beside each other, upwards, downwards, or both."""
-    type_, start = draw(st.sampled_from([PLUG, PLUG, UNPLUG])), draw(st.integers(0, MOST_BLOCKS))
-    first = end = start
-    asks = []
-    for _ in range(draw(st.integers(1, 8))):
-        nb_blocks = draw(st.integers(1, 3))
-        if draw(st.booleans()):
-            asks.append(Ask(type_, end, nb_blocks))
-            end += nb_blocks
-        else:
-            first -= nb_blocks
-            asks.append(Ask(type_, first, nb_blocks))
+def random_asks(rng: random.Random, blocks: BlockMap) -> list[Ask]:
+    """Requests for blocks beside each other, upwards or downwards; now and then, what no driver should ask."""
+    nb_blocks, asks = len(blocks), []
+    first = end = rng.randrange(nb_blocks + 1)
+    plugged = first < nb_blocks and blocks.state(Run(BlockIndex(first), 1)) is BlockState.PLUGGED
+    type_ = rng.choice([UNPLUG if plugged else PLUG] * 4 + [PLUG, UNPLUG, STATE])
+    for _ in range(rng.randrange(10 if rng.random() < 0.97 else 2 * AT_ONCE)):
+        count = rng.randrange(1, 5)
+        up = rng.random() < 0.7
+        usual = Ask(type_, end if up else first - count, count)
+        match rng.randrange(30):
+            case 0 | 5:
+                asks.append(usual._replace(type=rng.choice([*RequestType, 4, rng.randrange(1 << 16)])))
+            case 1:
+                asks.append(usual._replace(nb_blocks=rng.choice([0, nb_blocks - usual.block, 0xFFFF]) & 0xFFFF))
+            case 2:
+                asks.append(usual._replace(shift=rng.choice([1, -1, 2**62, 2**63])))
+            case 3:
+                asks.append(usual._replace(block=rng.choice([-1, nb_blocks, -(2**63), 2**64 - 1])))
+            case 4:
+                first = end = rng.randrange(nb_blocks + 1)
+            case _:
+                asks.append(usual)
+                first, end = (first, end + count) if up else (first - count, end)
     return asks
 
 
-types = st.sampled_from([PLUG, PLUG, UNPLUG, STATE, STATE, UNPLUG_ALL]) | st.integers(0, 0xFFFF)
-lengths = st.integers(1, 4) | st.sampled_from([0, MOST_BLOCKS, 0xFFFF]) | st.integers(0, 0xFFFF)
-blocks = st.integers(-2, MOST_BLOCKS + 2) | st.sampled_from([-(2**63), 2**63, 2**64 - 1])
-anything = st.builds(Ask, types, blocks, lengths, st.just(0) | st.sampled_from([1, -1, 2**62, 2**63]))
-batches = st.lists(neighbours() | st.lists(anything, max_size=6), max_size=6).map(
-    lambda lists: [ask for asks in lists for ask in asks]
-)
-
-
-class Move(NamedTuple):
-    """What the host does, and then the driver. The host can't carry out what falls on one of `refused`."""
-
-    target: int
-    paused: bool
-    asks: list[Ask]
-    refused: frozenset[int]
-
-
-moves = st.builds(
-    Move,
-    st.integers(0, MOST_BLOCKS),
-    st.sampled_from([False, False, False, True]),
-    batches,
-    st.just(frozenset[int]()) | st.frozensets(st.integers(0, 10), max_size=4),
-)
-
-
-def end(device: VirtioMemDevice, effect: Effect, refused: bool) -> Response:
-    return device.abandon(effect, "refused by the test") if refused else device.commit(effect)
-
-
-NO_BLOCKS = Geometry(addr=GuestAddress(0), region_size=ByteCount(0), block_size=ByteCount(1))
-
-
 class Together:
-    """A device that decides on as many as it can at a time."""
+    """A device that decides on as many as it can at a time. What it saw is in `seen`."""
 
-    def __init__(self, device: VirtioMemDevice) -> None:
+    def __init__(self, device: VirtioMemDevice, rng: random.Random, seen: Counter[str]) -> None:
         self.device = device
+        self.rng = rng
+        self.seen = seen
         self.answers: list[bytes] = []
-        self.merged = 0
 
-    def serve(self, requests: list[Request], refused: frozenset[int]) -> list[bool]:
-        """Which of them the host refused: where it refuses several together, each is tried alone."""
-        data = memoryview(b"".join(request.encode() for request in requests))
+    def serve(self, requests: list[Request]) -> list[bool]:
+        """Which of them the host refused: where it refuses several together, each is tried alone, and may succeed."""
         self.answers, fates, at, alone = [], [], 0, 0
         while at < len(requests):
             most = 1 if at < alone else len(requests) - at
-            room = bytearray(RESPONSE_SIZE * most)
-            decision = self.device.decide(data[REQUEST_SIZE * at :], room, most)
-            count, effect, refuse = len(decision.verdicts), decision.effect, False
-            found = [bytes(room[RESPONSE_SIZE * each : RESPONSE_SIZE * (each + 1)]) for each in range(count)]
-            assert count >= 1
-            assert found == [VERDICTS[verdict].response.encode() for verdict in decision.verdicts]
-            assert not any(room[RESPONSE_SIZE * count :])
+            verdicts, effect = self._decide(b"".join(request.encode() for request in requests[at : at + most]), most)
+            count, refuse = len(verdicts), False
+            response = None
             if effect is not None:
                 self._look(effect, requests[at : at + count])
-                refuse = not refused.isdisjoint(range(at, at + count))
+                refuse = self.rng.random() < (0.3 if count > 1 else 0.05)
                 response = end(self.device, effect, refuse)
                 if refuse and count > 1:
+                    self.seen["several refused"] += 1
                     alone = at + count
                     continue
-                found = [response.encode()] * count
-            self.answers += found
+            self.answers += [(response or VERDICTS[verdict].response).encode() for verdict in verdicts]
             fates += [refuse] * count
             at += count
         return fates
+
+    def _decide(self, requests: bytes, count: int) -> tuple[bytes, Effect | None]:
+        at_once, answered = self._at_once(requests, count)
+        room = bytearray(RESPONSE_SIZE * count)
+        verdicts, effect = self.device.decide(requests, room, count)
+        assert 1 <= len(verdicts) <= count
+        responses = [VERDICTS[verdict].response for verdict in verdicts]
+        assert b"".join(response.encode() for response in responses) == room[: RESPONSE_SIZE * len(verdicts)]
+        assert not any(room[RESPONSE_SIZE * len(verdicts) :])
+        # What is no change; an UNPLUG ALL of no blocks is one, although it has no effect.
+        by_itself = [
+            response.type is not BUSY and (response.type is not ACK or VERDICTS[verdict].type is STATE)
+            for verdict, response in zip(verdicts, responses, strict=True)
+        ]
+        assert answered == min(AT_ONCE, [*by_itself, False].index(False))
+        assert at_once == room[: RESPONSE_SIZE * answered]
+        assert self.device.take_answered() == Counter(verdicts[:answered])
+        self.seen["at once"] += answered
+        return verdicts, effect
+
+    def _at_once(self, requests: bytes, count: int) -> tuple[bytes, int]:
+        function, itself = self.device.answering()
+        self.device.prepare()
+        before = look(self.device)
+        room = ctypes.create_string_buffer(RESPONSE_SIZE * count)
+        answered = VuAnswer(function)(itself, requests, count, room)
+        assert look(self.device) == before
+        return room.raw[: RESPONSE_SIZE * answered], answered
 
     def _look(self, effect: Effect, requests: list[Request]) -> None:
         """An effect is that of its requests, no more and no less."""
         geometry = self.device.geometry
         assert effect.requests == len(requests)
+        assert {request.type for request in requests} == {RequestType[effect.type.name]}
         assert (effect.offset, effect.size) == tuple(each * geometry.block_size for each in effect.run)
         if effect.everything:
             assert effect.run == (0, geometry.nb_blocks)
@@ -156,88 +160,74 @@ class Together:
             block + each for block, request in zip(named, requests, strict=True) for each in range(request.nb_blocks)
         ]
         assert sorted(covered) == list(range(effect.run.first, effect.run.first + effect.run.nb_blocks))
-        self.merged += len(requests) > 1
+        self.seen["effects of many"] += len(requests) > 1
 
 
-def move_host(device: VirtioMemDevice, move: Move) -> None:
-    target = min(move.target, device.geometry.nb_blocks) * device.geometry.block_size
-    device.resize(target)
-    (device.pause if move.paused else device.resume)()
+def end(device: VirtioMemDevice, effect: Effect, refused: bool) -> Response:
+    return device.abandon(effect, "refused by the test") if refused else device.commit(effect)
 
 
 def look(device: VirtioMemDevice) -> tuple[object, ...]:
-    return device.config, list(device.blocks.plugged_runs()), device.owes_notice, device.take_config_notice()
+    return device.config, device.blocks.to_bytes(), device.owes_notice
 
 
-@given(geometry=geometries(), story=st.lists(moves, max_size=6))
-@example(NO_BLOCKS, [Move(0, False, [Ask(UNPLUG_ALL, 0, 0), Ask(PLUG, 0, 1), Ask(STATE, 0, 0)], frozenset())])
-def test_together_as_one_by_one_and_as_the_model(geometry: Geometry, story: list[Move]) -> None:
-    together, alone = Together(VirtioMemDevice(geometry)), VirtioMemDevice(geometry)
-    whole = geometry.usable_region is UsableRegion.WHOLE_REGION
-    model = ModelDevice(geometry.addr, geometry.region_size, geometry.block_size, whole_region=whole)
-    for move in story:
-        for device in (together.device, alone):
-            move_host(device, move)
-        model.resize(alone.requested_size)
-        model.paused = alone.paused
-        requests = [ask.request(geometry) for ask in move.asks]
-        fates = together.serve(requests, move.refused)
-        answers = []
-        for request, refuse in zip(requests, fates, strict=True):
-            outcome = alone.request(request)
-            response = end(alone, outcome, refuse) if isinstance(outcome, Effect) else outcome
-            answers.append(response.encode())
-            model.host_refuses = refuse
-            expected, state = model.answer(request)
-            assert response.type is expected, (request, response)
-            assert state is None or response.state is state
-        assert together.answers == answers
-        assert look(together.device) == look(alone)
-        assert alone.plugged_size == model.plugged_size
-        assert alone.usable_region_size == model.usable_region_size
-    event("merged" if together.merged else "not merged")
+def move_host(rng: random.Random, model: ModelDevice, devices: list[VirtioMemDevice]) -> None:
+    geometry = devices[0].geometry
+    target = rng.choice([geometry.nb_blocks, rng.randint(0, geometry.nb_blocks)]) * geometry.block_size
+    resize, turn = rng.random() < 0.3, rng.random() < 0.1
+    for device in devices:
+        if resize:
+            device.resize(target)
+        if turn:
+            (device.resume if device.paused else device.pause)()
+    model.paused = devices[0].paused
+    if resize:
+        model.resize(target)
 
 
-@given(geometry=geometries(), story=st.lists(moves, max_size=6))
-@example(NO_BLOCKS, [Move(0, False, [Ask(UNPLUG_ALL, 0, 0), Ask(STATE, 0, 1)] * 2, frozenset())])
-@example(NO_BLOCKS, [Move(0, False, [Ask(STATE, 0, 1)] * (AT_ONCE + 1), frozenset())])
-def test_at_once_as_one_by_one(geometry: Geometry, story: list[Move]) -> None:
-    """The first requests that need no host and leave nothing owed, and each is counted."""
-    device, alone = VirtioMemDevice(geometry), VirtioMemDevice(geometry)
-    function, argument = device.answering()
-    answer = VuAnswer(function)
-    counted: Counter[tuple[RequestType | None, ResponseType]] = Counter()
-    for move in story:
-        for each in (device, alone):
-            move_host(each, move)
-        left = [ask.request(geometry) for ask in move.asks]
-        while left:
-            room = ctypes.create_string_buffer(RESPONSE_SIZE * len(left))
-            device.prepare()
-            before = device.config, device.owes_notice
-            answered = answer(argument, b"".join(request.encode() for request in left), len(left), room)
-            assert (device.config, device.owes_notice) == before
-            assert answered <= len(left)
-            for at, request in enumerate(left[:answered]):
-                outcome = alone.request(request)
-                assert isinstance(outcome, Response)
-                assert outcome.type is not BUSY
-                assert room.raw[RESPONSE_SIZE * at : RESPONSE_SIZE * (at + 1)] == outcome.encode()
-                counted[RequestType(request.type) if request.type in list(RequestType) else None, outcome.type] += 1
-            if answered == len(left):
-                break
-            for each in (device, alone):
-                outcome = each.request(left[answered])
-                needs_more = isinstance(outcome, Effect) or outcome.type is BUSY
-                assert needs_more or answered == AT_ONCE or left[answered].type == UNPLUG_ALL
-                if isinstance(outcome, Effect):
-                    each.commit(outcome)
-            left = left[answered + 1 :]
-    found = Counter({(VERDICTS[key].type, VERDICTS[key].response.type): 0 for key in VERDICTS})
-    for key, count in device.take_answered().items():
-        found[VERDICTS[key].type, VERDICTS[key].response.type] += count
-    assert found == counted
-    assert device.take_answered() == {}
+def test_together_as_one_by_one_and_as_the_model(rng: random.Random) -> None:
+    """Also the device of which wrong ones are made, one step at a time: it is right itself."""
+    seen: Counter[str] = Counter()
+    for _ in range(counts.REQUESTS_TOGETHER // MOVES):
+        geometry = random_geometry(rng)
+        together = Together(VirtioMemDevice(geometry), rng, seen)
+        alone, steps = VirtioMemDevice(geometry), Steps(geometry)
+        whole = geometry.usable_region is UsableRegion.WHOLE_REGION
+        model = ModelDevice(geometry.addr, geometry.region_size, geometry.block_size, whole_region=whole)
+        for _ in range(MOVES):
+            move_host(rng, model, [together.device, alone, steps])
+            requests = [ask.request(geometry) for ask in random_asks(rng, alone.blocks)]
+            fates = together.serve(requests)
+            responses = [in_turn(alone, steps, model, *each) for each in zip(requests, fates, strict=True)]
+            assert together.answers == [response.encode() for response in responses]
+            seen.update(response.type.name for response in responses)
+            assert look(together.device) == look(alone) == look(steps)
+            notices = {device.take_config_notice() for device in (together.device, alone, steps)}
+            assert len(notices) == 1
+            assert (alone.plugged_size, alone.usable_region_size) == (model.plugged_size, model.usable_region_size)
+    often = "effects of many", "several refused", "at once", "ACK", "NACK", "BUSY", "ERROR"
+    assert all(seen[each] > 5 for each in often), seen
+
+
+def test_no_more_than_64_are_answered_at_once(rng: random.Random) -> None:
+    seen: Counter[str] = Counter()
+    device = make_device()
+    Together(device, rng, seen).serve([Ask(STATE, 0, 1).request(device.geometry)] * (AT_ONCE + 1))
+    assert seen["at once"] == AT_ONCE
+
+
+def in_turn(alone: VirtioMemDevice, steps: Steps, model: ModelDevice, request: Request, refuse: bool) -> Response:
+    model.host_refuses = refuse
+    outcome, stepped = alone.request(request), steps.request(request)
+    assert stepped == outcome
+    if isinstance(outcome, Effect):
+        assert isinstance(stepped, Effect)
+        end(steps, stepped, refuse)
+        outcome = end(alone, outcome, refuse)
+    expected, state = model.answer(request)
+    assert outcome.type is expected, (request, outcome)
+    assert state is None or outcome.state is state
+    return outcome
 
 
 def decide(device: VirtioMemDevice, *asks: Ask) -> tuple[int, Effect | None]:
@@ -270,6 +260,15 @@ def test_neighbours_are_one_effect(type_: RequestType, ranges: list[tuple[int, i
     assert device.abandon(effect, "refused by the test").type is BUSY
     assert device.plugged_size == (run[1] * BLOCK if type_ is UNPLUG else 0)
     assert not device.owes_notice, "each is tried alone first"
+
+
+def test_several_that_are_refused_leave_what_is_owed() -> None:
+    device = make_device()
+    for asks in ([Ask(PLUG, 0, 1)], [Ask(PLUG, 0, 1), Ask(PLUG, 1, 1)]):
+        _, effect = decide(device, *asks)
+        assert effect is not None
+        device.abandon(effect, "refused by the test")
+        assert device.owes_notice
 
 
 @pytest.mark.parametrize(
@@ -320,20 +319,3 @@ def test_more_is_plugged_than_the_target_wants() -> None:
     outcome = device.request(Request(PLUG, GuestAddress(ADDR + 8 * BLOCK), 1))
     assert isinstance(outcome, Response)
     assert outcome.type is NACK
-
-
-@given(geometry=geometries(), story=st.lists(moves, max_size=6))
-def test_steps_are_those_of_the_device(geometry: Geometry, story: list[Move]) -> None:
-    """The device of which wrong ones are made, one step at a time, is right itself; for blocks that can be counted."""
-    steps, device = Steps(geometry), VirtioMemDevice(geometry)
-    for move in story:
-        for each in (steps, device):
-            move_host(each, move)
-        for at, ask in enumerate(move.asks):
-            outcomes = [each.request(ask.request(geometry)) for each in (steps, device)]
-            assert outcomes[0] == outcomes[1]
-            if isinstance(outcomes[0], Effect):
-                for each, outcome in zip((steps, device), outcomes, strict=True):
-                    assert isinstance(outcome, Effect)
-                    end(each, outcome, at in move.refused)
-        assert look(steps) == look(device)
