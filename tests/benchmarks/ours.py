@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.backend.rig import EVERYTHING, FIRST_PACKED, SPLIT, Ram
+from tests.benchmarks.measure import settle
 from vhost_user import _native
 from vhost_user.frontend import Frontend, FrontendVring, SharedRegion
 from vhost_user.mapping import MAP_NORESERVE, Mapping
@@ -110,6 +111,7 @@ class OurDevice:
         wanted = ring.offer(chains(requests))
         self._offered += len(requests)
         assert wanted, "the device wants no kick"
+        settle()
         start = time.perf_counter()
         kick.signal()
         self._wait()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from tests.benchmarks.measure import settle
 from tests.benchmarks.ours import BLOCK_SIZE, REGION_SIZE, chains, require_granted
 from vhost_user.memory import GuestMemory
 from virtio_mem.conformance.targets.qtest.command_line import SLOT, QemuOptions, Shape, command_line
@@ -37,6 +38,7 @@ class QemuDevice(PciDriver):
         wanted = ring.offer(chains(requests))
         assert wanted, "the device wants no notification"
         qtest, notify = self._qtest, self._notify
+        settle()
         start = time.perf_counter()
         qtest.store(notify, 0, 2)
         seconds = time.perf_counter() - start
