@@ -11,7 +11,6 @@ One lock serves each device, because requests come from a ring's thread and resi
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,6 +25,7 @@ from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.keeper import Keeper, KeepsNothing
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Feature, Request, Response, ResponseType
 from virtio_mem.tally import Tally
+from virtio_mem.turn_lock import TurnLock
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class DeviceService:
         self.failed_undos = 0
         self.unplugged_bytes = 0
         self.unreturned_bytes = 0
-        self.lock = threading.RLock()
+        self.lock = TurnLock()
         self._last_retry = float("-inf")
         self._shortage: Callable[[], HostError | None] = _no_shortage
         self._logged_refusal = ""

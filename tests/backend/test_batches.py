@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,12 +31,21 @@ class InBatches(Echo):
         super().__init__()
         self.batches: RingBatches | None = None
         self.turns = 0
+        self.more = True
 
     def on_kick(self, vring: Vring) -> bool:
         self.turns += 1
+        self.more = True
         if self.batches is None or not self.batches.fits(vring):
             self.batches = RingBatches(vring, Batch(vring.size, MOST, REQUEST, ANSWER), self.answer)
-        return self.batches.serve()
+        self.more = self.batches.serve()
+        return self.more
+
+    def keep_awake(self, *, others: bool) -> None:
+        """At the next kick the driver is one that asks again at once, and others wait, or do not."""
+        assert self.batches is not None
+        self.batches._vring.others_wait = lambda: others
+        self.batches._idle_since = time.monotonic_ns() + 10**12
 
     def answer(self, served: RingBatches) -> None:
         batch = served.batch
@@ -91,6 +101,11 @@ class World:
             assert used == (self.order.pop(0), len(want))
             assert self.ring.memory.read(answer, len(want)) == want
 
+    def until_served(self) -> None:
+        """Wait until the back end has looked at its ring as often as it is going to."""
+        while self.device.more:
+            time.sleep(0.001)
+
 
 @contextmanager
 def world(features: int) -> Iterator[World]:
@@ -134,17 +149,21 @@ def test_chains_of_all_kinds_come_back_in_order(features: int, alone: bool, rng:
             here.collect()
 
 
+@pytest.mark.parametrize("others", [True, False])
 @FORMATS
-def test_others_have_their_turn_in_between(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "LONGEST_TURN", 0)
+def test_others_have_their_turn_in_between(features: int, others: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are any; who is alone is served on."""
     with world(features) as here:
+        here.until_served()
+        monkeypatch.setattr(batches, "LONGEST_TURN", 0)
+        here.device.keep_awake(others=others)
         turns = here.device.turns
         for _ in range(2 * MOST - 2):
             here.send("")
         here.ring.kick()
         here.collect()
-        here.both.frontend.requests.confirm()
-        assert here.device.turns >= turns + 2
+        here.until_served()
+        assert here.device.turns == turns + (3 if others else 1)
 
 
 def test_a_process_with_one_processor_looks_at_no_ring() -> None:

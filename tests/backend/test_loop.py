@@ -41,6 +41,32 @@ def test_what_can_be_read_is_called(loop: EventLoop) -> None:
         assert heard == ["event"]
 
 
+def test_what_is_due_is_known_before_it_is_called(loop: EventLoop) -> None:
+    def call_and_look() -> bool:
+        loop.run_once(0)
+        return loop.due()
+
+    assert not call_and_look()
+    with Event.create() as event:
+        loop.watch(event, event.take)
+        event.signal()
+        assert loop.due()
+        assert not call_and_look()
+        loop.forget(event)
+    timer = loop.call_later(3600, lambda: None)
+    assert not loop.due()
+    timer.cancel()
+    loop.call_later(0, lambda: None)
+    assert loop.due()
+    assert not call_and_look()
+    loop.call_soon(lambda: None)
+    assert loop.due()
+    loop.run_once(0)
+    assert not call_and_look()  # the loop was woken for it besides
+    loop.stop()
+    assert loop.due()
+
+
 def test_a_file_that_was_forgotten_in_the_same_round_is_not_called(loop: EventLoop) -> None:
     heard: list[Event] = []
     events = [Event.create() for _ in range(2)]

@@ -24,6 +24,9 @@ LONGEST_TURN = 1_000_000
 """Nanoseconds after which whatever else the event loop has to do comes first: a driver that asks again just before the
 end of each look would hold up everybody for a ringful of looks."""
 
+LONGEST_STAY = 100_000_000
+"""Nanoseconds for which turn follows turn while the event loop has nothing else to do."""
+
 _looking = threading.Semaphore(len(os.sched_getaffinity(0)) - 1)
 
 
@@ -46,17 +49,30 @@ class RingBatches:
         return self._vring is vring and self._size == vring.size
 
     def serve(self) -> bool:
-        """Serve what is available and what comes while it is looked for, a ringful and LONGEST_TURN at most: True if
-        more may wait, and the ring is to be served again without a kick. RingBroken and PeerError as `DeviceQueue`."""
+        """Serve what is available and what comes while it is looked for, a ringful and LONGEST_TURN at most, and again
+        for LONGEST_STAY while nobody else waits: True if more may wait, and the ring is to be served again without a
+        kick. RingBroken and PeerError as `DeviceQueue`."""
         quick = time.monotonic_ns() - self._idle_since < LONGEST_LOOK
         if not (quick and _looking.acquire(blocking=False)):
-            return self._serve(0)
+            return self._turn(0)
         try:
-            return self._serve(LONGEST_LOOK)
+            end = time.monotonic_ns() + LONGEST_STAY
+            while more := self._turn(LONGEST_LOOK):
+                if time.monotonic_ns() >= end or self._others_wait():
+                    break
+            return more
         finally:
             _looking.release()
 
-    def _serve(self, patience: int) -> bool:
+    def _others_wait(self) -> bool:
+        """Whether it is somebody else's turn. A kick of this ring's is not: it is taken, and the ring looked at."""
+        try:
+            self._vring.take_kick()
+        except (EOFError, OSError):
+            return True
+        return self._vring.others_wait()
+
+    def _turn(self, patience: int) -> bool:
         vring, batch, queue = self._vring, self.batch, self._vring.running()
         queue.disable_notifications()
         left, end = queue.size, time.monotonic_ns() + LONGEST_TURN

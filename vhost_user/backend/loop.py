@@ -81,6 +81,12 @@ class EventLoop:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer
 
+    def due(self) -> bool:
+        """Whether there is something to do now, or `stop()` was called. For a callback that would rather go on."""
+        if self._soon or self._stopped or (self._timers and self._timers[0][0] <= time.monotonic()):
+            return True
+        return bool(self._selector.select(0))
+
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for something to do, for `timeout` seconds at most, and do it."""
         for key, _ in self._selector.select(self._patience(timeout)):

@@ -33,6 +33,8 @@ class RingHandlers:
         self._poll_timer: Call | None = None
         self._closed = False
         self.vrings = [Vring(index, negotiated, device.max_queue_size) for index in range(device.queue_count)]
+        for vring in self.vrings:
+            vring.others_wait = loop.due
         self.memory_to_come: Callable[[], bool] = lambda: False
         """Whether guest memory must not be touched yet."""
         self.on_trouble: Callable[[], None] = lambda: None
@@ -174,10 +176,8 @@ class RingHandlers:
                 vring.fail(PeerError(str(vring), "moved", "the memory table keeps the rings that run"))
 
     def _kicked(self, vring: Vring) -> None:
-        assert vring.kick is not None
-        vring.asked = None  # the driver may have mapped it by now
         try:
-            vring.kick.take()
+            vring.take_kick()
         except (EOFError, OSError) as error:
             log.info("%s: there will be no more kicks: %s", vring, error)
             self._forget_kick(vring)

@@ -54,6 +54,8 @@ class Vring:
         """Whether it was started, and parts of it have no translation yet."""
         self.asked: Miss | None = None
         """What the front end was asked for and has not given."""
+        self.others_wait: Callable[[], bool] = lambda: True
+        """Whether who serves the ring has something else to do."""
         self.on_miss: Callable[[Vring], None] = lambda _: None
         self.on_break: Callable[[], None] = lambda: None
         self.open_area: Callable[[Vring], InflightBuffer] | None = None
@@ -134,6 +136,12 @@ class Vring:
         return self.queue
 
     # For the session.
+
+    def take_kick(self) -> None:
+        """Take the kicks that have come. EOFError and OSError where there will be no more of them."""
+        self.asked = None  # the driver may have mapped it by now
+        if self.kick is not None:
+            self.kick.take()
 
     @property
     def packed(self) -> bool:

@@ -24,12 +24,12 @@ class AtOnce:
         return None if self._service.tally.looks_at_each or not self._may() else self
 
     def __enter__(self) -> None:
-        self._service.lock.acquire()
+        self._service.lock.__enter__()
         try:
             self._service.device.prepare()
         except BaseException:
-            self._service.lock.release()
+            self._service.lock.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._service.lock.release()
+        self._service.lock.__exit__()
