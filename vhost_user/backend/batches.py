@@ -97,13 +97,15 @@ class RingBatches:
         vring.notify()
         return True
 
-    def give(self, end: int) -> None:
-        """Give back the members before `end` that have not gone back."""
-        batch, given = self.batch, self.batch.given
+    def give(self, end: int) -> bool:
+        """Give back the members before `end` that have not gone back. Whether the driver has them: behind an IOMMU the
+        queue may owe them."""
+        batch, queue, given = self.batch, self._vring.running(), self.batch.given
         try:
-            self._vring.running().give(batch, end)
+            queue.give(batch, end)
         finally:
             self._vring.in_flight -= batch.given - given
+        return not queue.owes
 
     def chain(self, member: int) -> Chain:
         """The chain of a member that has not gone back, to look at."""

@@ -196,6 +196,11 @@ class DeviceQueue(ABC):
         self._owed.append((chain, written))
         return 0
 
+    @property
+    def owes(self) -> bool:
+        """Whether chains are to be given back by `settle()`."""
+        return bool(self._owed)
+
     def settle(self) -> bool:
         """Give back what is owed to the driver, as far as that is possible now; whether nothing is owed any more."""
         self.miss = None

@@ -174,16 +174,26 @@ class MemDevice(Device):
                 answered = first
                 while answered < end:
                     answered += self._answer(*batch.part(answered, end))
-                    batches.give(answered)
-                    self.state.done()
+                    self._give(batches, answered)
+
+    def _give(self, batches: RingBatches, end: int) -> None:
+        there = False
+        try:
+            there = batches.give(end)
+        finally:
+            if there:
+                self.state.done()
+            else:
+                self.state.unanswered()
 
     def _answer(self, keys: memoryview, requests: memoryview, answers: memoryview) -> int:
         """Answer the first of some requests, and those that are served together with it; how many."""
         chains = Chains(keys, requests)
-        if self.state.intent is not None and self.state.granted_before(chains.chain(0)):
-            response = Response(ResponseType.ACK, reason="granted by a process before this one")
+        if self.state.intent is not None and self.state.granted_before(chain := chains.chain(0)):
+            response = Response(ResponseType.ACK, reason="granted before, and not answered")
             answers[:RESPONSE_SIZE] = response.encode()
-            self.service.replay(chains.chain(0).request, response)
+            if not self.state.counted_before(chain):
+                self.service.replay(chain.request, response)
             return 1
         self.state.serving = chains
         try:

@@ -27,11 +27,15 @@ What each place of death leaves, and what is made of it before anything is taken
     7-8  The request has gone back, so the ring doesn't give it again. The next chain is another one of the record, or
          one that is none of it, by its place in the ring: then phase = NONE, and it is served.
 
+A ring may break in step 7, or owe its driver the used element, since its own memory is gone or not translated. The
+process lives, and is where the next one would be: it keeps the record, and answers a chain of it that comes again
+without a second look.
+
 Where the host refuses (step 4), all of it is undone, phase = NONE, and the driver is told BUSY. A death in there is one
 of 3-5. A record's chain is that of a split ring's head or a packed ring's id, at one position of the used ring, with
 one content. A record whose chain never comes, because the front end went, is not harmful: as long as no other record
 took its place no block changed, so what it says is still true. A system reset, which comes from no ring, has no chain;
-its end is step 6.
+its end is step 6. If it is refused while a record is there, no block has changed, and that record is put back.
 
 The stores of step 3, 5 and 8 that decide are one word each. The process is all that is killed, not the machine, so the
 next one sees what this one stored, in that order, and needs no checksum here; what a file of somebody else's holds is
@@ -130,14 +134,22 @@ class IntentRecord:
 
     def open(self, effect: Effect, chains: Chains | None) -> None:
         """Step 3."""
+        self._write(effect.type, effect.run, chains, 0 if chains is None else effect.requests)
+        self._phase(Phase.OPEN)
+
+    def put_back(self, intent: Intent) -> None:
+        """Say what it said before."""
+        self._write(intent.type, intent.run, Chains.of(*intent.chains), len(intent.chains))
+        self._phase(intent.phase)
+
+    def _write(self, type_: EffectType, run: Run, chains: Chains | None, count: int) -> None:
         self.clear()
-        words, run, count = self._words, effect.run, 0 if chains is None else effect.requests
-        words[_EFFECT], words[_FIRST], words[_NB_BLOCKS] = _NUMBERS[effect.type], run.first, run.nb_blocks
+        words = self._words
+        words[_EFFECT], words[_FIRST], words[_NB_BLOCKS] = _NUMBERS[type_], run.first, run.nb_blocks
         if chains is not None:
             words.put(_KEYS, chains.keys[: _KEY.size * count])
             words.put(_REQUESTS, chains.requests[: REQUEST_SIZE * count])
         words[_COUNT] = count
-        self._phase(Phase.OPEN)
 
     def grant(self) -> None:
         """Step 5."""

@@ -77,9 +77,13 @@ class DeviceState:
         self.serving: Chains | None = None
         """What is opened now is for these chains, or for the first of them; None where it is for none."""
         self._unanswered: set[ChainKey] = set()
+        self._counted: set[ChainKey] = set()
+        self._answering: ChainKey | None = None
+        self._aside: tuple[Intent, set[ChainKey], set[ChainKey]] | None = None
         self._generation = 0
         self.intent: Intent | None = None
-        """The record of a process before this one, as far as something is to be done about it."""
+        """The record of a process before this one, as far as something is to be done about it; or of this one, of
+        requests whose driver has no answer."""
         self.interrupted: Intent | None = None
         """The record that was found. The device is already what it says, where it says that it was granted."""
         self.counted = 0, 0
@@ -161,12 +165,15 @@ class DeviceState:
 
     def opening(self, effect: Effect) -> None:
         """The host is about to act."""
+        if self.intent is not None:
+            self._aside = self.intent, self._unanswered, self._counted
         self._forget()
         self._record.open(effect, self.serving)
 
     def granted(self, effect: Effect) -> None:
         """The host has acted."""
         del effect
+        self._aside = None
         self._record.grant()
 
     def changed(self) -> None:
@@ -174,14 +181,36 @@ class DeviceState:
         self._save(self.device)
 
     def done(self) -> None:
-        """What was opened came to its end, for all of its chains."""
-        if not self._unanswered:
-            self._forget()
+        """What was opened came to its end: refused, or with the answers of what was served at the driver."""
+        if self.intent is None:
             self._record.clear()
+            self._put_back()
+        elif self.intent.phase is Phase.GRANTED:
+            if self._answering is not None:
+                self._unanswered.remove(self._answering)
+                self._answering = None
+            if not self._unanswered:
+                self.undone()
+
+    def unanswered(self) -> None:
+        """The driver has not got the answers of what was served: its chains may come again, to this process too."""
+        if self._answering is not None:
+            self._counted.add(self._answering)
+            self._answering = None
+        elif self.intent is None:
+            self.intent = self._record.read()
+            self._unanswered = set() if self.intent is None else set(self.intent.chains)
+            self._counted = self._unanswered.copy()
+
+    def _put_back(self) -> None:
+        """A system reset was refused: what there was to be done before it is still to be done."""
+        if self._aside is not None:
+            (self.intent, self._unanswered, self._counted), self._aside = self._aside, None
+            self._record.put_back(self.intent)
 
     def _forget(self) -> None:
-        self.intent = None
-        self._unanswered.clear()
+        self.intent, self._answering = None, None
+        self._unanswered, self._counted = set(), set()
 
     @property
     def _record(self) -> IntentRecord:
@@ -214,7 +243,7 @@ class DeviceState:
         self.device.paused = True
         self.changed()
 
-    # What a process before this one left.
+    # What a process before this one left, or this one.
 
     def granted_before(self, chain: ChainKey) -> bool:
         """Whether the request in this chain was granted, and only its answer is to be given. Any other record of
@@ -224,15 +253,19 @@ class DeviceState:
             return False
         assert intent.phase is Phase.GRANTED, "what was opened is brought to an end before a chain is taken"
         if chain in self._unanswered:
-            self._unanswered.remove(chain)
+            self._answering = chain
             return True
         self.undone()
         return False
 
+    def counted_before(self, chain: ChainKey) -> bool:
+        """Whether this chain was granted before, and this process has counted its answer."""
+        return chain in self._counted & self._unanswered
+
     def undone(self) -> None:
-        """What a process before this one had opened was taken back: its requests are served afresh."""
-        self._unanswered.clear()
-        self.done()
+        """What was opened, by whatever process, is of no use any more: its requests are served afresh."""
+        self._forget()
+        self._record.clear()
 
     def finish(self, intent: Intent) -> None:
         """Have the device be as the record of `intent` wants it, whose memory was given back, or is there."""

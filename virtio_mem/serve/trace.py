@@ -303,10 +303,14 @@ class TracedDevice(MemDevice):
 
     def _answer(self, keys: memoryview, requests: memoryview, answers: memoryview) -> int:
         self._begin()
+        chain = Chains(keys, requests).chain(0)
+        written = self.state.counted_before(chain)
         count = super()._answer(keys, requests, answers)
+        if written:
+            return count
         response = Response.decode(answers)
         by_host = response.type is ResponseType.BUSY and not self.device.paused
-        self._trace.answered(Chains(keys, requests).chain(0), response, by_host=by_host)
+        self._trace.answered(chain, response, by_host=by_host)
         return count
 
     def _begin(self) -> None:

@@ -1,0 +1,352 @@
+"""A request that was granted, and whose answer its driver did not get: it comes again, and is answered ACK.
+
+So it is for the next process, and so for the same one, where it is the ring that broke or that owes an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.backend.rig import DATA, Ram
+from tests.iotlb.rig import FEATURES, PAGE, Behind
+from tests.peers.processes import wait_until
+from tests.serve.rig import (
+    ADDR,
+    BLOCK_SIZE,
+    FORMS,
+    NB_BLOCKS,
+    RING_SIZE,
+    UNPLUGGED_INACCESSIBLE,
+    Guest,
+    guest,
+    request_for,
+    zone,
+)
+from vhost_user.backend import Endpoint, Server
+from vhost_user.backend.batches import RingBatches
+from vhost_user.connection import Connection
+from vhost_user.errors import FieldError, HostError
+from vhost_user.frontend import Frontend, SharedRegion
+from vhost_user.message import VIRTIO_F_IOMMU_PLATFORM
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
+from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.device import Effect, EffectType
+from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType, Response, ResponseType
+from virtio_mem.serve.device import MemDevice
+from virtio_mem.serve.files import state_memfd
+from virtio_mem.serve.intent import ChainKey, Chains
+from virtio_mem.serve.state import DeviceState, state_size
+from virtio_mem.serve.trace import TracedDevice
+from virtio_mem.serve.trace_file import TraceFile
+from virtio_mem.service import Section
+
+PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
+ACK, NACK, BUSY, ERROR = ResponseType
+ZONE = zone()
+
+
+class Translated(MemDevice):
+    """Behind an IOMMU."""
+
+    def __init__(self, state: OwnedFd) -> None:
+        super().__init__(ZONE, state.fileno())
+        self.features |= VIRTIO_F_IOMMU_PLATFORM
+
+
+class AtOnce:
+    """A listener that does something as soon as memory comes: after the record, before the answer."""
+
+    def __init__(self, device: MemDevice, act: Callable[[], object]) -> None:
+        self._device, self._act = device, act
+        device.service.listeners.append(self)
+
+    def plugged(self, section: Section) -> None:
+        del section
+        self._device.service.listeners.remove(self)
+        self._act()
+
+    def unplugging(self, section: Section) -> None:
+        del section
+
+
+@pytest.fixture
+def state() -> Iterator[OwnedFd]:
+    with state_memfd("test", state_size(ZONE.geometry)) as fd:
+        yield fd
+
+
+@contextmanager
+def served(device: MemDevice) -> Iterator[tuple[Server, Connection]]:
+    """The device in a server's thread, and the way to it."""
+    try:
+        with Server() as server:
+            ours, theirs = socket.socketpair()
+            device.endpoint = server.serve(theirs, device)
+            with server.in_thread():
+                yield server, Connection(ours)
+    finally:
+        device.close()
+
+
+def wait_for_end(device: MemDevice) -> Endpoint:
+    """Until the session has ended."""
+    endpoint = device.endpoint
+    assert endpoint is not None
+    wait_until(lambda: not endpoint.connected, "the session has ended")
+    return endpoint
+
+
+def connect_again(device: MemDevice, server: Server) -> Connection:
+    """Another connection, once the one before is gone."""
+    endpoint = wait_for_end(device)
+    ours, theirs = socket.socketpair()
+    server.loop.call_soon(lambda: endpoint.serve(theirs))
+    return Connection(ours)
+
+
+def answers(device: MemDevice) -> dict[tuple[str, str], int]:
+    return dict(device.service.answers)
+
+
+class Losing:
+    """A guest whose ring's memory is gone just before an answer is to be there, and is there again afterwards."""
+
+    def __init__(self, machine: Guest, make: Callable[[], MemDevice], stack: ExitStack) -> None:
+        self.machine = machine
+        self._make, self._stack = make, stack
+        self._content: list[bytes] = []
+        self._way: Connection | None = None
+        self.device = make()
+        self._server, way = stack.enter_context(served(self.device))
+        self.frontend = Frontend(way, features=machine.features)
+        self.frontend.track_inflight(1, RING_SIZE)
+        machine.start(self.frontend)
+
+    def next_process(self) -> None:
+        """What is in it: another device with the state of the one before."""
+        self.device = self._make()
+        self._server, self._way = self._stack.enter_context(served(self.device))
+
+    def lose(self) -> None:
+        """The next answer can't be given, and the session ends."""
+        give = self.device._give
+
+        def truncate_and_give(batches: RingBatches, end: int) -> None:
+            self.device._give = give  # type: ignore[method-assign]
+            self._content.append(os.pread(self.machine.ram.fd, self.machine.ram.region.size, 0))
+            os.ftruncate(self.machine.ram.fd, 0)
+            give(batches, end)
+
+        self.device._give = truncate_and_give  # type: ignore[method-assign]
+
+    def come_again(self) -> None:
+        """After an answer was lost, and its session. Another one may be before the next session is set up."""
+        if self._way is None:
+            wait_for_end(self.device)
+        os.ftruncate(self.machine.ram.fd, self.machine.ram.region.size)
+        os.pwrite(self.machine.ram.fd, self._content.pop(), 0)
+        with suppress(FieldError):
+            self.frontend.reconnect(self._way or connect_again(self.device, self._server))
+        self._way = None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lost_again", ["never", "here", "in the next process"])
+def test_a_ring_whose_memory_is_gone_for_a_while(form: str, lost_again: str, state: OwnedFd) -> None:
+    with guest(form) as machine, ExitStack() as stack:
+        here = Losing(machine, lambda: MemDevice(ZONE, state.fileno()), stack)
+        here.lose()
+        machine.send_typed(here.frontend, PLUG, 2, 3)
+        if lost_again != "never":
+            wait_for_end(here.device)
+            if lost_again == "in the next process":
+                here.next_process()
+            here.lose()
+            here.come_again()
+        here.come_again()
+        assert machine.took(PLUG, 2, 3, machine.wait(here.frontend)) is ACK
+        machine.check(here.frontend)
+        assert answers(here.device) == {("PLUG", "ACK"): 1}
+        assert machine.ask(here.frontend, PLUG, 2) is ERROR, "which is no second answer to the same request"
+        assert here.device.state.intent is None
+        here.frontend.close()
+
+
+def test_an_answer_that_was_lost_is_in_the_trace_once(state: OwnedFd, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    with guest() as machine, ExitStack() as stack:
+        here = Losing(machine, lambda: TracedDevice(ZONE, state.fileno(), TraceFile(path, b"", lambda _: None)), stack)
+        here.lose()
+        machine.send_typed(here.frontend, PLUG, 2, 3)
+        here.come_again()
+        assert machine.wait(here.frontend).type is ACK
+        assert machine.ask(here.frontend, PLUG, 2) is ERROR
+        here.frontend.close()
+    lines = path.read_text().splitlines()
+    assert [line.partition("  #")[0] for line in lines if line.startswith("plug")] == [
+        "plug 2 3 -> ACK",
+        "plug 2 1 -> ERROR",
+    ]
+
+
+class Pages:
+    """A guest behind an IOMMU, its ring and its requests."""
+
+    def __init__(self, connection: Connection, machine: Guest, form: str) -> None:
+        self.ram = Ram()
+        self.frontend = Frontend(connection, features=FEATURES[form] | UNPLUGGED_INACCESSIBLE)
+        zone = SharedRegion(ADDR, machine.size, machine.fd, user_address=UserAddress(1 << 45))
+        self.frontend.regions.share([self.ram.region, zone])
+        self.frontend.track_inflight(1, RING_SIZE)
+        self.behind = Behind(self.frontend, self.ram)
+        self.ring = self.behind.ready()
+
+    def send(self, block: int, nb_blocks: int = 1) -> GuestAddress:
+        """Where its answer will be."""
+        request = GuestAddress(DATA + block * 0x1000)
+        answer = GuestAddress(request + 64)
+        self.behind.memory.write(request, request_for(PLUG, block, nb_blocks).encode())
+        self.ring.driver.add([(request, REQUEST_SIZE)], [(answer, RESPONSE_SIZE)])
+        self.ring.vring.kick.signal()
+        return answer
+
+    def answered(self, answer: GuestAddress) -> ResponseType:
+        """Look after the channel until it is there."""
+        self.behind.until(lambda: self.ring.driver.get_used() is not None)
+        return Response.decode(self.behind.memory.read(answer, RESPONSE_SIZE)).type
+
+    def close(self) -> None:
+        self.frontend.close()
+        self.behind.memory.replace(())
+        self.ram.close()
+
+
+@contextmanager
+def owed(form: str, device: MemDevice) -> Iterator[tuple[Server, Pages, GuestAddress]]:
+    """A PLUG that was granted, and whose answer the ring owes: it lost its translation meanwhile."""
+    with guest() as machine, served(device) as (server, connection):
+        here = Pages(connection, machine, form)
+
+        def lose_ring() -> None:
+            assert device.endpoint is not None
+            assert device.endpoint.link is not None
+            device.endpoint.link.session.negotiated.iotlb.invalidate(GuestAddress(0), ByteCount(2 * PAGE))
+
+        AtOnce(device, lose_ring)
+        answer = here.send(2, 3)
+        here.behind.until(lambda: bool(answers(device)))
+        with device.service.lock:  # it is given back under it
+            assert device.state.intent is not None
+        try:
+            yield server, here, answer
+        finally:
+            here.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_owed_behind_an_iommu_is_given_back(form: str, state: OwnedFd) -> None:
+    device = Translated(state)
+    with owed(form, device) as (_, here, answer):
+        assert here.answered(answer) is ACK
+        assert here.answered(here.send(5)) is ACK
+        assert here.answered(here.send(5)) is ERROR
+        assert answers(device) == {("PLUG", "ACK"): 2, ("PLUG", "ERROR"): 1}
+        assert device.state.intent is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_owed_behind_an_iommu_comes_again_to_a_ring_that_is_started_again(form: str, state: OwnedFd) -> None:
+    device = Translated(state)
+    with owed(form, device) as (_, here, answer):
+        here.ring.vring.start(here.ring.layout, here.ring.vring.stop())
+        assert here.answered(answer) is ACK
+        assert answers(device) == {("PLUG", "ACK"): 1}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_owed_behind_an_iommu_comes_again_to_the_next_process(form: str, state: OwnedFd) -> None:
+    """Which has the state as this one left it."""
+    before = Translated(state)
+    with owed(form, before) as (_, here, answer), served(Translated(state)) as (_, connection):
+        here.frontend.reconnect(connection)
+        assert here.answered(answer) is ACK
+
+
+# A system reset that is refused.
+
+
+def opened(state: OwnedFd, *, granted: bool) -> None:
+    """What a process leaves that is killed within a PLUG of the blocks 2 to 4."""
+    effect = Effect(EffectType.PLUG, Run(BlockIndex(2), 3), HostOffset(2 * BLOCK_SIZE), ByteCount(3 * BLOCK_SIZE))
+    before = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+    before.serving = Chains.of(ChainKey(0, 0, request_for(PLUG, 2, 3)))
+    before.opening(effect)
+    if granted:
+        before.granted(effect)
+    before.close()
+
+
+def test_after_a_system_reset_that_is_refused_what_was_opened_is_still_given_back(state: OwnedFd) -> None:
+    opened(state, granted=False)
+    device = MemDevice(ZONE, state.fileno())
+    with guest() as machine, served(device) as (_, connection):
+        os.pwrite(machine.fd, bytes(3 * BLOCK_SIZE), 2 * BLOCK_SIZE)
+        with Frontend(connection, features=machine.features) as frontend:
+            assert not device.service.system_reset(), "there is no memory to give back"
+            assert machine.held(2, 3) == 3 * BLOCK_SIZE
+            machine.start(frontend)
+            machine.check(frontend)
+            assert device.state.intent is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_after_a_system_reset_that_is_refused_what_was_granted_is_still_answered(
+    form: str, state: OwnedFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise HostError("discard", "all", "refused")
+
+    device = Translated(state)
+    with owed(form, device) as (_, here, answer):
+        with monkeypatch.context() as patch:
+            patch.setattr(device.memory, "discard", refuse)
+            assert not device.service.system_reset()
+        here.ring.vring.start(here.ring.layout, here.ring.vring.stop())
+        assert here.answered(answer) is ACK
+
+
+@pytest.mark.parametrize("granted", [False, True], ids=["open", "granted"])
+def test_the_record_outlives_a_refusal_for_the_next_process_too(granted: bool, state: OwnedFd) -> None:
+    opened(state, granted=granted)
+    require_that_it_outlives(state)
+
+
+def test_so_does_the_record_of_another_system_reset(state: OwnedFd) -> None:
+    before = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+    before.opening(RESET)
+    before.close()
+    require_that_it_outlives(state)
+
+
+RESET = Effect(EffectType.SYSTEM_RESET, Run(BlockIndex(0), NB_BLOCKS), HostOffset(0), ZONE.hotplug_size)
+
+
+def require_that_it_outlives(state: OwnedFd) -> None:
+    left = []
+    for _ in range(2):
+        found = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+        left.append(found.intent)
+        found.opening(RESET)
+        found.done()
+        found.done()
+        assert found.intent == left[0]
+        found.close()
+    assert left[0] is not None
+    assert left[0] == left[1]
