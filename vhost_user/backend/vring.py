@@ -18,14 +18,14 @@ import logging
 from collections.abc import Callable
 
 from vhost_user.backend.negotiated import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Negotiated
+from vhost_user.backend.places import layout_of, missing
 from vhost_user.backend.position import base_of, packed_base, split_base
 from vhost_user.chain import Chain
 from vhost_user.errors import PeerError
 from vhost_user.event import Event
 from vhost_user.inflight import InflightBuffer, PackedInflight, SplitInflight
 from vhost_user.message import VHOST_VRING_F_LOG, PackedBase, VringAddr
-from vhost_user.message.numbers import IotlbPermission
-from vhost_user.units import GuestAddress, UserAddress, is_power_of_two
+from vhost_user.units import GuestAddress, is_power_of_two
 from vhost_user.vring import BatchedQueue, PackedLayout, PackedQueue, SplitLayout, SplitQueue
 from vhost_user.vring.device import Miss
 
@@ -208,21 +208,11 @@ class Vring:
         """Make the queue of a ring that waits, unless something is missing still. PeerError where it can't be one."""
         assert self.waiting and self.address is not None
         layout = self._layout(self.address)
-        self._area_miss = self._missing(layout)
+        self._area_miss = missing(layout, self._negotiated.iotlb)
         if self._area_miss is None:
             self.queue = self._make_queue(layout)
             self.waiting = False
             self.update_log()
-
-    def _missing(self, layout: SplitLayout | PackedLayout) -> Miss | None:
-        """What of the ring has no translation, or not one for what we do there; the C core asks for the same."""
-        read, both = IotlbPermission.READ, IotlbPermission.READ_WRITE
-        needs = both if isinstance(layout, PackedLayout) else read, read, both
-        for area, access in zip(layout.areas.values(), needs, strict=True):
-            address = self._negotiated.iotlb.lacks(area.address, area.size, access)
-            if address is not None:
-                return Miss(address, access)
-        return None
 
     @property
     def miss(self) -> Miss | None:
@@ -230,23 +220,7 @@ class Vring:
         return self._area_miss if self.queue is None else self.queue.miss
 
     def _layout(self, address: VringAddr) -> SplitLayout | PackedLayout:
-        kind = PackedLayout if self._negotiated.packed else SplitLayout
-        fields = list(kind.parts)  # descriptors, the driver's area, the device's area
-        sought = dict(zip(fields, (address.desc, address.avail, address.used), strict=True))
-        places = {}
-        for field, user_address in sought.items():
-            part = kind.parts[field]
-            size = part.fixed + part.each * self.size
-            if self._negotiated.translated:
-                places[field] = GuestAddress(user_address)  # an IOVA
-            else:
-                places[field] = self._negotiated.memory.to_guest(UserAddress(user_address), size)
-        layout = kind(self.size, **places)
-        if self._negotiated.translated:
-            layout.check_alignment()
-        else:
-            layout.check(self._negotiated.memory.guest_memory)
-        return layout
+        return layout_of(address, self.size, self._negotiated)
 
     def _make_queue(self, layout: SplitLayout | PackedLayout) -> BatchedQueue:
         negotiated, memory = self._negotiated, self._negotiated.ring_memory
