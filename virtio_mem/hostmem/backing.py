@@ -205,6 +205,11 @@ class SharedFile(_Shared):
             self.no_bind = f"the page cache of a file on {place.fstype} ignores the policy"
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the file's pages are memory and nothing else."""
+        return self._place.in_memory
+
+    @property
     def no_thp(self) -> str:
         """A tmpfs's own mount option decides, unless the setting for shared memory overrules it."""
         if not self._tmpfs:
@@ -219,7 +224,7 @@ class SharedFile(_Shared):
         """The file system must have the room, less what fallocate(2) got; where files are memory, so must the host."""
         growth = min(size, files.unallocated(self.fd))
         headroom.require(growth, headroom.file_limits(self.fd), "populate")
-        if self._place.in_memory:
+        if self.in_memory:
             super().require_headroom(growth, node)
 
 

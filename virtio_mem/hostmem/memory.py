@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar
 
 from vhost_user import _native
 from vhost_user.errors import HostError, UsageError
@@ -34,6 +35,9 @@ class HostMemory:
     With `guarded`, a file that somebody truncates costs the mapping, not the process: see `Mapping`. Offsets are from
     the start of the part. Raises HostError where the kernel refuses.
     """
+
+    allocating: ClassVar[str] = "MADV_POPULATE_WRITE"
+    """What errors call it."""
 
     def __init__(
         self,
@@ -174,11 +178,16 @@ class HostMemory:
     def _populate(self, offset: HostOffset, size: ByteCount, undo: Iterable[tuple[HostOffset, ByteCount]]) -> None:
         """Populate a range; if that fails, discard the ranges of `undo`."""
         try:
-            _native.madvise(self.address + offset, size, MADV_POPULATE_WRITE)
+            self._allocate(offset, size, undo)
         except OSError as error:
             for start, length in undo:
                 self.discard(start, length)
             raise self._no_memory(offset, size, error) from error
+
+    def _allocate(self, offset: HostOffset, size: ByteCount, holes: Iterable[tuple[HostOffset, ByteCount]]) -> None:
+        """Have the host allocate a range, of which `holes` were missing when it was asked. OSError where it can't; it
+        may have allocated some."""
+        _native.madvise(self.address + offset, size, MADV_POPULATE_WRITE)
 
     def _populate_counting(self, offset: HostOffset, size: ByteCount) -> None:
         """Populate page by page where userfaultfd is forbidden: a huge page is new if the file has grown."""
@@ -210,7 +219,7 @@ class HostMemory:
             remedy = f"{limit}; {way_out}"
         elif error.errno == errno.EINVAL:
             remedy = "MADV_POPULATE_WRITE needs Linux 5.14"
-        return HostError.from_os_error("populate", f"{offset:#x}+{size:#x}", "MADV_POPULATE_WRITE", error, remedy)
+        return HostError.from_os_error("populate", f"{offset:#x}+{size:#x}", self.allocating, error, remedy)
 
     def _check(self, offset: HostOffset, size: ByteCount) -> None:
         if self.mapping.closed:

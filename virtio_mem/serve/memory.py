@@ -10,9 +10,9 @@ Whatever is missing (no front end, no such region, the wrong kind of file, a fil
 the driver is told BUSY, and asked to try again when memory comes. With no front end there is nobody whose memory could
 be given back, and `discard` is done.
 
-To populate, the file is mapped here as well. What a process populates is charged to its memory cgroup: to the one that
-this service runs in, not the front end's. So it looks at the headroom of its own cgroup first (hostmem/headroom.py).
-Afterwards its own page table entries are dropped again: they would count as its resident memory, and keep nothing.
+What a process populates is charged to its memory cgroup: to the one that this service runs in, not the front end's. So
+it looks at the headroom of its own cgroup first (hostmem/headroom.py), and then has the host allocate the pages without
+keeping them mapped here (others_memory.py).
 Huge pages are populated always, since the front end, guest and all, would be killed where the pool has none. Whether
 the pool's reserved pages are the front end's own, nobody can tell from outside: so they count as free here, and where
 they are another's, populating fails.
@@ -22,15 +22,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vhost_user import _native
 from vhost_user.errors import FieldError, HostError
 from vhost_user.mapping import PAGE_SIZE, page_size_of
 from vhost_user.memory import Region
@@ -39,6 +36,7 @@ from virtio_mem.hostmem import facts, headroom
 from virtio_mem.hostmem.backing import Backing, Hugetlb, Memfd, SharedFile
 from virtio_mem.hostmem.files import Place, can_punch_holes
 from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.serve.others_memory import OthersMemory
 
 
 class Extent(NamedTuple):
@@ -144,7 +142,7 @@ class FrontendMemory:
             backing = _backing(own, offset, page_size)
             if isinstance(backing, SharedFile) and not can_punch_holes(own):
                 raise HostError("file", f"fd {fd}", "its file system can't give back a part of a file")
-            return HostMemory(backing, self.size, guarded=guarded)
+            return OthersMemory(backing, self.size, guarded=guarded)
         except BaseException:
             os.close(own)
             raise
@@ -179,10 +177,7 @@ class FrontendMemory:
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate a range. HostError, and nothing of it held that was not before, where it can't."""
-        memory = self.require(offset, size)
-        memory.populate(offset, size)
-        with suppress(OSError):
-            _native.madvise(memory.address + offset, size, mmap.MADV_DONTNEED)  # of a shared mapping: frees nothing
+        self.require(offset, size).populate(offset, size)
 
     def discard(self, offset: HostOffset, size: ByteCount) -> bool:
         """Give a range back to the host; nothing to do where no front end is there. See `HostMemory.discard`."""

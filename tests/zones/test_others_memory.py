@@ -1,0 +1,140 @@
+"""Memory that a front end shares: allocated without being mapped here, and with nothing lost that is in it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.zones.helpers import (
+    HUGE,
+    HUGETLB,
+    MEMFD,
+    SHARED_FILE,
+    SHARED_TMPFS_FILE,
+    Kind,
+    Maker,
+    each,
+    fill,
+    part,
+    smaps,
+)
+from vhost_user.errors import HostError
+from vhost_user.memory import Region, RegionFile
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
+from virtio_mem.hostmem import headroom
+from virtio_mem.hostmem.backing import Memfd
+from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.serve.memory import FrontendMemory
+from virtio_mem.zone import ZoneSpec
+
+F_SEAL_FUTURE_WRITE = 0x10
+"""fcntl(2); the `fcntl` module of Python 3.11 does not name it."""
+
+SIZE = ByteCount(16 * MIB)
+START = GuestAddress(1 << 32)
+THERE = 6 * MIB
+"""Where the front end has written 2 MiB."""
+
+
+@contextmanager
+def shared(theirs: HostMemory) -> Iterator[FrontendMemory]:
+    """`theirs`, which a front end has, as the service sees it."""
+    assert theirs.shareable_fd is not None
+    ours = FrontendMemory(START, SIZE, HUGE, prefault=True)
+    with OwnedFd.duplicate_of(theirs.shareable_fd) as fd:
+        region = Region(START, SIZE, theirs.mapping, file=RegionFile(fd, theirs.file_offset))
+        assert ours.attach([region])
+        try:
+            yield ours
+        finally:
+            ours.detach()
+
+
+def resident(memory: FrontendMemory) -> int:
+    """Bytes of it that count as this process's."""
+    return smaps(memory.require(HostOffset(0), SIZE).address)["Rss"]
+
+
+def nothing(fd: int) -> None:
+    """A file as it comes."""
+
+
+def sealed(fd: int) -> None:
+    """Mappings that there are may be written, and nothing else."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+
+
+def appended_to(fd: int) -> None:
+    """Of the description that the front end shares with us."""
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
+
+
+@each(MEMFD, SHARED_TMPFS_FILE, SHARED_FILE, HUGETLB)
+def test_what_is_populated_is_held_and_not_mapped_here(make: Maker, kind: Kind) -> None:
+    theirs = make.memory(kind, SIZE)
+    fill(theirs, THERE, HUGE)
+    with shared(theirs) as memory:
+        memory.populate(HostOffset(4 * MIB), ByteCount(8 * MIB))
+        assert theirs.held(HostOffset(4 * MIB), ByteCount(8 * MIB)) == theirs.held() == 8 * MIB
+        assert resident(memory) == 0
+        check_content(theirs)
+
+
+def check_content(theirs: HostMemory) -> None:
+    """What was written is there, and zeros elsewhere."""
+    with theirs.view() as view:
+        assert bytes(view[THERE : THERE + 8]) == b"virtio-m"
+        rest = bytes(view[:THERE]) + bytes(view[THERE + HUGE :])
+    assert rest == bytes(SIZE - HUGE)
+
+
+@pytest.mark.parametrize("make_odd", [nothing, sealed, appended_to])
+def test_a_file_that_can_not_be_written_as_others_is_populated(make_odd: Callable[[int], None]) -> None:
+    fd = os.memfd_create("odd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, SIZE)
+    theirs = odd_memory(fd)
+    fill(theirs, THERE, HUGE)
+    try:
+        with shared(theirs) as memory:
+            make_odd(theirs.backing.fd)
+            memory.populate(HostOffset(0), SIZE)
+            assert theirs.held() == SIZE == os.fstat(theirs.backing.fd).st_size
+            assert resident(memory) == 0
+            check_content(theirs)
+    finally:
+        theirs.close()
+
+
+def odd_memory(fd: int) -> HostMemory:
+    return HostMemory(Memfd(fd, HostOffset(0)), SIZE)
+
+
+def test_a_limit_on_the_size_of_files_limits_no_memory(make: Maker) -> None:
+    theirs = make.memory(MEMFD, SIZE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with shared(theirs) as memory:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (THERE, hard))
+        try:
+            memory.populate(HostOffset(0), SIZE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert theirs.held() == SIZE
+
+
+def test_a_full_tmpfs_leaves_what_was_there(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headroom, "require", lambda *_: None)  # it fills up behind the look at it
+    file = make.mount("tmpfs", "size=4M") / "file"
+    file.touch()
+    os.truncate(file, SIZE)
+    theirs = part(make.open(ZoneSpec("m", SIZE, file=file, shared=True)).boot)
+    fill(theirs, THERE, MIB)
+    with shared(theirs) as memory:
+        with pytest.raises(HostError, match="allocating memory failed: ENOSPC"):
+            memory.populate(HostOffset(0), SIZE)
+        assert theirs.held() == theirs.held(HostOffset(THERE), ByteCount(MIB)) == MIB
