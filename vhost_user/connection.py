@@ -1,12 +1,12 @@
 """One end of a vhost-user socket: whole messages in and out, with the descriptors that ride on them.
 
-A stream socket knows no messages, and a descriptor arrives with the byte that it was sent with. So a reader never asks
-for more than the rest of the message that it is in: `MessageReader` says how many bytes that is, and holds no socket.
-A read thus never crosses into the next message, and the descriptors that came with it are this message's. They belong
-to the header: the document has them ride on its first byte, and any that come later are a violation.
+A stream socket knows no messages, and a descriptor arrives with the byte that it was sent with. So no read asks for
+more than the rest of the header or, behind it, of the payload that it is in: it never crosses into the next message,
+and the descriptors that came with it are this message's. They belong to the header: the document has them ride on its
+first byte, and any that come later are a violation. That is done in C (csrc/socket.c), a whole message in a call.
 
-The kernel installs what descriptors it can while the message is read. Each is in an `OwnedFd` before anything else is
-looked at, so whatever is raised, none leaks.
+The kernel installs what descriptors it can while the message is read. They are the C core's until the message is whole,
+and each is in an `OwnedFd` before anything else is looked at, so whatever is raised, none leaks.
 
 Sending and receiving take a time limit, and a limit of 0 means "not at all": a back end that serves many front ends
 from one loop closes a connection rather than wait for one of them.
@@ -14,25 +14,25 @@ from one loop closes a connection rather than wait for one of them.
 
 from __future__ import annotations
 
-import array
 import select
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Self
 
+from vhost_user import _native
 from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
-from vhost_user.message.header import HEADER, Header
+from vhost_user.message.header import Header
 from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
-from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.message.table import MAX_PAYLOAD
+from vhost_user.owned_fd import OwnedFd, close_all
 
-# MSG_DONTWAIT for each call: a socket that a peer made shares its O_NONBLOCK with that peer, who may clear it. They are
-# integers, since an operator of the enumeration costs as much as a system call.
-_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-_RECEIVE_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-_TRUNCATED = int(socket.MSG_CTRUNC)
+assert MAX_FDS <= _native.MOST_FDS
+
+_LONGEST = 1e9
+"""Seconds. A time limit beyond that is none."""
 
 
 class Received:
@@ -56,58 +56,6 @@ class Received:
         self.close()
 
 
-class MessageReader:
-    """Puts messages together from bytes, sans-IO: `wanted` bytes at a time, never more."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._header: Header | None = None
-        self._fds: list[OwnedFd] = []
-
-    @property
-    def wanted(self) -> int:
-        """How many bytes are missing from the header or, behind it, from the payload."""
-        whole = HEADER.size if self._header is None else self._header.size
-        return whole - len(self._bytes)
-
-    @property
-    def within_message(self) -> bool:
-        """Whether a message has begun and not ended."""
-        return self._header is not None or bool(self._bytes)
-
-    def feed(self, data: bytes, fds: Iterable[OwnedFd] = ()) -> Received | None:
-        """Take at most `wanted` bytes, and the descriptors that came with them; the message if it is complete now.
-
-        Raises PeerError, and closes every descriptor that it has, for a header that can't be and for descriptors that
-        came late; the stream can't be read on after that.
-        """
-        fds = list(fds)
-        began = self.within_message
-        self._fds += fds
-        try:
-            assert len(data) <= self.wanted
-            if began and fds:
-                raise PeerError("descriptors", len(fds), "ride on the first byte of their message")
-            self._bytes += data
-            if self._header is None and self.wanted == 0:
-                self._header = Header.decode(bytes(self._bytes))
-                self._bytes.clear()
-        except BaseException:
-            self.close()
-            raise
-        if self._header is None or self.wanted:
-            return None
-        received = Received(self._header, bytes(self._bytes), self._fds)
-        self._header, self._fds = None, []
-        self._bytes.clear()
-        return received
-
-    def close(self) -> None:
-        """Close the descriptors of a message that never ended."""
-        close_all(self._fds)
-        self._fds = []
-
-
 class Connection:
     """A connected unix stream socket, taken over. `name` is what errors call it, and `most_fds` how many descriptors a
     message from the peer may bring.
@@ -119,8 +67,7 @@ class Connection:
     def __init__(self, sock: socket.socket, name: str = "connection", *, most_fds: int = MAX_FDS) -> None:
         self.name = name
         self._most_fds = most_fds
-        self._ancillary_room = socket.CMSG_SPACE(most_fds * array.array("i").itemsize) if most_fds else 0
-        self._reader = MessageReader()
+        self._incoming = _native.Incoming(most_fds, MAX_PAYLOAD)
         self._sock = sock
         sock.setblocking(False)
 
@@ -139,7 +86,7 @@ class Connection:
     @property
     def within_message(self) -> bool:
         """Whether a part of a message has come."""
-        return self._reader.within_message
+        return self._incoming.have > 0
 
     def send(
         self,
@@ -151,67 +98,85 @@ class Connection:
         need_reply: bool = False,
         timeout: float,
     ) -> None:
-        """Send one message with `fds`, which stay the caller's, within `timeout` seconds.
+        """Send one message with `fds`, which stay the caller's, within `timeout` seconds; errors as in `send_bytes`."""
+        self.send_bytes(encode_message(request, payload, reply=reply, need_reply=need_reply), fds, timeout=timeout)
+
+    def send_bytes(self, data: bytes, fds: Sequence[int] = (), *, timeout: float) -> None:
+        """Send one message as `encode_message` makes it, with `fds`, which stay the caller's.
 
         Raises Disconnected where the peer is gone, and TimedOut where it does not read; a part may be sent then.
         """
-        data = encode_message(request, payload, reply=reply, need_reply=need_reply)
-        deadline = time.monotonic() + timeout
+        deadline = None
         while True:
             try:
-                sent = self._send(data, fds)
+                sent = _native.send(self._sock.fileno(), data, fds)
             except BlockingIOError:
-                self._wait(select.POLLOUT, deadline, "takes a message")
+                deadline = time.monotonic() + timeout if deadline is None else deadline
+                self._wait_to_send(deadline)
                 continue
             except OSError as error:
                 raise Disconnected(self.name, error.strerror) from error
-            data, fds = data[sent:], ()
-            if not data:
+            if sent == len(data):
                 return
+            data, fds = data[sent:], ()
 
-    def _send(self, data: bytes, fds: Sequence[int]) -> int:
-        if fds:
-            return socket.send_fds(self._sock, [data], list(fds), _SEND_FLAGS)
-        return self._sock.send(data, _SEND_FLAGS)
+    def _wait_to_send(self, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise self._timed_out("takes a message")
 
     def receive(self, timeout: float) -> Received:
         """The next message, within `timeout` seconds. Raises Disconnected, TimedOut or PeerError."""
-        deadline = time.monotonic() + timeout
+        received = self.receive_beside((), timeout)
+        if received is None:
+            raise self._timed_out("sends a whole message")
+        return received
+
+    def receive_beside(self, watched: Collection[int], timeout: float) -> Received | None:
+        """As `receive`; None when time is up, and once one of the descriptors `watched` has something or is broken."""
+        deadline = time.monotonic_ns() + int(min(timeout, _LONGEST) * 1e9)
+        fds = tuple(watched)
         while True:
-            received = self.receive_now()
-            if received is not None:
-                return received
-            self._wait(select.POLLIN, deadline, "sends a whole message")
+            try:
+                result = self._incoming.wait(self._sock.fileno(), fds, deadline)
+            except InterruptedError:
+                continue  # the signal's handler has run
+            except OSError as error:
+                raise Disconnected(self.name, error.strerror) from error
+            return self._taken(result)
 
     def receive_now(self) -> Received | None:
         """The next message if all of it has come, without waiting. Raises Disconnected or PeerError."""
-        while True:
-            try:
-                data, ancillary, flags, _ = self._sock.recvmsg(
-                    self._reader.wanted, self._ancillary_room, _RECEIVE_FLAGS
-                )
-            except BlockingIOError:
-                return None
-            except OSError as error:
-                raise Disconnected(self.name, error.strerror) from error
-            fds = received_fds(ancillary)
-            if flags & _TRUNCATED:
-                close_all(fds)
-                limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
-                raise PeerError("descriptors", f"more than {len(fds)}", limit)
-            if not data:
-                close_all(fds)
-                raise Disconnected(self.name, "within a message" if self.within_message else "between two messages")
-            received = self._reader.feed(data, fds)
-            if received is not None:
-                return received
+        try:
+            result = self._incoming.receive(self._sock.fileno())
+        except OSError as error:
+            raise Disconnected(self.name, error.strerror) from error
+        return self._taken(result)
 
-    def _wait(self, event: int, deadline: float, what: str) -> None:
-        poll = select.poll()
-        poll.register(self._sock, event)
-        left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")
+    def _taken(self, result: int) -> Received | None:
+        if result in (_native.NOT_YET, _native.WATCHED):
+            return None
+        incoming = self._incoming
+        request, flags, size, fd_count = incoming.header()
+        header = Header(request, flags, size)
+        if result == _native.WHOLE:
+            fds = [OwnedFd(fd) for fd in incoming.fds(fd_count)] if fd_count else ()
+            return Received(header, incoming.payload(size), fds)
+        if result == _native.ENDED:
+            raise Disconnected(self.name, "within a message" if self.within_message else "between two messages")
+        if result == _native.LATE_FDS:
+            raise PeerError("descriptors", fd_count, "ride on the first byte of their message")
+        if result == _native.TRUNCATED_FDS:
+            limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
+            raise PeerError("descriptors", f"more than {fd_count}", limit)
+        assert result == _native.BAD_HEADER
+        header.check()
+        raise AssertionError(f"nothing is wrong with {header}")
+
+    def _timed_out(self, what: str) -> TimedOut:
+        return TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")
 
     @property
     def hung_up(self) -> bool:
@@ -227,7 +192,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket and what an unfinished message brought; closing twice is allowed."""
-        self._reader.close()
+        self._incoming.drop()
         self._sock.close()
 
     def __enter__(self) -> Self:

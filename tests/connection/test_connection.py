@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import signal
 import socket
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from vhost_user.connection import Connection, connect, require_stream_socket
 from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
+from vhost_user.event import Event
 from vhost_user.message import MAX_FDS, FrontendRequest, encode_message
 from vhost_user.owned_fd import OwnedFd
 
@@ -182,3 +184,58 @@ def test_a_socket_that_its_peer_makes_blocking_is_not_waited_for() -> None:
         assert connection.receive_now() is None
         with pytest.raises(TimedOut):
             send_often(connection)
+
+
+class TestBeside:
+    """Waiting for a message and for other descriptors at the same time."""
+
+    def test_what_is_watched_comes_first_while_nothing_else_does(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        with connection, theirs, Event.create() as event:
+            event.signal()
+            assert connection.receive_beside([event.fileno()], 30) is None
+
+    def test_a_message_that_is_there_comes_before_it(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        with connection, theirs, Event.create() as event:
+            event.signal()
+            theirs.sendall(MESSAGE)
+            received = connection.receive_beside([event.fileno()], 30)
+            assert received is not None
+
+    def test_half_a_message_waits_beside_it(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        with connection, theirs, Event.create() as event:
+            theirs.sendall(MESSAGE[:5])
+            assert connection.receive_beside([event.fileno()], 0.01) is None
+            event.signal()
+            assert connection.receive_beside([event.fileno()], 30) is None
+            theirs.sendall(MESSAGE[5:])
+            received = connection.receive_beside([event.fileno()], 30)
+            assert received is not None
+            assert received.header.request == FrontendRequest.SET_OWNER
+
+    def test_it_may_have_ended(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.close(writing)
+        with connection, theirs, OwnedFd(reading):
+            assert connection.receive_beside([reading], 30) is None
+
+    def test_a_signal_is_looked_after_and_waiting_goes_on(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        before = signal.signal(signal.SIGALRM, lambda *_: theirs.sendall(MESSAGE))
+        try:
+            with connection, theirs:
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                with connection.receive(30) as received:
+                    assert received.header.request == FrontendRequest.SET_OWNER
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def test_no_limit_is_one(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        with connection, theirs, Event.create() as event:
+            event.signal()
+            assert connection.receive_beside([event.fileno()], float("inf")) is None

@@ -1,111 +1,183 @@
-"""Messages out of bytes: whole, byte by byte, several at once; and descriptors, which are closed whatever happens."""
+"""Messages out of a stream: whole, byte by byte, in a row; and descriptors, which are closed whatever happens."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vhost_user.connection import MessageReader, Received
+from vhost_user.connection import Connection, Received
 from vhost_user.errors import PeerError
-from vhost_user.message import FrontendRequest, encode_message
+from vhost_user.message import HEADER, MAX_PAYLOAD, FrontendRequest, Header, encode_message
 from vhost_user.owned_fd import OwnedFd
 
 MESSAGE = encode_message(FrontendRequest.SET_FEATURES, bytes(range(8)), need_reply=True)
 
 
-def feed(reader: MessageReader, data: bytes) -> Iterator[Received]:
-    """Give the reader what it asks for, as a socket would."""
-    while data:
-        piece, data = data[: reader.wanted], data[reader.wanted :]
-        received = reader.feed(piece)
-        if received is not None:
+@contextmanager
+def stream() -> Iterator[tuple[Connection, socket.socket]]:
+    """A connection, and the socket that feeds it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with Connection(ours) as connection, theirs:
+        yield connection, theirs
+
+
+class Pipe:
+    """What is sent: its writing end, which is closed everywhere once the reading end tells of the end."""
+
+    def __init__(self) -> None:
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._reading, self._writing = OwnedFd(reading), OwnedFd(writing)
+
+    def send(self, sock: socket.socket, data: bytes, times: int = 1) -> None:
+        socket.send_fds(sock, [data], [self._writing.fileno()] * times)
+
+    def closed_by_others(self) -> bool:
+        self._writing.close()
+        with self._reading:
+            try:
+                return os.read(self._reading.fileno(), 1) == b""
+            except BlockingIOError:
+                return False
+
+
+def feed(connection: Connection, theirs: socket.socket, data: bytes, piece: int) -> Iterator[Received]:
+    """What comes out when `data` is sent in pieces."""
+    for at in range(0, len(data), piece):
+        theirs.sendall(data[at : at + piece])
+        while (received := connection.receive_now()) is not None:
             yield received
 
 
-def an_fd() -> OwnedFd:
-    return OwnedFd(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+@pytest.mark.parametrize("piece", [1, 5, 12, 20, 33, 40])
+def test_in_any_pieces_it_is_the_same(piece: int) -> None:
+    with stream() as (connection, theirs):
+        got = list(feed(connection, theirs, MESSAGE * 2, piece))
+        assert [each.body for each in got] == [bytes(range(8))] * 2
+        assert all(each.header.request == FrontendRequest.SET_FEATURES and each.header.need_reply for each in got)
+        assert not connection.within_message
 
 
-def test_it_asks_for_the_header_first_and_then_for_the_payload() -> None:
-    reader = MessageReader()
-    assert reader.wanted == 12
-    assert reader.feed(MESSAGE[:12]) is None
-    assert reader.wanted == 8
-    received = reader.feed(MESSAGE[12:])
-    assert received is not None
-    assert received.body == bytes(range(8))
-    assert received.header.request == FrontendRequest.SET_FEATURES
-    assert received.header.need_reply
-    assert reader.wanted == 12
-
-
-def test_byte_by_byte_is_the_same() -> None:
-    reader = MessageReader()
-    got = [reader.feed(MESSAGE[at : at + 1]) for at in range(len(MESSAGE))]
-    assert [each is None for each in got] == [True] * 19 + [False]
-    assert got[-1] is not None
-    assert got[-1].body == bytes(range(8))
+def test_it_is_within_a_message_from_the_first_byte_to_the_last() -> None:
+    with stream() as (connection, theirs):
+        seen = []
+        for at in range(len(MESSAGE)):
+            theirs.sendall(MESSAGE[at : at + 1])
+            seen.append((connection.receive_now() is not None, connection.within_message))
+        assert seen == [(False, True)] * 19 + [(True, False)]
 
 
 def test_a_message_without_payload_is_complete_with_its_header() -> None:
-    reader = MessageReader()
-    received = reader.feed(encode_message(FrontendRequest.GET_FEATURES, b""))
-    assert received is not None
-    assert received.body == b""
-    assert not reader.within_message
+    with stream() as (connection, theirs):
+        theirs.sendall(encode_message(FrontendRequest.GET_FEATURES, b""))
+        received = connection.receive_now()
+        assert received is not None
+        assert received.body == b""
+        assert not connection.within_message
 
 
-@given(st.lists(st.tuples(st.integers(0, 100), st.binary(max_size=50)), max_size=8))
-def test_messages_in_a_row_come_out_one_by_one(messages: list[tuple[int, bytes]]) -> None:
-    stream = b"".join(encode_message(request, payload) for request, payload in messages)
-    assert [(each.header.request, each.body) for each in feed(MessageReader(), stream)] == messages
+@given(st.lists(st.tuples(st.integers(0, 100), st.binary(max_size=50)), max_size=8), st.integers(1, 100))
+def test_messages_in_a_row_come_out_one_by_one(messages: list[tuple[int, bytes]], piece: int) -> None:
+    data = b"".join(encode_message(request, payload) for request, payload in messages)
+    with stream() as (connection, theirs):
+        got = feed(connection, theirs, data, piece)
+        assert [(each.header.request, each.body) for each in got] == messages
 
 
-def test_descriptors_ride_on_the_header() -> None:
-    reader = MessageReader()
-    assert reader.feed(MESSAGE[:5], [an_fd(), an_fd()]) is None
-    received = next(feed(reader, MESSAGE[5:]))
-    assert len(received.fds) == 2
-    received.close()
-    assert all(fd.closed for fd in received.fds)
+def test_the_largest_payload_is_taken() -> None:
+    with stream() as (connection, theirs):
+        body = os.urandom(MAX_PAYLOAD)
+        theirs.sendall(encode_message(1, body) + MESSAGE)
+        with connection.receive(1) as first, connection.receive(1) as second:
+            assert (first.body, second.body) == (body, bytes(range(8)))
+
+
+@pytest.mark.parametrize("at", [1, 5, 12, 15, 20])
+def test_descriptors_ride_on_the_first_byte(at: int) -> None:
+    pipe = Pipe()
+    with stream() as (connection, theirs):
+        pipe.send(theirs, MESSAGE[:at], 2)
+        theirs.sendall(MESSAGE[at:])
+        with connection.receive(1) as received:
+            assert len(received.fds) == 2
+        assert all(fd.closed for fd in received.fds)
+        assert pipe.closed_by_others()
 
 
 @pytest.mark.parametrize("at", [1, 11, 12, 15])
 def test_descriptors_that_come_late_are_a_violation_and_closed(at: int) -> None:
-    reader = MessageReader()
-    early, late = an_fd(), an_fd()
-    rest = [MESSAGE[at : at + 1]]
-    if at <= 12:
-        reader.feed(MESSAGE[:at], [early])
-    else:
-        reader.feed(MESSAGE[:12], [early])
-        reader.feed(MESSAGE[12:at])
-    with pytest.raises(PeerError, match="first byte"):
-        reader.feed(rest[0], [late])
-    assert early.closed
-    assert late.closed
+    pipe = Pipe()
+    with stream() as (connection, theirs):
+        pipe.send(theirs, MESSAGE[:at], 2)
+        assert connection.receive_now() is None
+        pipe.send(theirs, MESSAGE[at : at + 1], 2)
+        with pytest.raises(PeerError, match=r"descriptors=2: ride on the first byte"):
+            connection.receive_now()
+        assert pipe.closed_by_others()
 
 
-@pytest.mark.parametrize(
-    "header",
-    [b"\1\0\0\0\2\0\0\0\0\0\0\0", b"\1\0\0\0\1\0\0\0\xff\xff\xff\xff", b"\1\0\0\0\0\0\0\0\0\0\0\0"],
-    ids=["version 2", "size", "version 0"],
-)
-def test_a_header_that_can_not_be_closes_its_descriptors(header: bytes) -> None:
-    fd = an_fd()
-    with pytest.raises(PeerError):
-        MessageReader().feed(header, [fd])
-    assert fd.closed
+@pytest.mark.parametrize("at", [1, 20])
+def test_too_many_descriptors_are_closed_and_those_before_them(at: int) -> None:
+    pipe = Pipe()
+    with stream() as (connection, theirs):
+        pipe.send(theirs, MESSAGE[:at], 9)
+        with pytest.raises(PeerError, match="more than 8"):
+            connection.receive_now()
+        assert pipe.closed_by_others()
+
+
+ANY = st.integers(0, 2**32 - 1)
+
+
+@given(st.builds(HEADER.pack, ANY, ANY | st.integers(0, 15), ANY | st.integers(0, 2 * MAX_PAYLOAD)))
+@example(HEADER.pack(1, 1, MAX_PAYLOAD))
+@example(HEADER.pack(1, 1, MAX_PAYLOAD + 1))
+@example(HEADER.pack(1, 2, 0))
+@example(HEADER.pack(1, 0, 0))
+@example(HEADER.pack(1, 0xFFFFFFFD, 0))
+def test_a_header_that_can_not_be_is_refused_as_the_codec_has_it(data: bytes) -> None:
+    with stream() as (connection, theirs):
+        theirs.sendall(data)
+        refused: list[str] = []
+        for judge in (lambda: Header.decode(data), connection.receive_now):
+            try:
+                judge()
+            except PeerError as error:
+                refused.append(str(error))
+        assert len(refused) in (0, 2)
+        assert len(set(refused)) < 2
+
+
+def test_a_header_that_can_not_be_closes_its_descriptors() -> None:
+    pipe = Pipe()
+    with stream() as (connection, theirs):
+        pipe.send(theirs, HEADER.pack(1, 2, 0))
+        with pytest.raises(PeerError, match="version"):
+            connection.receive_now()
+        assert pipe.closed_by_others()
 
 
 def test_an_unfinished_message_lets_go_of_its_descriptors() -> None:
-    reader = MessageReader()
-    fd = an_fd()
-    reader.feed(MESSAGE[:3], [fd])
-    assert reader.within_message
-    reader.close()
-    assert fd.closed
+    pipe = Pipe()
+    with stream() as (connection, theirs):
+        pipe.send(theirs, MESSAGE[:3])
+        assert connection.receive_now() is None
+        assert connection.within_message
+        connection.close()
+        assert pipe.closed_by_others()
+
+
+def test_a_connection_that_is_forgotten_lets_go_of_them_too() -> None:
+    pipe = Pipe()
+    with stream() as (kept, theirs):
+        connection = Connection(kept._sock.dup())
+        pipe.send(theirs, MESSAGE[:3])
+        assert connection.receive_now() is None
+        connection._sock.close()
+        del connection
+        assert pipe.closed_by_others()

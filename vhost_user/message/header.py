@@ -51,8 +51,12 @@ class Header(NamedTuple):
         if len(data) != HEADER.size:
             raise PeerError("header", f"{len(data)} bytes", f"{HEADER.size} bytes")
         header = cls(*HEADER.unpack(data))
-        if header.version != VERSION:
-            raise PeerError("version", header.version, f"this is version {VERSION} of the protocol")
-        if header.size > MAX_PAYLOAD:
-            raise PeerError("size", header.size, f"no payload has more than {MAX_PAYLOAD} bytes")
+        header.check()
         return header
+
+    def check(self) -> None:
+        """Raise PeerError for a header that can't be, as `decode` does. The C core's `good_header` says the same."""
+        if self.version != VERSION:
+            raise PeerError("version", self.version, f"this is version {VERSION} of the protocol")
+        if self.size > MAX_PAYLOAD:
+            raise PeerError("size", self.size, f"no payload has more than {MAX_PAYLOAD} bytes")

@@ -1,0 +1,76 @@
+"""Whole messages over a stream socket."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+from vhost_user._core import ffi, lib
+from vhost_user._native.result import checked, error
+
+MOST_FDS: int = lib.VU_MOST_FDS
+
+NOT_YET: int = lib.VU_NOT_YET
+WHOLE: int = lib.VU_WHOLE
+ENDED: int = lib.VU_ENDED
+BAD_HEADER: int = lib.VU_BAD_HEADER
+LATE_FDS: int = lib.VU_LATE_FDS
+TRUNCATED_FDS: int = lib.VU_TRUNCATED_FDS
+WATCHED: int = lib.VU_WATCHED
+
+_HEAD = struct.Struct("=4I")
+"""`struct vu_incoming` up to its descriptors: request, flags, size, how many descriptors."""
+
+_PAYLOAD = ffi.offsetof("struct vu_incoming", "payload")
+
+assert _HEAD.size == ffi.offsetof("struct vu_incoming", "fds")
+
+
+class Incoming:
+    """A message of at most `largest` bytes of payload and `most_fds` descriptors, as far as it has come."""
+
+    __slots__ = ("_bytes", "_pointer")
+
+    def __init__(self, most_fds: int, largest: int) -> None:
+        assert most_fds <= MOST_FDS
+        limits = {"most_fds": most_fds, "largest": largest, "payload": largest}
+        self._pointer = ffi.gc(ffi.new("struct vu_incoming *", limits), lib.vu_incoming_drop)
+        self._bytes = ffi.buffer(self._pointer, _PAYLOAD + largest)
+
+    def receive(self, sock: int) -> int:
+        """What `enum vu_received` in csrc/socket_api.h says of what has come. OSError where the socket fails."""
+        return checked(lib.vu_receive(sock, self._pointer))
+
+    def wait(self, sock: int, watched: Sequence[int], deadline: int) -> int:
+        """The same, waiting until `deadline`, in nanoseconds of time.monotonic_ns(), or for one of `watched`."""
+        return checked(lib.vu_await(sock, self._pointer, watched, len(watched), deadline))
+
+    @property
+    def have(self) -> int:
+        """How many bytes there are of a message that is not whole."""
+        count: int = self._pointer.have
+        return count
+
+    def header(self) -> tuple[int, int, int, int]:
+        """Request, flags, size of the payload, how many descriptors."""
+        return _HEAD.unpack_from(self._bytes)
+
+    def payload(self, size: int) -> bytes:
+        """A copy of its first bytes."""
+        data: bytes = self._bytes[_PAYLOAD : _PAYLOAD + size]
+        return data
+
+    def fds(self, count: int) -> Iterable[int]:
+        """Its descriptors, which are the caller's once the message is whole."""
+        return self._pointer.fds[0:count]  # type: ignore[no-any-return]
+
+    def drop(self) -> None:
+        """Close the descriptors of a message that is not whole."""
+        lib.vu_incoming_drop(self._pointer)
+
+
+def send(sock: int, data: bytes, fds: Sequence[int]) -> int:
+    """How much of `data` was sent, which is what can be without waiting; OSError where nothing can."""
+    if (sent := lib.vu_send(sock, data, len(data), fds, len(fds))) < 0:
+        raise error(sent)
+    return int(sent)

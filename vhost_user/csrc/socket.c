@@ -1,0 +1,195 @@
+/* Whole messages over a stream socket; see socket_api.h. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "socket_api.h"
+
+enum { VERSION_MASK = 3, VERSION = 1, NS_PER_S = 1000000000 };
+
+/* SCM_MAX_FD of the kernel: more than it lets anybody send at once. */
+enum { SENT_FDS = 253, WATCHED = 64 };
+
+_Static_assert(offsetof(struct vu_incoming, fd_count) == VU_HEADER_SIZE, "the header is read at once");
+
+union fd_message {
+	char room[CMSG_SPACE(SENT_FDS * sizeof(int))];
+	struct cmsghdr align;
+};
+
+static void close_all(const int *fds, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		close(fds[i]);
+}
+
+void vu_incoming_drop(struct vu_incoming *incoming)
+{
+	if (incoming->have)
+		close_all(incoming->fds, incoming->fd_count);
+	incoming->have = 0;
+}
+
+/* The descriptors that came with a read, in `fds`, which has room for as many as the control message had. */
+static uint32_t descriptors(struct msghdr *message, int *fds)
+{
+	uint32_t count = 0;
+
+	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each)) {
+		size_t length = each->cmsg_len - CMSG_LEN(0);
+
+		if (each->cmsg_level != SOL_SOCKET || each->cmsg_type != SCM_RIGHTS)
+			continue;
+		memcpy(fds + count, CMSG_DATA(each), length);
+		count += length / sizeof(int);
+	}
+	return count;
+}
+
+/* Whether the descriptors of this read may be there; they are closed where not. */
+static int take_descriptors(struct vu_incoming *incoming, struct msghdr *message)
+{
+	int fds[VU_MOST_FDS];
+	uint32_t count = descriptors(message, fds);
+	bool late = count && incoming->have;
+
+	if (!late && !(message->msg_flags & MSG_CTRUNC)) {
+		memcpy(incoming->fds + incoming->fd_count, fds, count * sizeof(int));
+		incoming->fd_count += count;
+		return VU_WHOLE;
+	}
+	close_all(fds, count);
+	vu_incoming_drop(incoming);
+	incoming->fd_count = count;
+	return late ? VU_LATE_FDS : VU_TRUNCATED_FDS;
+}
+
+/* Reads as much as one call gives of the `size` bytes of header or payload at `to`: VU_WHOLE if something came. */
+static int take_bytes(int sock, struct vu_incoming *incoming, void *to, size_t size)
+{
+	union fd_message control;
+	struct iovec part = { to, size };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	ssize_t got;
+	int result;
+
+	if (incoming->most_fds) {
+		/* CMSG_LEN and not CMSG_SPACE: the padding would be room for one more. */
+		message.msg_control = control.room;
+		message.msg_controllen = CMSG_LEN(incoming->most_fds * sizeof(int));
+	}
+	do
+		got = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return errno == EAGAIN ? VU_NOT_YET : -errno;
+	result = take_descriptors(incoming, &message);
+	if (result != VU_WHOLE)
+		return result;
+	incoming->have += got;
+	return got ? VU_WHOLE : VU_ENDED;
+}
+
+static bool good_header(const struct vu_incoming *incoming)
+{
+	return (incoming->flags & VERSION_MASK) == VERSION && incoming->size <= incoming->largest;
+}
+
+int vu_receive(int sock, struct vu_incoming *incoming)
+{
+	int result;
+
+	if (!incoming->have)
+		incoming->fd_count = 0;
+	while (incoming->have < VU_HEADER_SIZE) {
+		char *to = (char *)&incoming->request + incoming->have;
+
+		result = take_bytes(sock, incoming, to, VU_HEADER_SIZE - incoming->have);
+		if (result != VU_WHOLE)
+			return result;
+		if (incoming->have == VU_HEADER_SIZE && !good_header(incoming)) {
+			vu_incoming_drop(incoming);
+			return VU_BAD_HEADER;
+		}
+	}
+	while (incoming->have < VU_HEADER_SIZE + incoming->size) {
+		uint32_t at = incoming->have - VU_HEADER_SIZE;
+
+		result = take_bytes(sock, incoming, incoming->payload + at, incoming->size - at);
+		if (result != VU_WHOLE)
+			return result;
+	}
+	incoming->have = 0;
+	return VU_WHOLE;
+}
+
+/* VU_NOT_YET when time is up, VU_WATCHED, VU_WHOLE where the socket has something, or a negated errno. */
+static int wait_for(int sock, const int *watched, size_t count, int64_t deadline)
+{
+	struct pollfd waits[1 + WATCHED] = { { .fd = sock, .events = POLLIN } };
+	struct timespec now, left = { 0, 0 };
+	int64_t rest;
+	int ready;
+
+	if (count > WATCHED)
+		return -E2BIG;
+	for (size_t i = 0; i < count; i++)
+		waits[1 + i] = (struct pollfd){ .fd = watched[i], .events = POLLIN };
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	rest = deadline - (now.tv_sec * (int64_t)NS_PER_S + now.tv_nsec);
+	if (rest > 0)
+		left = (struct timespec){ rest / NS_PER_S, rest % NS_PER_S };
+	ready = ppoll(waits, 1 + count, &left, NULL);
+	if (ready < 0)
+		return -errno;
+	if (!ready)
+		return VU_NOT_YET;
+	return waits[0].revents && ready == 1 ? VU_WHOLE : VU_WATCHED;
+}
+
+int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline)
+{
+	int result;
+
+	for (;;) {
+		result = vu_receive(sock, incoming);
+		if (result != VU_NOT_YET)
+			return result;
+		result = wait_for(sock, watched, count, deadline);
+		if (result != VU_WHOLE)
+			return result;
+	}
+}
+
+int64_t vu_send(int sock, const char *data, size_t size, const int *fds, size_t fd_count)
+{
+	union fd_message control;
+	struct iovec part = { (char *)data, size };
+	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	ssize_t sent;
+
+	if (fd_count > SENT_FDS)
+		return -EINVAL;
+	if (fd_count) {
+		struct cmsghdr *header = &control.align;
+
+		message.msg_control = control.room;
+		message.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(fd_count * sizeof(int));
+		memcpy(CMSG_DATA(header), fds, fd_count * sizeof(int));
+	}
+	do
+		sent = sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (sent < 0 && errno == EINTR);
+	return sent < 0 ? -errno : sent;
+}
