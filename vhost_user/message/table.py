@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -238,8 +239,18 @@ def spec_of(
 
     Raises PeerError for a number that the document doesn't have. Whether what it needs was negotiated is not looked at.
     """
-    if (spec := _BY_NUMBER[backend_channel].get(request)) is None:
+    if (spec := _resolved(acked, backend_channel, postcopy).get(request)) is None:
         raise PeerError("request", request, "a request that the protocol has")
+    return spec
+
+
+@lru_cache(maxsize=64)
+def _resolved(acked: ProtocolFeature, backend_channel: bool, postcopy: bool) -> dict[int, MessageSpec]:
+    """The messages by number: found anew for each message that comes, so kept for what a process's peers negotiated."""
+    return {number: _resolve(spec, acked, postcopy) for number, spec in _BY_NUMBER[backend_channel].items()}
+
+
+def _resolve(spec: MessageSpec, acked: ProtocolFeature, postcopy: bool) -> MessageSpec:
     for feature, variant in spec.variants:
         if feature in acked:
             spec = variant
