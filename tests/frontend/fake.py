@@ -164,8 +164,10 @@ def leave(back: FakeBackend, _request: R, _received: Received) -> None:
     back.own.close()
 
 
-def stay_silent(_back: FakeBackend, _request: R, _received: Received) -> None:
-    pass
+def stay_silent(back: FakeBackend, _request: R, _received: Received) -> None:
+    """To this and to all that comes after it."""
+    while True:
+        back.own.receive(LATE).close()
 
 
 def answer_another(back: FakeBackend, request: R, received: Received) -> None:

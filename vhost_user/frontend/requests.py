@@ -17,19 +17,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
 from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
 from vhost_user.message import (
+    FRONTEND_MESSAGES,
     U64,
-    Empty,
     FrontendRequest,
     MessageSpec,
     Payload,
     ProtocolFeature,
     Reply,
     decode_reply,
+    encode_message,
     name_of,
     spec_of,
 )
@@ -38,6 +40,11 @@ from vhost_user.owned_fd import OwnedFd
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer", bound=Payload)
+
+_Answer = tuple[Payload, list[OwnedFd]]
+
+_CONFIRMATION_SPEC = FRONTEND_MESSAGES[FrontendRequest.GET_FEATURES]
+_CONFIRMATION = encode_message(FrontendRequest.GET_FEATURES, b"")
 
 
 def _nothing() -> None:
@@ -80,21 +87,33 @@ class Requests:
             if self._connection is not None and self._connection.hung_up:
                 self.close()
 
-    def tell(self, request: FrontendRequest, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
+    def tell(
+        self,
+        request: FrontendRequest,
+        payload: Payload | None = None,
+        fds: Sequence[int] = (),
+        *,
+        confirmed: bool = False,
+    ) -> None:
         """Send a message that has no reply of its own, and wait for its acknowledgement if there can be one.
 
-        Raises Refused where the back end acknowledges a failure, Disconnected, TimedOut and PeerError as `ask` does.
+        With `confirmed` it is followed by what `confirm()` asks, before its acknowledgement has come. Raises Refused
+        where the back end acknowledges a failure, Disconnected, TimedOut and PeerError as `ask` does.
         """
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
             assert spec.reply is Reply.ACK
             acked = ProtocolFeature.REPLY_ACK in self.acked
-            answer = self._exchange(spec, payload, fds, need_reply=acked, answered=acked)
-            if answer is not None:
-                code, _ = answer
-                assert isinstance(code, U64)
-                if code.value:
-                    raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
+            expected = (spec,) if acked else ()
+            answers: list[_Answer] = []
+            try:
+                self._exchange(_encode(spec, payload, need_reply=acked), fds, expected, answers, confirmed=confirmed)
+            except PeerError:
+                if acked and answers:  # what it said before all went wrong
+                    _require_success(request, payload, answers[0])
+                raise
+            if acked:
+                _require_success(request, payload, answers[0])
 
     def ask(
         self, request: FrontendRequest, kind: type[Answer], payload: Payload | None = None, fds: Sequence[int] = ()
@@ -116,9 +135,9 @@ class Requests:
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
             assert spec.reply is Reply.ALWAYS
-            answer = self._exchange(spec, payload, fds, need_reply=False, answered=True)
-            assert answer is not None
-            body, received = answer
+            answers: list[_Answer] = []
+            self._exchange(_encode(spec, payload), fds, (spec,), answers)
+            body, received = answers[0]
             if not isinstance(body, kind):
                 for fd in received:
                     fd.close()
@@ -129,7 +148,7 @@ class Requests:
         """Send a message that nothing answers, not even an acknowledgement. Raises Disconnected and TimedOut."""
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
-            self._exchange(spec, payload, (), need_reply=False, answered=False)
+            self._exchange(_encode(spec, payload), (), (), [])
 
     def confirm(self) -> None:
         """Make a round trip: everything sent before has been taken in, and the back end has not closed because of it.
@@ -150,14 +169,21 @@ class Requests:
                 call()
 
     def _exchange(
-        self, spec: MessageSpec, payload: Payload | None, fds: Sequence[int], *, need_reply: bool, answered: bool
-    ) -> tuple[Payload, list[OwnedFd]] | None:
+        self,
+        data: bytes,
+        fds: Sequence[int],
+        expected: tuple[MessageSpec, ...],
+        answers: list[_Answer],
+        *,
+        confirmed: bool = False,
+    ) -> None:
+        """Send a message, and put what answers it in `answers`, and what answers the confirmation behind it."""
         outermost, self._busy = not self._busy, True
         try:
-            return self._exchange_one(spec, payload, fds, need_reply=need_reply, answered=answered)
+            self._exchange_now(data, fds, expected, answers, confirmed)
         finally:
             try:
-                if outermost:
+                if outermost and self._afterwards:
                     self._make_up()
             finally:
                 self._busy = not outermost
@@ -172,24 +198,32 @@ class Requests:
             except FieldError as error:
                 log.warning("%s: %s", self._name, error)
 
-    def _exchange_one(
-        self, spec: MessageSpec, payload: Payload | None, fds: Sequence[int], *, need_reply: bool, answered: bool
-    ) -> tuple[Payload, list[OwnedFd]] | None:
+    def _exchange_now(
+        self,
+        data: bytes,
+        fds: Sequence[int],
+        expected: tuple[MessageSpec, ...],
+        answers: list[_Answer],
+        confirmed: bool,
+    ) -> None:
         connection = self._connection
         if connection is None:
             raise Disconnected(self._name, "before", "was closed")
-        body = (payload or Empty()).encode()
         try:
-            connection.send(spec.request, body, fds, need_reply=need_reply, timeout=self.timeout)
-            if not answered:
-                return None
-            with self._receive(connection) as received:
-                header = received.header
-                if not header.reply or header.request != spec.request:
-                    raise PeerError("reply", name_of(header.request), f"the reply to {spec.name}")
-                answer = decode_reply(spec, received.body, len(received.fds))
-                taken = [OwnedFd(fd.take()) for fd in received.fds]
-                return answer, taken
+            connection.send_bytes(data, fds, timeout=self.timeout)
+            if confirmed:
+                expected = (*expected, _CONFIRMATION_SPEC)
+                # By itself: there are back ends that look at all that was sent at once with descriptors. One that has
+                # gone may have said why, which is read first.
+                with suppress(Disconnected):
+                    connection.send_bytes(_CONFIRMATION, timeout=self.timeout)
+            for spec in expected:
+                with self._receive(connection) as received:
+                    header = received.header
+                    if not header.reply or header.request != spec.request:
+                        raise PeerError("reply", name_of(header.request), f"the reply to {spec.name}")
+                    answer = decode_reply(spec, received.body, len(received.fds))
+                    answers.append((answer, [OwnedFd(fd.take()) for fd in received.fds]))
         except Disconnected:
             self.close()
             raise
@@ -199,11 +233,13 @@ class Requests:
 
     def _receive(self, connection: Connection) -> Received:
         deadline = time.monotonic() + self.timeout
+        left = self.timeout
         while True:
-            received = connection.receive_now()
+            received = connection.receive_beside(self.watched, left)
             if received is not None:
                 return received
-            if not self.wait_readable(connection.fileno(), deadline - time.monotonic()):
+            left = deadline - time.monotonic()
+            if not self.wait_readable(connection.fileno(), left):
                 raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
 
     def wait_readable(self, fd: int, timeout: float) -> bool:
@@ -253,3 +289,14 @@ class Requests:
         for connection in connections:
             if connection is not None:
                 connection.close()
+
+
+def _encode(spec: MessageSpec, payload: Payload | None, *, need_reply: bool = False) -> bytes:
+    return encode_message(spec.request, payload.encode() if payload else b"", need_reply=need_reply)
+
+
+def _require_success(request: FrontendRequest, payload: Payload | None, answer: _Answer) -> None:
+    code, _ = answer
+    assert isinstance(code, U64)
+    if code.value:
+        raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
