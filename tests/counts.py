@@ -67,6 +67,9 @@ BATCHED_RINGS = count(quick=25, ci=2_000, soak=20_000)
 # Messages to a back end, and requests on another ring, while a driver asks without end.
 MESSAGES_UNDER_LOAD = count(quick=50, ci=500, soak=5_000)
 
+# Questions of each kind that the host has for a device, and of a front end's, while its guest asks without end.
+QUESTIONS_UNDER_LOAD = count(quick=20, ci=50, soak=500)
+
 # Races of a driver and a device on two processors that go to sleep at the same moment.
 NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
 
