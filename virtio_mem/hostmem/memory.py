@@ -187,6 +187,7 @@ class HostMemory:
     def _allocate(self, offset: HostOffset, size: ByteCount, holes: Iterable[tuple[HostOffset, ByteCount]]) -> None:
         """Have the host allocate a range, of which `holes` were missing when it was asked. OSError where it can't; it
         may have allocated some."""
+        del holes
         _native.madvise(self.address + offset, size, MADV_POPULATE_WRITE)
 
     def _populate_counting(self, offset: HostOffset, size: ByteCount) -> None:

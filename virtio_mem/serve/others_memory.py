@@ -5,7 +5,7 @@ this process; and to take the page table entry away again costs an eighth of wha
 memory, zeros are written to it instead, which takes a third less time than touching its pages. Only holes are written:
 what is there keeps its contents.
 
-Huge pages can't be written, nor can a file on a disk, which would be slower; those are touched, and the entries dropped.
+Huge pages can't be written, and a file on a disk would be slower: those are touched, and the entries dropped.
 """
 
 from __future__ import annotations
