@@ -104,6 +104,11 @@ def limit_row(what: str, unit: str, values: Iterable[float], most: float) -> Row
     )
 
 
+def number_row(what: str, unit: str, values: Iterable[float]) -> Row:
+    """A plain number without a goal."""
+    return replace(limit_row(what, unit, values, 0), goal="none", met=None)
+
+
 def quantile(values: Sequence[float], part: float) -> float:
     """The value that this part of them doesn't exceed."""
     return sorted(values)[int(part * (len(values) - 1))]
@@ -124,7 +129,7 @@ def table(rows: Iterable[Row]) -> str:
         if row.theirs is not None:
             theirs = f"{row.theirs:.4g} {row.unit}"
             ratio, quartiles = f"{row.ratio:.2f}", f"{row.low:.2f} to {row.high:.2f}"
-        goal = row.goal if row.theirs is not None else f"{row.goal} {row.unit}"
+        goal = row.goal if row.theirs is not None or row.met is None else f"{row.goal} {row.unit}"
         ours = f"{row.ours:.4g} {row.unit}"
         lines.append(
             (

@@ -58,7 +58,8 @@ def markdown(rows: list[Row]) -> str:
         theirs = ratio = quartiles = ""
         against, goal = row.against, row.goal
         if row.theirs is None:
-            against, goal, quartiles = "", f"{row.goal} {row.unit}", row.against
+            against, quartiles = "", row.against
+            goal = row.goal if row.met is None else f"{row.goal} {row.unit}"
         else:
             theirs = f"{row.theirs:.4g} {row.unit}"
             ratio, quartiles = f"{row.ratio:.2f}", f"{row.low:.2f} to {row.high:.2f}"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.api.rig import Client
-from tests.benchmarks.measure import Row, in_turn, limit_row
+from tests.benchmarks.measure import Row, in_turn, limit_row, number_row
 
 MIB = 1 << 20
 
-ASKED = ("/api/v1/vm.info", "/api/v1/vm.counters", "/metrics")
+ASKED = ("/api/v1/vm.info", "/api/v1/vm.counters")
 
 
 def rows(*, quick: bool) -> Iterator[Row]:
@@ -36,6 +36,8 @@ def rows(*, quick: bool) -> Iterator[Row]:
         yield limit_row("virtio-mem serve to ready", "ms", [1e3 * one.seconds for one in found], 200)
         yield limit_row("its processes, resident (RSS, summed)", "MiB", [one.resident for one in found], 40)
         yield limit_row("the same with the API in use", "MiB", [one.resident_in_use for one in found], 40)
+        scraped = [one.resident_scraped for one in found]
+        yield number_row("the same once /metrics was read", "MiB", scraped)
         yield limit_row("its processes, their share (PSS, summed)", "MiB", [one.share for one in found], 40)
         small = [start.serve("2G").share for _ in range(3)]
         large = [start.serve("16T").share for _ in range(3)]
@@ -44,12 +46,14 @@ def rows(*, quick: bool) -> Iterator[Row]:
 
 
 class Served(NamedTuple):
-    """Seconds to ready; then the MiB of all processes, as RSS and as PSS, and as RSS once the API was asked."""
+    """Seconds to ready; then the MiB of all processes, as RSS and as PSS; and as RSS once the API was asked, and once
+    /metrics was, for which prometheus_client is loaded, an HTTP server and TLS with it."""
 
     seconds: float
     resident: float
     share: float
     resident_in_use: float
+    resident_scraped: float
 
 
 class Start:
@@ -78,9 +82,12 @@ class Start:
                 pids = tree(process.pid)
                 resident, share = (sum(memory(pid, kind) for pid in pids) for kind in ("Rss", "Pss"))
                 client = Client(f"{directory}/api")
-                for path in ASKED:
-                    assert client.ask("GET", path).status == 200
-                return Served(seconds, resident, share, sum(memory(pid, "Rss") for pid in pids))
+                later = []
+                for paths in (ASKED, ("/metrics",)):
+                    for path in paths:
+                        assert client.ask("GET", path).status == 200
+                    later.append(sum(memory(pid, "Rss") for pid in pids))
+                return Served(seconds, resident, share, *later)
 
 
 @contextmanager
