@@ -112,6 +112,8 @@ class Iotlb(GuestMemory):
     def memory_changed(self) -> None:
         """The regions that are shared are others: entries that are not within them are forgotten."""
         with self._lock:
+            if not self._entries:
+                return
             before, self._entries = self._entries, {}
             self._starts, self._pieces = [], 0
             for entry in before.values():
@@ -210,7 +212,7 @@ class Iotlb(GuestMemory):
 
     def _changed(self) -> None:
         """No table holds a mapping, until one is used; a call that is under way has its own."""
-        self._table = _native.MemoryTable([], None)
+        self._table = _native.MemoryTable(b"", None)
         self._stale = bool(self._starts)
 
     def _make_table(self) -> _native.MemoryTable:
@@ -220,9 +222,8 @@ class Iotlb(GuestMemory):
             denied = int(IotlbPermission.READ_WRITE & ~entry.permission)
             rows += [(piece.iova, piece.size, piece.mapping.address + piece.offset, denied) for piece in entry.pieces]
         mappings = {piece.mapping for entry in self._entries.values() for piece in entry.pieces}
-        return _native.MemoryTable(
-            [_native.REGION.pack(*row) for row in rows], [mapping.view() for mapping in mappings]
-        )
+        packed = b"".join([_native.REGION.pack(*row) for row in rows])
+        return _native.MemoryTable(packed, [mapping.view() for mapping in mappings])
 
     def _parts(self, address: int, size: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces from `address` on, up to the first gap: each with where the range begins in it, and how long."""

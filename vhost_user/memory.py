@@ -74,17 +74,29 @@ _guest_address: Callable[[Region], GuestAddress] = attrgetter("guest_address")
 
 
 class _Pinned(NamedTuple):
-    """A region of a table, the view that keeps its mapping open, and its row for the C core."""
+    """The regions of a table by guest address, a view of each that keeps its mapping open, and rows for the C core."""
 
-    region: Region
-    view: memoryview
-    row: bytes
+    regions: tuple[Region, ...]
+    views: tuple[memoryview, ...]
+    rows: bytes
+
+    def before(self, at: int) -> _Pinned:
+        """The first `at` of them."""
+        return _Pinned(self.regions[:at], self.views[:at], self.rows[: at * _native.REGION.size])
+
+    def after(self, at: int) -> _Pinned:
+        """All but the first `at` of them."""
+        return _Pinned(self.regions[at:], self.views[at:], self.rows[at * _native.REGION.size :])
+
+    def then(self, other: _Pinned) -> _Pinned:
+        """These, and `other` behind them."""
+        return _Pinned(self.regions + other.regions, self.views + other.views, self.rows + other.rows)
 
 
 def _pin(region: Region) -> _Pinned:
     host = region.mapping.address + region.offset
     view = region.mapping.view(region.offset, region.size)
-    return _Pinned(region, view, _native.REGION.pack(region.guest_address, region.size, host, 0))
+    return _Pinned((region,), (view,), _native.REGION.pack(region.guest_address, region.size, host, 0))
 
 
 def _require_apart(below: Region, above: Region) -> None:
@@ -107,13 +119,14 @@ class GuestMemory:
         ordered = sorted(regions, key=_guest_address)
         for below, above in pairwise(ordered):
             _require_apart(below, above)
-        self._put([_pin(region) for region in ordered])
+        pinned = [_pin(region) for region in ordered]
+        views = tuple([view for one in pinned for view in one.views])
+        self._put(_Pinned(tuple(ordered), views, b"".join([one.rows for one in pinned])))
 
-    def _put(self, pinned: list[_Pinned]) -> None:
-        """Let these be the regions, by guest address and none above another. What was pinned before stays so."""
-        self._table = _native.MemoryTable([one.row for one in pinned], [one.view for one in pinned])
+    def _put(self, pinned: _Pinned) -> None:
+        """Let these be the regions, none of them above another. What was pinned before stays so."""
+        self._table = _native.MemoryTable(pinned.rows, pinned.views)
         self._pinned = pinned
-        self._regions = tuple([one.region for one in pinned])
 
     @property
     def table(self) -> _native.MemoryTable:
@@ -127,7 +140,7 @@ class GuestMemory:
     @property
     def regions(self) -> tuple[Region, ...]:
         """The regions of the present table, by guest address."""
-        return self._regions
+        return self._pinned.regions
 
     def replace(self, regions: Iterable[Region]) -> None:
         """Let these be all regions, in a single step. Raises UsageError where two overlap; then nothing changed."""
@@ -137,20 +150,22 @@ class GuestMemory:
     def add(self, region: Region) -> None:
         """Let there be one more region. Raises UsageError where it overlaps another; then nothing changed."""
         with self._lock:
-            at = bisect_right(self._regions, region.guest_address, key=_guest_address)
+            pinned = self._pinned
+            at = bisect_right(pinned.regions, region.guest_address, key=_guest_address)
             if at:
-                _require_apart(self._regions[at - 1], region)
-            if at < len(self._regions):
-                _require_apart(region, self._regions[at])
-            self._put([*self._pinned[:at], _pin(region), *self._pinned[at:]])
+                _require_apart(pinned.regions[at - 1], region)
+            if at < len(pinned.regions):
+                _require_apart(region, pinned.regions[at])
+            self._put(pinned.before(at).then(_pin(region)).then(pinned.after(at)))
 
     def remove(self, region: Region) -> None:
         """Let there be one region less. Raises UsageError where it is not in the table. Its mapping stays open."""
         with self._lock:
-            at = bisect_left(self._regions, region.guest_address, key=_guest_address)
-            if self._regions[at : at + 1] != (region,):
+            pinned = self._pinned
+            at = bisect_left(pinned.regions, region.guest_address, key=_guest_address)
+            if pinned.regions[at : at + 1] != (region,):
                 raise UsageError("region", region, "a region of this guest memory")
-            self._put(self._pinned[:at] + self._pinned[at + 1 :])
+            self._put(pinned.before(at).then(pinned.after(at + 1)))
 
     def read(self, address: GuestAddress, size: int) -> bytes:
         """A copy of `size` bytes.
@@ -184,11 +199,12 @@ class GuestMemory:
         """
         _check_size(size)
         pinned, views, start, left = self._pinned, [], int(address), size
-        at = bisect_right(pinned, start, key=lambda one: one.region.guest_address) - 1
+        regions = pinned.regions
+        at = bisect_right(regions, address, key=_guest_address) - 1
         while left:
-            if not (0 <= at < len(pinned) and pinned[at].region.guest_address <= start < pinned[at].region.end):
+            if not (0 <= at < len(regions) and regions[at].guest_address <= start < regions[at].end):
                 raise _outside(address, size)
-            region, pin, _ = pinned[at]
+            region, pin = regions[at], pinned.views[at]
             here, offset = min(left, region.end - start), start - region.guest_address
             views.append(pin[offset : offset + here])
             at, start, left = at + 1, start + here, left - here

@@ -69,7 +69,7 @@ class FaultingBackend:
 
     def touch(self, region: int, offset: int) -> bytes:
         """A page as the back end sees it: by a call of the core, so that the thread that faults holds no lock."""
-        table = _native.MemoryTable([_native.REGION.pack(0, SIZE, self.mappings[region].address, 0)], self.mappings)
+        table = _native.MemoryTable(_native.REGION.pack(0, SIZE, self.mappings[region].address, 0), self.mappings)
         return _native.memory_read(table, offset, PAGE)
 
     def close(self) -> None:

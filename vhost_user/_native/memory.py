@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Sequence
 
 from vhost_user._core import ffi, lib
 from vhost_user._native.result import checked, error
@@ -18,8 +17,16 @@ REGION = struct.Struct("=QQQQ")
 assert REGION.size == ffi.sizeof("struct vu_region")
 
 
+_COUNT = struct.Struct("@N")
+"""What `struct vu_memory` has in front of its regions."""
+
+assert _COUNT.size == ffi.offsetof("struct vu_memory", "regions")
+
+_TABLE = ffi.typeof("struct vu_memory *")
+
+
 class MemoryTable:
-    """Guest memory for the C core: rows that were packed as REGION, sorted and without overlap.
+    """Guest memory for the C core: rows that were packed as REGION, in one piece, sorted and without overlap.
 
     It never changes. `keep` holds the mappings open: whoever calls into C has the table on its stack, so nothing is
     unmapped under the call, whatever other threads do.
@@ -27,10 +34,10 @@ class MemoryTable:
 
     __slots__ = ("keep", "pointer")
 
-    def __init__(self, rows: Sequence[bytes], keep: object) -> None:
+    def __init__(self, rows: bytes, keep: object) -> None:
         self.keep = keep
-        self.pointer = ffi.new("struct vu_memory *", {"count": len(rows), "regions": len(rows)})
-        ffi.memmove(self.pointer.regions, b"".join(rows), REGION.size * len(rows))
+        # The bytes themselves, which the pointer keeps alive: nobody writes to them.
+        self.pointer = ffi.from_buffer(_TABLE, _COUNT.pack(len(rows) // REGION.size) + rows)
 
 
 _CHARS = ffi.typeof("char[]")
