@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
-import stat
 
 from vhost_user import _native
 from vhost_user.errors import HostError, PeerError, UsageError
@@ -32,6 +30,8 @@ MAP_NORESERVE = 0x4000
 
 _HOST_IS_SHORT = {0, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.ENFILE}
 """What the host says where it is at its end, 0 without a system call; all else that mmap(2) says is about the file."""
+
+_RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 
 PAGE_SIZE = mmap.PAGESIZE
 PMD_SIZE = 2 << 20
@@ -75,9 +75,10 @@ class Mapping:
 
     `fd` of -1 maps anonymous memory. `flags` are mmap(2)'s: MAP_SHARED or MAP_PRIVATE, MAP_NORESERVE. `alignment` in
     bytes is a power of two; without it, 2 MiB for mappings of 2 MiB or more and one page for smaller ones, and a huge
-    page for huge pages. With `guarded`, memory that the host can't provide does not end the process: see above. Raises
-    UsageError for a size or offset that is not a multiple of the file's page size, HostError where the kernel refuses
-    and where the C core has no room for another guarded mapping.
+    page for huge pages. `page_size` is that of the file, where the caller knows it. With `guarded`, memory that the
+    host can't provide does not end the process: see above. Raises UsageError for a size or offset that is not a
+    multiple of the file's page size, HostError where the kernel refuses and where the C core has no room for another
+    guarded mapping.
     """
 
     def __init__(
@@ -89,20 +90,21 @@ class Mapping:
         *,
         alignment: int = 0,
         guarded: bool = False,
+        page_size: int = 0,
     ) -> None:
         # The kernel would round up a mapping of huge pages, over what lies behind it.
-        page_size = page_size_of(fd)
+        page_size = page_size or page_size_of(fd)
         alignment = max(alignment or (PMD_SIZE if size >= PMD_SIZE else PAGE_SIZE), page_size)
         assert is_power_of_two(alignment) and alignment >= PAGE_SIZE
-        for field, value in (("size", size), ("offset", offset)):
-            if value % page_size or value < 0 or (field == "size" and not value):
-                raise UsageError(field, value, f"a mapping's {field} is a multiple of the page size, {page_size}")
+        if size % page_size or size <= 0:
+            raise UsageError("size", size, f"a mapping's size is a multiple of the page size, {page_size}")
+        if offset % page_size or offset < 0:
+            raise UsageError("offset", offset, f"a mapping's offset is a multiple of the page size, {page_size}")
         self.size = size
         self.flags = flags
         # mmap of size + alignment; the slack stays reserved, never populated.
-        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
-            self._owner = _Owner(-1, size + alignment, flags=reserve)
+            self._owner = _Owner(-1, size + alignment, flags=_RESERVED)
         except (OSError, OverflowError, ValueError) as error:
             raise HostError("size", format_size(size), f"no room in the address space ({error})") from error
         start = _native.address_of(self._owner)
@@ -118,7 +120,7 @@ class Mapping:
         if guarded:
             self._guard(page_size)
 
-    def _guard(self, page_size: ByteCount) -> None:
+    def _guard(self, page_size: int) -> None:
         try:
             _native.install_guard()
             self._owner.guard_slot = _native.guard_add(self.address, self.size, page_size)
@@ -173,20 +175,21 @@ def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
     if size <= 0:
         raise PeerError("size", size, "1 byte or more")
     try:
-        about = os.fstat(fd)
+        file_size = _native.file_size(fd)
     except OSError as error:
         raise HostError.from_os_error("fd", fd, "fstat", error) from error
-    if not stat.S_ISREG(about.st_mode):
+    if file_size is None:
         raise PeerError("fd", fd, "a file: a memfd, or one on a tmpfs, hugetlbfs or disk")
-    if not 0 <= offset <= offset + size <= about.st_size:
-        limit = f"within the file's {about.st_size:#x} bytes"
+    if not 0 <= offset <= offset + size <= file_size:
+        limit = f"within the file's {file_size:#x} bytes"
         raise PeerError("mmap_offset", f"{offset:#x}+{size:#x}", limit, "send the file after it has its size")
     page_size = page_size_of(fd)
     skip = offset % page_size
     whole = ByteCount(align_up(skip + size, page_size))
     try:
         flags = mmap.MAP_SHARED | MAP_NORESERVE
-        return Mapping(whole, flags, fd, HostOffset(offset - skip), guarded=True), HostOffset(skip)
+        mapping = Mapping(whole, flags, fd, HostOffset(offset - skip), guarded=True, page_size=page_size)
+        return mapping, HostOffset(skip)
     except HostError as error:
         if error.errno in _HOST_IS_SHORT:
             raise

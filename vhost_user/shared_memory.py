@@ -89,7 +89,8 @@ class SharedMemory:
                 self._check([region for region, _ in regions_with_fds])
                 mapped: list[Region] = []
                 for region, fd in regions_with_fds:
-                    mapped.append(self._map(region, fd, mapped, undo))
+                    mapped.append(self._map(region, fd, mapped))
+                    undo.callback(_unmap, mapped[-1])
                 self._install(mapped)
                 undo.pop_all()
         finally:
@@ -97,15 +98,18 @@ class SharedMemory:
 
     def add(self, region: MemoryRegion, fd: OwnedFd) -> None:
         """Let there be one more region (ADD_MEM_REG)."""
-        with fd, self._lock, ExitStack() as undo:
-            present = self.guest_memory.regions
+        with fd, self._lock:
+            present, spans = self.guest_memory.regions, self.user_spans
             self._check_count(len(present) + 1)
             self._check_one(region)
             self._check_beside(region, present)
-            added, spans = self._map(region, fd, present, undo), self.user_spans
-            self.guest_memory.add(added)
+            added = self._map(region, fd, present)
+            try:
+                self.guest_memory.add(added)
+            except BaseException:
+                _unmap(added)
+                raise
             insort(spans, self._user_span(added), key=_user_of)
-            undo.pop_all()
 
     def remove(self, region: MemoryRegion) -> None:
         """Let there be one region less (REM_MEM_REG): the one with these addresses and this size (M10)."""
@@ -229,15 +233,17 @@ class SharedMemory:
             limit = f"the guest address, {region.guest_address:#x}, under GPA_ADDRESSES"
             raise PeerError("user_address", f"{region.user_address:#x}", limit)
 
-    def _map(self, region: MemoryRegion, fd: OwnedFd, others: Sequence[Region], undo: ExitStack) -> Region:
-        file = None
-        with fd:
-            mapping, offset = map_part(fd.fileno(), region.mmap_offset, region.size)
-            undo.callback(mapping.close)
+    def _map(self, region: MemoryRegion, fd: OwnedFd, others: Sequence[Region]) -> Region:
+        """The region, mapped; and with its file, which is taken over, where the device wants it and may have it."""
+        mapping, offset = map_part(fd.fileno(), region.mmap_offset, region.size)
+        try:
+            file = None
             if self._keeps_file(region) and sum(other.file is not None for other in others) < MAX_KEPT_FILES:
                 file = RegionFile(OwnedFd(fd.take()), HostOffset(region.mmap_offset))
-                undo.callback(file.fd.close)
-        return Region(region.guest_address, region.size, mapping, offset, region.user_address, file)
+            return Region(region.guest_address, region.size, mapping, offset, region.user_address, file)
+        except BaseException:
+            mapping.close()
+            raise
 
     def _find(self, wanted: MemoryRegion) -> Region:
         regions = self.guest_memory.regions
@@ -265,6 +271,13 @@ class SharedMemory:
             self._lingering.add(region.mapping.lifeline)
         if region.file is not None:
             region.file.fd.close()
+
+
+def _unmap(region: Region) -> None:
+    """Of a region that came to nothing."""
+    region.mapping.close()
+    if region.file is not None:
+        region.file.fd.close()
 
 
 def _overlap(field: str, start: int, size: int, other: int, other_size: int) -> PeerError:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 from vhost_user._core import ffi, lib
 from vhost_user._native.result import checked
 
+_ADDRESS = ffi.typeof("uintptr_t")
 _BITS_PER_WORD = 8 * ffi.sizeof("unsigned long")
 
 
 def address_of(buffer: object) -> int:
     """Where a writable buffer lies in this process; the buffer is not kept alive."""
-    with ffi.from_buffer(buffer, require_writable=True) as pointer:
-        return int(ffi.cast("uintptr_t", pointer))
+    pointer = ffi.from_buffer(buffer, require_writable=True)
+    try:
+        return int(ffi.cast(_ADDRESS, pointer))
+    finally:
+        ffi.release(pointer)
 
 
 def map_fixed(address: int, length: int, prot: int, flags: int, fd: int, offset: int) -> None:
@@ -55,6 +60,12 @@ def private_held(pagemap: int, address: int, length: int, *, scan: bool) -> int:
 def hugetlb_held(fd: int, offset: int, length: int, page_size: int) -> int:
     """Bytes of huge pages that a hugetlb file holds in a range, whichever process touched them."""
     return checked(lib.vu_hugetlb_held(fd, offset, length, page_size))
+
+
+def file_size(fd: int) -> int | None:
+    """The size of a regular file; None for a descriptor of anything else."""
+    size = lib.vu_file_size(fd)
+    return None if size == -errno.EINVAL else checked(size)
 
 
 def page_size(fd: int) -> int:

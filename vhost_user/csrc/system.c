@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,6 +32,15 @@ int vu_madvise(uintptr_t address, uint64_t length, int advice)
 int vu_fallocate(int fd, int mode, int64_t offset, int64_t length)
 {
 	return fallocate(fd, mode, offset, length) ? -errno : 0;
+}
+
+int64_t vu_file_size(int fd)
+{
+	struct stat info;
+
+	if (fstat(fd, &info))
+		return -errno;
+	return S_ISREG(info.st_mode) ? info.st_size : -EINVAL;
 }
 
 int vu_die_with_parent(void)

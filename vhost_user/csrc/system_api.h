@@ -11,6 +11,9 @@ int vu_madvise(uintptr_t address, uint64_t length, int advice);
 /* fallocate(2). */
 int vu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
+/* The size of a regular file; -EINVAL for anything else, which fstat(2) never says. */
+int64_t vu_file_size(int fd);
+
 /* Have the kernel kill this process when its parent dies: PR_SET_PDEATHSIG of prctl(2). */
 int vu_die_with_parent(void);
 
