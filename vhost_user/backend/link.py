@@ -12,7 +12,7 @@ from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.backend.session import Session
 from vhost_user.connection import Connection
 from vhost_user.errors import Disconnected, FieldError, TimedOut
-from vhost_user.message import ProtocolFeature
+from vhost_user.message import ProtocolFeature, encode_message
 from vhost_user.owned_fd import close_all
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class Link:
                 received = self._connection.receive_now()
                 if received is None:
                     break
-                self._set_timer(None)
+                if self._timer is not None:
+                    self._set_timer(None)
                 request = received.header.request
                 answer = self.session.handle(received)
                 if isinstance(answer, Deferred):
@@ -86,9 +87,9 @@ class Link:
             self.close()
 
     def _send(self, request: int, answer: Answer) -> None:
+        data = encode_message(request, answer.payload, reply=True)
         try:
-            fds = [fd.fileno() for fd in answer.fds]
-            self._connection.send(request, answer.payload, fds, reply=True, timeout=0)
+            self._connection.send_bytes(data, [fd.fileno() for fd in answer.fds], timeout=0)
         except TimedOut as error:
             error.limit = "reads the replies to what it asks"
             raise

@@ -68,6 +68,8 @@ PROTOCOL_FEATURES = (
 """What may be offered, each bit working; CONFIG and DEVICE_SPECIFIC only for a device that has them. No other bit is:
 front ends ack bits that they are offered, and some then rely on them."""
 
+_SUCCESS, _FAILURE = (Answer(U64(code).encode()) for code in (0, 1))
+
 
 class Session:
     """Serves one front end for one device; made when it connects, closed when it goes."""
@@ -127,46 +129,53 @@ class Session:
     def handle(self, received: Received) -> Answer | Deferred | None:
         """What to answer to a message, whose descriptors are taken or closed. Any error but ours ends the session."""
         header = received.header
+        acked = self.negotiated.protocol_features
         with received:
             # Whether to acknowledge is decided by what was agreed before the message.
-            wants_ack = header.need_reply and self.negotiated.has(ProtocolFeature.REPLY_ACK)
-            name = name_of(header.request)
+            wants_ack = header.need_reply and ProtocolFeature.REPLY_ACK in acked
             if header.reply:
+                name = name_of(header.request)
                 raise PeerError("flags", f"{header.flags:#x}", f"{name} is a request, and not a reply")
             spec: MessageSpec | None = None
             try:
-                spec = spec_of(header.request, self._acked, postcopy=self.negotiated.postcopy)
-                self._require_negotiated(spec, name)
+                spec = spec_of(header.request, acked, postcopy=self.negotiated.postcopy)
+                request = spec.request
+                assert isinstance(request, FrontendRequest)
+                handler = self._handler(request, spec)
                 payload = decode_payload(spec, received.body, len(received.fds))
-                request = FrontendRequest(header.request)
-                answer = self._handlers[request](payload, received.fds)
+                answer = handler(payload, received.fds)
                 self.accepted(request, payload)
                 if self._config_due:
                     self.config_changed()
             except FieldError as error:
+                name = name_of(header.request)
                 if isinstance(error, Disconnected) or not wants_ack or (spec and spec.reply is Reply.ALWAYS):
                     error.locate(name)
                     raise
                 log.warning("%s refused: %s", name, error)
-                return Answer(U64(1).encode())
-        log.debug("%s: %s", name, payload)
+                return _FAILURE
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: %s", spec.name, payload)
         if answer is None and wants_ack and spec.reply is Reply.ACK:
-            return Answer(U64(0).encode())
+            return _SUCCESS
         return answer
 
-    def _require_negotiated(self, spec: MessageSpec, name: str) -> None:
-        request = FrontendRequest(spec.request)
-        if request not in self._handlers:
-            raise PeerError("request", name, "one that this back end offers")
+    def _handler(self, request: FrontendRequest, spec: MessageSpec) -> Handler:
+        """What handles a message. PeerError where nothing does, or where what it needs was not negotiated."""
+        handler = self._handlers.get(request)
+        if handler is None:
+            raise PeerError("request", spec.name, "one that this back end offers")
         acked = self.offered_protocol if spec.offered_suffices else self._acked
         if spec.needs not in acked:
-            raise PeerError("request", name, f"{spec.needs & ~acked!r} was negotiated")
-        features = self.offered if spec.offered_suffices else self.negotiated.features
-        if not self.negotiated.features_set:
-            # Who comes back to a VM that runs may be told of its rings first: DPDK's virtio_user disables them.
-            features |= self.offered & F_PROTOCOL_FEATURES
-        if spec.needs_virtio & ~features:
-            raise PeerError("request", name, f"virtio feature bits {spec.needs_virtio:#x} were acked")
+            raise PeerError("request", spec.name, f"{spec.needs & ~acked!r} was negotiated")
+        if spec.needs_virtio:
+            features = self.offered if spec.offered_suffices else self.negotiated.features
+            if not self.negotiated.features_set:
+                # Who comes back to a VM that runs may be told of its rings first: DPDK's virtio_user disables them.
+                features |= self.offered & F_PROTOCOL_FEATURES
+            if spec.needs_virtio & ~features:
+                raise PeerError("request", spec.name, f"virtio feature bits {spec.needs_virtio:#x} were acked")
+        return handler
 
     @property
     def _acked(self) -> ProtocolFeature:

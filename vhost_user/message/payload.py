@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import IntEnum
+from functools import cache
+from operator import attrgetter
 from typing import Any, ClassVar, Self, TypeVar
 
 from vhost_user.errors import PeerError, UsageError
@@ -69,9 +72,10 @@ class Fixed(Payload):
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """The fields, unpacked from exactly as many bytes as the layout has."""
-        if len(data) != cls.layout.size:
-            raise wrong_size(cls, data, str(cls.layout.size))
-        return cls._judged(cls.layout.unpack(data))
+        layout = cls.layout
+        if len(data) != layout.size:
+            raise wrong_size(cls, data, str(layout.size))
+        return cls._judged(layout.unpack(data))
 
     @classmethod
     def _judged(cls, values: tuple[Any, ...]) -> Self:
@@ -80,7 +84,7 @@ class Fixed(Payload):
         return payload
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self.__match_args__)
+        return _fields_of(type(self))(self)
 
     @classmethod
     def _build(cls, *values: Any) -> Self:
@@ -88,6 +92,15 @@ class Fixed(Payload):
 
     def _check(self) -> None:
         pass
+
+
+@cache
+def _fields_of(kind: type[Fixed]) -> Callable[[Fixed], tuple[Any, ...]]:
+    """What gets the fields of such a payload. Found once: each message has one."""
+    names = kind.__match_args__
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda payload: tuple([getattr(payload, name) for name in names])
 
 
 class Tailed(Fixed):

@@ -27,9 +27,6 @@ class U64(Fixed):
 
     value: int
 
-    def _values(self) -> tuple[int]:
-        return (self.value,)
-
 
 @dataclass(frozen=True, slots=True)
 class MacAddress(Fixed):
