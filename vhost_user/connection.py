@@ -31,8 +31,10 @@ from vhost_user.owned_fd import OwnedFd, close_all
 
 assert MAX_FDS <= _native.MOST_FDS
 
-_LONGEST = 1e9
-"""Seconds. A time limit beyond that is none."""
+_WHOLE = _native.WHOLE
+
+_NEVER = 9e9
+"""Seconds of time.monotonic(): 285 years, in nanoseconds about as many as 64 bits have."""
 
 
 class Received:
@@ -129,18 +131,18 @@ class Connection:
 
     def receive(self, timeout: float) -> Received:
         """The next message, within `timeout` seconds. Raises Disconnected, TimedOut or PeerError."""
-        received = self.receive_beside((), timeout)
+        received = self.receive_beside((), time.monotonic() + timeout)
         if received is None:
             raise self._timed_out("sends a whole message")
         return received
 
-    def receive_beside(self, watched: Collection[int], timeout: float) -> Received | None:
-        """As `receive`; None when time is up, and once one of the descriptors `watched` has something or is broken."""
-        deadline = time.monotonic_ns() + int(min(timeout, _LONGEST) * 1e9)
-        fds = tuple(watched)
+    def receive_beside(self, watched: Collection[int], deadline: float) -> Received | None:
+        """The next message, unless it has not come by `deadline`, a time of time.monotonic(), or one of the descriptors
+        `watched` has something or is broken. Raises Disconnected or PeerError."""
+        nanoseconds, fds = int(min(deadline, _NEVER) * 1e9), tuple(watched)
         while True:
             try:
-                result = self._incoming.wait(self._sock.fileno(), fds, deadline)
+                result = self._incoming.wait(self._sock.fileno(), fds, nanoseconds)
             except InterruptedError:
                 continue  # the signal's handler has run
             except OSError as error:
@@ -156,24 +158,27 @@ class Connection:
         return self._taken(result)
 
     def _taken(self, result: int) -> Received | None:
+        if result == _WHOLE:
+            request, flags, size, fd_count = self._incoming.header()
+            fds = [OwnedFd(fd) for fd in self._incoming.fds(fd_count)] if fd_count else []
+            return Received(Header(request, flags, size), self._incoming.payload(size), fds)
         if result in (_native.NOT_YET, _native.WATCHED):
             return None
-        incoming = self._incoming
-        request, flags, size, fd_count = incoming.header()
-        header = Header(request, flags, size)
-        if result == _native.WHOLE:
-            fds = [OwnedFd(fd) for fd in incoming.fds(fd_count)] if fd_count else ()
-            return Received(header, incoming.payload(size), fds)
+        raise self._refusal(result)
+
+    def _refusal(self, result: int) -> PeerError:
+        """What is said of a stream that can't be read on."""
+        request, flags, size, fd_count = self._incoming.header()
         if result == _native.ENDED:
-            raise Disconnected(self.name, "within a message" if self.within_message else "between two messages")
+            return Disconnected(self.name, "within a message" if self.within_message else "between two messages")
         if result == _native.LATE_FDS:
-            raise PeerError("descriptors", fd_count, "ride on the first byte of their message")
+            return PeerError("descriptors", fd_count, "ride on the first byte of their message")
         if result == _native.TRUNCATED_FDS:
             limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
-            raise PeerError("descriptors", f"more than {fd_count}", limit)
+            return PeerError("descriptors", f"more than {fd_count}", limit)
         assert result == _native.BAD_HEADER
-        header.check()
-        raise AssertionError(f"nothing is wrong with {header}")
+        Header(request, flags, size).check()
+        raise AssertionError(f"nothing is wrong with request {request}, flags {flags:#x}, size {size}")
 
     def _timed_out(self, what: str) -> TimedOut:
         return TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")

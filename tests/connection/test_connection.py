@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -193,25 +194,25 @@ class TestBeside:
         connection, theirs = ends
         with connection, theirs, Event.create() as event:
             event.signal()
-            assert connection.receive_beside([event.fileno()], 30) is None
+            assert connection.receive_beside([event.fileno()], time.monotonic() + 30) is None
 
     def test_a_message_that_is_there_comes_before_it(self, ends: tuple[Connection, socket.socket]) -> None:
         connection, theirs = ends
         with connection, theirs, Event.create() as event:
             event.signal()
             theirs.sendall(MESSAGE)
-            received = connection.receive_beside([event.fileno()], 30)
+            received = connection.receive_beside([event.fileno()], time.monotonic() + 30)
             assert received is not None
 
     def test_half_a_message_waits_beside_it(self, ends: tuple[Connection, socket.socket]) -> None:
         connection, theirs = ends
         with connection, theirs, Event.create() as event:
             theirs.sendall(MESSAGE[:5])
-            assert connection.receive_beside([event.fileno()], 0.01) is None
+            assert connection.receive_beside([event.fileno()], time.monotonic() + 0.01) is None
             event.signal()
-            assert connection.receive_beside([event.fileno()], 30) is None
+            assert connection.receive_beside([event.fileno()], time.monotonic() + 30) is None
             theirs.sendall(MESSAGE[5:])
-            received = connection.receive_beside([event.fileno()], 30)
+            received = connection.receive_beside([event.fileno()], time.monotonic() + 30)
             assert received is not None
             assert received.header.request == FrontendRequest.SET_OWNER
 
@@ -220,7 +221,7 @@ class TestBeside:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         os.close(writing)
         with connection, theirs, OwnedFd(reading):
-            assert connection.receive_beside([reading], 30) is None
+            assert connection.receive_beside([reading], time.monotonic() + 30) is None
 
     def test_a_signal_is_looked_after_and_waiting_goes_on(self, ends: tuple[Connection, socket.socket]) -> None:
         connection, theirs = ends

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 
 from vhost_user.errors import Disconnected, FieldError, HostError, UsageError
 from vhost_user.frontend.requests import Requests
@@ -69,10 +70,10 @@ class SharedRegion:
 
 
 class _Spans:
-    """Regions in the order of one of their addresses, in which no two overlap. A search costs O(log n)."""
+    """Regions in the order of one of their addresses, where they start, in which no two overlap. A search costs
+    O(log n)."""
 
-    def __init__(self, start_of: Callable[[SharedRegion], int]) -> None:
-        self.start_of = start_of
+    def __init__(self) -> None:
         self._starts: list[int] = []
         self._regions: dict[int, SharedRegion] = {}
 
@@ -82,16 +83,15 @@ class _Spans:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __contains__(self, region: SharedRegion) -> bool:
-        return self._regions.get(self.start_of(region)) == region
+    def at(self, start: int) -> SharedRegion | None:
+        """The one that starts there."""
+        return self._regions.get(start)
 
-    def add(self, region: SharedRegion) -> None:
-        start = self.start_of(region)
+    def add(self, start: int, region: SharedRegion) -> None:
         insort(self._starts, start)
         self._regions[start] = region
 
-    def remove(self, region: SharedRegion) -> None:
-        start = self.start_of(region)
+    def remove(self, start: int) -> None:
         del self._starts[bisect_left(self._starts, start)]
         del self._regions[start]
 
@@ -109,8 +109,8 @@ class SharedRegions:
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._by_guest = _Spans(lambda region: region.guest_address)
-        self._by_user = _Spans(lambda region: region.user)
+        self._by_guest = _Spans()
+        self._by_user = _Spans()
         self.slots = MAX_REGIONS
         self.prepare: Callable[[GuestAddress], None] = lambda _: None
         """Called before memory is shared whose last address is this: for a dirty log that has to reach so far."""
@@ -122,7 +122,8 @@ class SharedRegions:
         return len(self._by_guest)
 
     def __contains__(self, region: SharedRegion) -> bool:
-        return region in self._by_guest
+        found = self._by_guest.at(region.guest_address)
+        return found is region or found == region
 
     def learn_slots(self) -> None:
         """Ask the back end how many regions it takes, where it says."""
@@ -147,7 +148,7 @@ class SharedRegions:
             new = tuple(regions)
             self._check(new)
             if new:
-                self.prepare(GuestAddress(max(region.end for region in new) - 1))
+                self.prepare(GuestAddress(max([region.end for region in new]) - 1))
                 self._tell(new, (), lambda: (*self, *new))
                 self.keep(new)
 
@@ -240,28 +241,32 @@ class SharedRegions:
         """List `regions`, which overlap no other, telling nobody: for a back end that is gone."""
         with self._requests.lock:
             for region in regions:
-                self._by_guest.add(region)
-                self._by_user.add(region)
+                self._by_guest.add(region.guest_address, region)
+                self._by_user.add(region.user, region)
 
     def drop(self, regions: Iterable[SharedRegion]) -> None:
         """List `regions` no more, telling nobody."""
         with self._requests.lock:
             for region in regions:
-                self._by_guest.remove(region)
-                self._by_user.remove(region)
+                self._by_guest.remove(region.guest_address)
+                self._by_user.remove(region.user)
 
     # Questions.
 
     def _check(self, new: tuple[SharedRegion, ...]) -> None:
         self._check_count(len(self) + len(new))
-        for field, spans in (("guest_address", self._by_guest), ("user_address", self._by_user)):
-            start_of = spans.start_of
-            for below, above in pairwise(sorted(new, key=start_of)):
-                if start_of(below) + below.size > start_of(above):
-                    self._refuse_overlap(field, start_of(above), below)
-            for region in new:
-                if other := spans.overlapping(start_of(region), region.size):
-                    self._refuse_overlap(field, start_of(region), other)
+        self._check_apart("guest_address", self._by_guest, [(region.guest_address, region) for region in new])
+        self._check_apart("user_address", self._by_user, [(region.user, region) for region in new])
+
+    def _check_apart(self, field: str, present: _Spans, new: list[tuple[int, SharedRegion]]) -> None:
+        if len(new) > 1:
+            new.sort(key=itemgetter(0))
+            for (start, below), (above, _) in pairwise(new):
+                if start + below.size > above:
+                    self._refuse_overlap(field, above, below)
+        for start, region in new:
+            if other := present.overlapping(start, region.size):
+                self._refuse_overlap(field, start, other)
 
     def _check_count(self, count: int) -> None:
         if count > self.slots:

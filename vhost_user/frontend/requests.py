@@ -218,12 +218,8 @@ class Requests:
                 with suppress(Disconnected):
                     connection.send_bytes(_CONFIRMATION, timeout=self.timeout)
             for spec in expected:
-                with self._receive(connection) as received:
-                    header = received.header
-                    if not header.reply or header.request != spec.request:
-                        raise PeerError("reply", name_of(header.request), f"the reply to {spec.name}")
-                    answer = decode_reply(spec, received.body, len(received.fds))
-                    answers.append((answer, [OwnedFd(fd.take()) for fd in received.fds]))
+                answer = self._answer(spec, connection)
+                answers.append(answer)
         except Disconnected:
             self.close()
             raise
@@ -231,15 +227,24 @@ class Requests:
             self.give_up()
             raise
 
+    def _answer(self, spec: MessageSpec, connection: Connection) -> _Answer:
+        received = self._receive(connection)
+        try:
+            header = received.header
+            if not header.reply or header.request != spec.request:
+                raise PeerError("reply", name_of(header.request), f"the reply to {spec.name}")
+            return decode_reply(spec, received.body, len(received.fds)), received.fds
+        except BaseException:
+            received.close()
+            raise
+
     def _receive(self, connection: Connection) -> Received:
         deadline = time.monotonic() + self.timeout
-        left = self.timeout
         while True:
-            received = connection.receive_beside(self.watched, left)
+            received = connection.receive_beside(self.watched, deadline)
             if received is not None:
                 return received
-            left = deadline - time.monotonic()
-            if not self.wait_readable(connection.fileno(), left):
+            if not self.wait_readable(connection.fileno(), deadline - time.monotonic()):
                 raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
 
     def wait_readable(self, fd: int, timeout: float) -> bool:
