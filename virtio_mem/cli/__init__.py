@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vhost_user.errors import FieldError, UsageError
-from virtio_mem.picture.spans import printable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 FAILED = 1
 USAGE = 2
 _KILLED_BY = 128
+_COLUMNS = 80
 
 
 class Subcommand(NamedTuple):
@@ -80,9 +80,25 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong, and the way to more."""
         self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """argparse makes one for each argument, and its own asks shutil for the width, which loads bz2 and lzma."""
+        return argparse.RawDescriptionHelpFormatter(self.prog, width=_columns() - 2)
+
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         """Print the help. argparse's own passes over what the output can't take."""
         (sys.stdout if file is None else file).write(self.format_help())
+
+
+def _columns() -> int:
+    """The width of the terminal that help goes to."""
+    try:
+        return int(os.environ["COLUMNS"])
+    except (KeyError, ValueError):
+        pass
+    try:
+        return os.get_terminal_size(1).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +156,6 @@ def _run(arguments: Sequence[str]) -> int:
     parser = Parser(
         prog=f"virtio-mem {name}",
         description=SUBCOMMANDS[name].summary,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
@@ -157,6 +172,8 @@ def _help() -> None:
 
 
 def _say(name: str, error: Exception, status: int) -> int:
+    from virtio_mem.picture.spans import printable  # noqa: PLC0415 - there is seldom something to say
+
     line = printable(" ".join(str(error).split()))
     sys.stderr.write(f"{name}: {line}\n")
     return status
