@@ -290,11 +290,27 @@ def test_what_is_populated_is_not_resident_here() -> None:
     with guest() as machine, served(zone()) as here:
         frontend = here.start(machine)
         assert machine.ask(frontend, PLUG, 0, NB_BLOCKS) is ACK
-        memory = here.device.memory.require(0, BLOCK_SIZE)  # type: ignore[arg-type]
+        (region,) = here.device.memory.require(HostOffset(0), BLOCK_SIZE).regions
         with open("/proc/self/smaps") as smaps:
             text = smaps.read()
-        part = text[text.index(f"{memory.address:x}-") :]
+        part = text[text.index(f"{region.mapping.address:x}-") :]
         assert int(part.split("Rss:")[1].split()[0]) == 0
+
+
+def test_a_zone_may_have_half_of_the_address_space() -> None:
+    """Whoever has it mapped twice has none left: 47 bits are 128 TiB, and a half has room once."""
+    size = ByteCount(64 << 40)
+    with guest() as machine, served(zone(size // BLOCK_SIZE)) as here:
+        os.ftruncate(machine.fd, size)
+        machine.size = size
+        frontend = here.start(machine)
+        assert machine.ask(frontend, PLUG, 3) is ACK
+        assert machine.held(3) == BLOCK_SIZE
+        machine.send_typed(frontend, PLUG, size // BLOCK_SIZE - 1)
+        assert machine.wait(frontend).type is ACK
+        assert machine.held(size // BLOCK_SIZE - 1) == BLOCK_SIZE
+        assert machine.ask(frontend, UNPLUG_ALL) is ACK
+        assert os.fstat(machine.fd).st_blocks == 0
 
 
 @pytest.mark.needs_hugetlb

@@ -6,7 +6,7 @@ import fcntl
 import os
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -24,6 +24,7 @@ from tests.zones.helpers import (
     smaps,
 )
 from vhost_user.errors import HostError
+from vhost_user.mapping import PAGE_SIZE, map_part
 from vhost_user.memory import Region, RegionFile
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
@@ -47,9 +48,9 @@ def shared(theirs: HostMemory) -> Iterator[FrontendMemory]:
     """`theirs`, which a front end has, as the service sees it."""
     assert theirs.shareable_fd is not None
     ours = FrontendMemory(START, SIZE, HUGE, prefault=True)
-    with OwnedFd.duplicate_of(theirs.shareable_fd) as fd:
-        region = Region(START, SIZE, theirs.mapping, file=RegionFile(fd, theirs.file_offset))
-        assert ours.attach([region])
+    mapping, offset = map_part(theirs.shareable_fd, theirs.file_offset, SIZE)
+    with mapping, OwnedFd.duplicate_of(theirs.shareable_fd) as fd:
+        assert ours.attach([Region(START, SIZE, mapping, offset, file=RegionFile(fd, theirs.file_offset))])
         try:
             yield ours
         finally:
@@ -58,7 +59,8 @@ def shared(theirs: HostMemory) -> Iterator[FrontendMemory]:
 
 def resident(memory: FrontendMemory) -> int:
     """Bytes of it that count as this process's."""
-    return smaps(memory.require(HostOffset(0), SIZE).address)["Rss"]
+    (region,) = memory.require(HostOffset(0), SIZE).regions
+    return smaps(region.mapping.address)["Rss"]
 
 
 def nothing(fd: int) -> None:
@@ -84,6 +86,50 @@ def test_what_is_populated_is_held_and_not_mapped_here(make: Maker, kind: Kind) 
         assert theirs.held(HostOffset(4 * MIB), ByteCount(8 * MIB)) == theirs.held() == 8 * MIB
         assert resident(memory) == 0
         check_content(theirs)
+
+
+@each(MEMFD, SHARED_FILE, HUGETLB)
+def test_what_is_shared_anew_in_two_regions_is_populated_there(make: Maker, kind: Kind) -> None:
+    theirs = make.memory(kind, SIZE)
+    fill(theirs, THERE, HUGE)
+    fd = theirs.shareable_fd
+    assert fd is not None
+    half = ByteCount(SIZE // 2)
+    ends = HostOffset(theirs.file_offset), HostOffset(theirs.file_offset + half)
+    with shared(theirs) as memory, ExitStack() as stack:
+        (before,) = memory.require(HostOffset(0), SIZE).regions
+        regions = []
+        for number, start in enumerate(ends):
+            mapping, offset = map_part(fd, start, half)
+            stack.enter_context(mapping)
+            file = RegionFile(stack.enter_context(OwnedFd.duplicate_of(fd)), start)
+            regions.append(Region(GuestAddress(START + number * half), half, mapping, offset, file=file))
+        assert not memory.attach(regions), "it is the same memory"
+        before.mapping.close()
+        memory.populate(HostOffset(4 * MIB), ByteCount(8 * MIB))
+        assert theirs.held(HostOffset(4 * MIB), ByteCount(8 * MIB)) == theirs.held() == 8 * MIB
+        assert [smaps(region.mapping.address)["Rss"] for region in regions] == [0, 0]
+        check_content(theirs)
+
+
+def test_a_file_that_is_truncated_meanwhile_costs_no_process(make: Maker) -> None:
+    """Nor is anything allocated where the mapping was."""
+    theirs = make.memory(SHARED_FILE, SIZE)
+    fd = theirs.shareable_fd
+    assert fd is not None
+    with shared(theirs) as memory:
+        found = memory.require(HostOffset(0), SIZE)
+        os.ftruncate(fd, 0)
+        with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
+            found.populate(HostOffset(0), SIZE)
+        (region,) = found.regions
+        assert not region.mapping.dead
+        with region.mapping.view() as view:
+            assert view[0] == 0
+        assert region.mapping.dead
+        with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
+            found.populate(HostOffset(0), SIZE)
+        assert smaps(region.mapping.address)["Rss"] <= PAGE_SIZE
 
 
 def check_content(theirs: HostMemory) -> None:

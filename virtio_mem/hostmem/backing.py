@@ -76,7 +76,7 @@ class Backing(ABC):
         """Bytes that the host holds for a range; HostError where the kernel will not tell."""
 
     def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
-        """See `HostMemory.held_at_least`."""
+        """See `BackedMemory.held_at_least`."""
         return self.held(offset, size), False
 
     def require_headroom(self, size: int, node: int | None) -> None:

@@ -134,7 +134,7 @@ class MemDevice(Device):
     def _write_content(self, content: Content) -> bool:
         """Whether it is in the memory now. Without it, memory is as good as not there."""
         try:
-            with _taking, closing(self.memory.again()) as memory:
+            with _taking, closing(self.memory.mapped()) as memory:
                 content.write(self.device, memory, prefault=self.memory.populates)
         except HostError as error:
             log.error("%s: the snapshot is not restored: %s", self.name, error)

@@ -24,9 +24,9 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vhost_user.errors import FieldError, HostError
 from vhost_user.mapping import PAGE_SIZE, page_size_of
@@ -37,6 +37,8 @@ from virtio_mem.hostmem.backing import Backing, Hugetlb, Memfd, SharedFile
 from virtio_mem.hostmem.files import Place, can_punch_holes
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.serve.others_memory import OthersMemory
+
+Memory = TypeVar("Memory")
 
 
 class Extent(NamedTuple):
@@ -60,7 +62,7 @@ class FrontendMemory:
         self.connected = False
         self._block_size = block_size
         self._prefault = prefault
-        self._memory: HostMemory | None = None
+        self._memory: OthersMemory | None = None
         self._extent: Extent | None = None
         self._why_missing = _NOBODY
         self._replacing = threading.Lock()
@@ -74,13 +76,15 @@ class FrontendMemory:
     def attach(self, regions: Sequence[Region]) -> bool:
         """The front end shares these now. Whether the zone's memory is there, and is not what it was."""
         self.connected = True
+        regions = [region for region in regions if self.overlaps(region.guest_address, region.size)]
         try:
             region, offset = self._locate(regions)
             assert region.file is not None
             extent = _extent(region.file.fd.fileno(), offset)
             if self._memory is not None and extent == self._extent:
+                self._memory.regions = regions
                 return False
-            memory = self._adopt(region.file.fd.fileno(), offset)
+            memory = self._own(region.file.fd.fileno(), offset, regions)
         except FieldError as error:
             self.refuse(f"{error.field}={error.value}: {error.limit}")
             return False
@@ -98,12 +102,11 @@ class FrontendMemory:
         self._why_missing = why
 
     def _locate(self, regions: Sequence[Region]) -> tuple[Region, HostOffset]:
-        """The region that the zone begins in, and where in its file. HostError unless all of the zone is there."""
+        """The region that the zone begins in, of those that have a part of it, and where in its file. HostError unless
+        all of it is there."""
         first: Region | None = None
         start, reached, where = HostOffset(0), int(self.addr), (0, 0, 0)
         for region in regions:  # by guest address
-            if not self.overlaps(region.guest_address, region.size):
-                continue
             if region.file is None:
                 raise HostError("file", region, "was not kept: too many regions lie in the zone")
             if region.guest_address > reached:
@@ -121,15 +124,23 @@ class FrontendMemory:
             raise HostError("regions", len(regions), limit)
         return first, start
 
-    def again(self) -> HostMemory:
-        """The memory once more, guarded, which stays whatever the front end does, and is the caller's to close.
+    def again(self) -> OthersMemory:
+        """The memory once more, which stays whatever the front end does, and is the caller's to close.
 
         HostError where it is not there, or not with all of its file.
         """
         backing = self.require(HostOffset(0), self.size).backing
-        return self._adopt(backing.fd, backing.offset, guarded=True)
+        return self._own(backing.fd, backing.offset)
 
-    def _adopt(self, fd: int, offset: HostOffset, *, guarded: bool = False) -> HostMemory:
+    def mapped(self) -> HostMemory:
+        """As `again()`, mapped as a whole, and guarded."""
+        backing = self.require(HostOffset(0), self.size).backing
+        return self._adopt(backing.fd, backing.offset, lambda own: HostMemory(own, self.size, guarded=True))
+
+    def _own(self, fd: int, offset: HostOffset, regions: Sequence[Region] = ()) -> OthersMemory:
+        return self._adopt(fd, offset, lambda own: OthersMemory(own, self.size, self.addr, regions))
+
+    def _adopt(self, fd: int, offset: HostOffset, make: Callable[[Backing], Memory]) -> Memory:
         page_size = page_size_of(fd)
         if page_size > self._block_size or offset % page_size:
             limit = f"whole pages of {format_size(page_size)} make up a block of {format_size(self._block_size)}"
@@ -142,12 +153,12 @@ class FrontendMemory:
             backing = _backing(own, offset, page_size)
             if isinstance(backing, SharedFile) and not can_punch_holes(own):
                 raise HostError("file", f"fd {fd}", "its file system can't give back a part of a file")
-            return OthersMemory(backing, self.size, guarded=guarded)
+            return make(backing)
         except BaseException:
             os.close(own)
             raise
 
-    def _replace(self, memory: HostMemory | None, extent: Extent | None) -> None:
+    def _replace(self, memory: OthersMemory | None, extent: Extent | None) -> None:
         with self._replacing:
             before, self._memory, self._extent = self._memory, memory, extent
             if before is not None:
@@ -165,7 +176,7 @@ class FrontendMemory:
         """Whether a PLUG is to populate: where the zone was asked to, and always where memory is of huge pages."""
         return self._prefault or (self._memory is not None and isinstance(self._memory.backing, Hugetlb))
 
-    def require(self, offset: HostOffset, size: ByteCount) -> HostMemory:
+    def require(self, offset: HostOffset, size: ByteCount) -> OthersMemory:
         """The memory, if the front end shares it and its file still has the range; else HostError."""
         if self._memory is None:
             raise HostError("memory", self._range, self._why_missing)
@@ -180,7 +191,7 @@ class FrontendMemory:
         self.require(offset, size).populate(offset, size)
 
     def discard(self, offset: HostOffset, size: ByteCount) -> bool:
-        """Give a range back to the host; nothing to do where no front end is there. See `HostMemory.discard`."""
+        """Give a range back to the host; nothing to do where no front end is there. See `BackedMemory.discard`."""
         return self.connected and self.require(offset, size).discard(offset, size)
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:

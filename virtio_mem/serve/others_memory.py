@@ -1,11 +1,13 @@
 """Memory that other processes use, and this one only takes of the host and gives back.
 
-To touch a page is to map it: the page would count as resident here, so that the OOM killer, if it came, would choose
-this process; and to take the page table entry away again costs an eighth of what populating does. Where a file is
-memory, zeros are written to it instead, which takes a third less time than touching its pages. Only holes are written:
-what is there keeps its contents.
+It is not mapped here again: a zone of 63 TiB has room once in 47 bits of addresses, and that is where rings are served.
+To touch a page besides is to have it count as resident here, so that the OOM killer, if it came, would choose this
+process; and to take the page table entry away again costs an eighth of what populating does. Where a file is memory,
+zeros are written to it instead, which takes a third less time than touching its pages. Only holes are written: what is
+there keeps its contents.
 
-Huge pages can't be written, and a file on a disk would be slower: those are touched, and the entries dropped.
+Huge pages can't be written, and a file on a disk would be slower: those are touched where rings are served, and the
+entries dropped. No new mapping is made for that: of a file that was sealed meanwhile there might be none.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from vhost_user import _native
-from vhost_user.units import MIB, ByteCount, HostOffset
+from vhost_user.mapping import Mapping
+from vhost_user.memory import Region
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
+from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.hostmem.backing import Backing, Memfd, SharedFile
-from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
 
 _ZEROS = bytes(2 * MIB)
 """Never written to, so it is made of the kernel's page of zeros, and holds no memory."""
@@ -28,13 +33,17 @@ _UNWRITABLE = (errno.EPERM, errno.EFBIG)
 """Of a file that can be touched all the same: sealed against further writers, or longer than RLIMIT_FSIZE."""
 
 
-class OthersMemory(HostMemory):
-    """A HostMemory whose pages others map."""
+class OthersMemory(BackedMemory):
+    """A BackedMemory whose pages others map. `regions` are what is mapped here of it, by guest address, and it begins
+    at `addr`; they may be replaced. None are needed where nothing is populated."""
 
     allocating = "allocating memory"
 
-    def __init__(self, backing: Backing, size: ByteCount, *, guarded: bool = False) -> None:
-        super().__init__(backing, size, guarded=guarded)
+    def __init__(self, backing: Backing, size: ByteCount, addr: GuestAddress, regions: Sequence[Region] = ()) -> None:
+        super().__init__(backing, size)
+        self.addr = addr
+        self.regions = regions
+        self._closed = False
         self._writer = _writer(backing)
 
     def _allocate(self, offset: HostOffset, size: ByteCount, holes: Iterable[tuple[HostOffset, ByteCount]]) -> None:
@@ -47,16 +56,43 @@ class OthersMemory(HostMemory):
                     raise
             else:
                 return
-        super()._allocate(offset, size, holes)
-        with suppress(OSError):
-            _native.madvise(self.address + offset, size, mmap.MADV_DONTNEED)  # of a shared mapping: frees nothing
+        for mapping, start, length in self._mapped(offset, size):
+            _touch(mapping, start, length)
+
+    def _mapped(self, offset: HostOffset, size: ByteCount) -> Iterator[tuple[Mapping, HostOffset, ByteCount]]:
+        """Where a range is mapped, region by region."""
+        first, end = self.addr + offset, self.addr + offset + size
+        for region in self.regions:
+            start, stop = max(first, region.guest_address), min(end, region.end)
+            if start < stop:
+                inside = HostOffset(region.offset + start - region.guest_address)
+                yield region.mapping, inside, ByteCount(stop - start)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._closed
 
     def close(self) -> None:
-        """As that of HostMemory."""
-        super().close()
+        """Close the file. Closing twice is allowed."""
+        self._closed = True
+        self.regions = ()
+        self.backing.close()
         if self._writer >= 0:
             os.close(self._writer)
             self._writer = -1
+
+
+def _touch(mapping: Mapping, offset: HostOffset, size: ByteCount) -> None:
+    """Have the host allocate the pages, and none of them mapped here."""
+    with mapping.view(offset, size):  # nobody unmaps it meanwhile
+        if mapping.dead:
+            raise OSError(errno.EFAULT, "the file was truncated")
+        try:
+            _native.madvise(mapping.address + offset, size, MADV_POPULATE_WRITE)
+        finally:
+            with suppress(OSError):
+                _native.madvise(mapping.address + offset, size, mmap.MADV_DONTNEED)  # of a shared one: frees nothing
 
 
 def _writer(backing: Backing) -> int:

@@ -22,6 +22,7 @@ from vhost_user.errors import HostError, UsageError
 from vhost_user.owned_fd import OwnedFd
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
+from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_file, state_memfd
@@ -47,7 +48,7 @@ def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
         save_zones(directory, zones, options, None, UsableRegion.REQUESTED_PLUS_SLACK)
 
 
-def _path_of(memory: HostMemory) -> Path:
+def _path_of(memory: BackedMemory) -> Path:
     """Where the file of a front end's memory is, as far as this process can see."""
     return Path(f"/proc/self/fd/{memory.backing.fd}").readlink()
 

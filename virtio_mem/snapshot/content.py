@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from vhost_user.errors import HostError
 from vhost_user.units import MIB, ByteCount, HostOffset, align_up
+from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.hostmem.backing import Hugetlb, PrivateFile
 from virtio_mem.hostmem.files import next_data
 from virtio_mem.hostmem.memory import HostMemory
@@ -43,7 +44,7 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
+def write_content(memory: BackedMemory, ranges: Iterable[Range], fd: int) -> str:
     """Write what ranges of `memory` hold to the file, which is as long as it and empty; their digest. HostError where
     somebody truncates the memory's own file meanwhile.
 
@@ -63,10 +64,11 @@ def write_content(memory: HostMemory, ranges: Iterable[Range], fd: int) -> str:
     return str(digest)
 
 
-def _read(memory: HostMemory, offset: int, size: int) -> bytes:
+def _read(memory: BackedMemory, offset: int, size: int) -> bytes:
     """What memory holds. Where a file is the memory it is read from there: others may truncate it at any time, and then
     to look at the mapping is a SIGBUS."""
     if not memory.backing.shared:
+        assert isinstance(memory, HostMemory)
         with memory.view(HostOffset(offset), ByteCount(size)) as view:
             return bytes(view)
     start = memory.backing.offset + offset
@@ -76,7 +78,7 @@ def _read(memory: HostMemory, offset: int, size: int) -> bytes:
     return data
 
 
-def _require_length(memory: HostMemory, length: int) -> None:
+def _require_length(memory: BackedMemory, length: int) -> None:
     if length < (wanted := memory.backing.offset + memory.size):
         raise HostError("file", f"{length} bytes", f"was truncated; it had {wanted} or more", "don't truncate it")
 
@@ -89,7 +91,7 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _worth_reading(memory: HostMemory, offset: int, size: int) -> bool:
+def _worth_reading(memory: BackedMemory, offset: int, size: int) -> bool:
     """False for shared memory that the host doesn't hold: it is zero, and reading would have the host allocate it."""
     if not memory.backing.shared:
         return True
@@ -122,7 +124,7 @@ def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) ->
     return str(digest)
 
 
-def populate(memory: HostMemory, wanted: Range) -> None:
+def populate(memory: BackedMemory, wanted: Range) -> None:
     """Have the host hold the whole pages that a range lies in: to touch what it has no memory for can be a signal."""
     start = wanted.offset // memory.page_size * memory.page_size
     end = align_up(wanted.offset + wanted.size, memory.page_size)

@@ -15,20 +15,20 @@ import sys
 from pathlib import Path
 
 from vhost_user.errors import UsageError
+from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.hostmem.backing import SharedFile
-from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.snapshot.manifest import PartState
 
 _FS_IOC_GETVERSION = 0x80087601
 """_IOR('v', 1, long); what comes is an int all the same."""
 
 
-def own_file(file: Path | None, memory: HostMemory) -> Path | None:
+def own_file(file: Path | None, memory: BackedMemory) -> Path | None:
     """`file`, where the content of memory is in it: a regular one, and shared."""
     return file if isinstance(memory.backing, SharedFile) and file is not None and file.is_file() else None
 
 
-def named(path: Path, memory: HostMemory) -> PartState:
+def named(path: Path, memory: BackedMemory) -> PartState:
     """What a snapshot says of memory whose file this is."""
     fd = memory.backing.fd
     about = os.fstat(fd)
@@ -37,7 +37,7 @@ def named(path: Path, memory: HostMemory) -> PartState:
     )
 
 
-def require_file(state: PartState, path: Path, memory: HostMemory, *, renamed: bool = False) -> None:
+def require_file(state: PartState, path: Path, memory: BackedMemory, *, renamed: bool = False) -> None:
     """UsageError unless the file of `memory`, at `path`, is the one that was there when the snapshot was taken; with
     `renamed` it may be at another path of the same device."""
     now = named(path, memory)

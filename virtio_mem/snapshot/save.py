@@ -14,7 +14,7 @@ from vhost_user.errors import HostError, UsageError
 from virtio_mem.blocks import BlockMap
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
-from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.service import DeviceService
@@ -30,8 +30,8 @@ class SavedZone(NamedTuple):
     """
 
     id: str
-    boot: HostMemory | None
-    hotplug: HostMemory | None
+    boot: BackedMemory | None
+    hotplug: BackedMemory | None
     service: DeviceService | None
     file: Path | None
 
@@ -111,7 +111,7 @@ def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
             yield Range(first * size, nb_blocks * size)
 
 
-def _save_part(zone: SavedZone, memory: HostMemory, ranges: Iterable[Range], path: Path) -> PartState:
+def _save_part(zone: SavedZone, memory: BackedMemory, ranges: Iterable[Range], path: Path) -> PartState:
     if zone.file is not None:
         os.fsync(memory.backing.fd)
         return named(zone.file, memory)
