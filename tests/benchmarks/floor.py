@@ -35,13 +35,18 @@ class Echo(NamedTuple):
     call: int
 
 
+def compiled(source: Path, directory: Path) -> str:
+    """The program that a file is the source of, made in `directory`."""
+    program = str(directory / source.stem)
+    subprocess.run(["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, str(source)], check=True)
+    return program
+
+
 class Floor:
     """The program, compiled into `directory`. subprocess.CalledProcessError where something fails."""
 
     def __init__(self, directory: Path) -> None:
-        self._program = str(directory / "floor")
-        command = ["cc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", self._program, str(SOURCE)]
-        subprocess.run(command, check=True)
+        self._program = compiled(SOURCE, directory)
 
     @contextmanager
     def echo(self) -> Iterator[Echo]:

@@ -2,10 +2,12 @@
 
 Our front end in this process asks our back end in another one. What it is set against is the least that can do it:
 two processes in C, a message of the same length with a descriptor, an mmap, an answer; a message, a munmap, an answer.
-Our front end asks once more after either, so that it knows that the back end is there still: an acknowledgement that is
-followed by the end of the connection is none. So a round has four questions and not two. All run on one processor: who
-asks waits for the answer anyway, and where the scheduler chooses, a pair of processes is fast at one time and slow at
-another.
+Our front end asks once more behind either, so that it knows that the back end is there still: an acknowledgement that
+is followed by the end of the connection is none. So a round has four questions and not two. What each of our sides
+costs is seen where the other one is in C (peers.c), and asks the same four.
+
+All run on one processor: who asks waits for the answer anyway, and where the scheduler chooses, a pair of processes is
+fast at one time and slow at another.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ import signal
 import socket
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.backend.devices import Echo
 from tests.backend.rig import SPLIT
 from tests.benchmarks.floor import Floor
-from tests.benchmarks.measure import Row, in_turn, ratio_row
+from tests.benchmarks.measure import Row, in_turn, plain_row, ratio_row
+from tests.benchmarks.peers import Peers
 from vhost_user.backend import Server
 from vhost_user.connection import Connection
 from vhost_user.frontend import Frontend, SharedRegion
@@ -33,28 +37,36 @@ SLOT_SIZE = ByteCount(64 * MIB)
 
 
 def rows(*, quick: bool, rounds: int = 200) -> Iterator[Row]:
-    """The table's lines: with no other slot there, and with many."""
+    """The table's lines: with no other slot there, and with many; and with one side in C."""
     pairs = 10 if quick else 20
     with ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        floor = Floor(Path(stack.enter_context(TemporaryDirectory())))
-        frontend, fd = stack.enter_context(daemon()), stack.enter_context(memory(512 * SLOT_SIZE))
-        for others in (0, 400):
-            frontend.regions.share(slot(fd, number) for number in range(len(frontend.regions), others))
-            what = f"ADD_MEM_REG and REM_MEM_REG beside {others} slots, with acknowledgements"
-            round_trips(frontend, fd, rounds), floor.slots(fd, SLOT_SIZE, rounds)
-            found = in_turn(
-                pairs,
-                lambda: round_trips(frontend, fd, rounds),
-                lambda: 1e6 * statistics.median(floor.slots(fd, SLOT_SIZE, rounds)),
-            )
-            yield ratio_row(what, "fd, mmap, munmap in C", "us", found, 1.3)
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        floor, peers = Floor(directory), Peers(directory)
+        fd = stack.enter_context(memory(512 * SLOT_SIZE))
+
+        def against_floor(ours: Callable[[], float]) -> list[tuple[float, float]]:
+            ours(), floor.slots(fd, SLOT_SIZE, rounds)
+            return in_turn(pairs, ours, lambda: 1e6 * statistics.median(floor.slots(fd, SLOT_SIZE, rounds)))
+
+        what = "ADD_MEM_REG and REM_MEM_REG beside {} slots, with acknowledgements"
+        with front_end(back_end()) as frontend:
+            for others in (0, 400):
+                frontend.regions.share(slot(fd, number) for number in range(len(frontend.regions), others))
+                found = against_floor(lambda: round_trips(frontend, fd, rounds))
+                yield ratio_row(what.format(others), "fd, mmap, munmap in C", "us", found, 1.3)
+        with front_end(peers.back_end()) as frontend:
+            found = against_floor(lambda: round_trips(frontend, fd, rounds))
+            yield plain_row("the same beside 0 slots, a back end in C", "fd, mmap, munmap in C", "us", found)
+        for back, side in ((back_end, "a front end in C"), (peers.back_end, "both in C")):
+            found = against_floor(partial(asked_by, peers, back, fd, rounds))
+            yield plain_row(f"the same beside 0 slots, {side}", "fd, mmap, munmap in C", "us", found)
 
 
 @contextmanager
-def daemon() -> Iterator[Frontend]:
-    """A front end whose back end is a process of its own."""
+def back_end() -> Iterator[socket.socket]:
+    """The front end's end of a connection to a back end of ours, which is a process of its own."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -62,11 +74,18 @@ def daemon() -> Iterator[Frontend]:
         _serve(theirs)
     theirs.close()
     try:
-        with Frontend(Connection(ours), features=SPLIT) as frontend:
-            yield frontend
+        with ours:
+            yield ours
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def front_end(connected: AbstractContextManager[socket.socket]) -> Iterator[Frontend]:
+    """A front end of ours."""
+    with connected as sock, Frontend(Connection(sock), features=SPLIT) as frontend:
+        yield frontend
 
 
 def _serve(sock: socket.socket) -> None:
@@ -105,3 +124,9 @@ def round_trips(frontend: Frontend, fd: int, rounds: int) -> float:
         frontend.regions.remove(region)
         took.append(time.perf_counter() - start)
     return 1e6 * statistics.median(took)
+
+
+def asked_by(peers: Peers, back: Callable[[], AbstractContextManager[socket.socket]], fd: int, rounds: int) -> float:
+    """As `round_trips`, of a front end in C and a back end that is new."""
+    with back() as sock:
+        return 1e6 * statistics.median(peers.front_end(sock, fd, 0, SLOT_SIZE, rounds))
