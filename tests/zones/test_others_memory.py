@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,12 @@ def resident(memory: FrontendMemory) -> int:
     """Bytes of it that count as this process's."""
     (region,) = memory.require(HostOffset(0), SIZE).regions
     return smaps(region.mapping.address)["Rss"]
+
+
+def mappings(theirs: HostMemory) -> int:
+    """How often its file is mapped in this process."""
+    inode = str(os.fstat(theirs.backing.fd).st_ino)
+    return sum(line.split()[4] == inode for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def nothing(fd: int) -> None:
@@ -122,6 +129,8 @@ def test_a_file_that_is_truncated_meanwhile_costs_no_process(make: Maker) -> Non
         os.ftruncate(fd, 0)
         with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
             found.populate(HostOffset(0), SIZE)
+        with pytest.raises(HostError, match="within the file's 0x0 bytes"):
+            found.write(HostOffset(THERE), b"virtio-mem")
         (region,) = found.regions
         assert not region.mapping.dead
         with region.mapping.view() as view:
@@ -130,6 +139,20 @@ def test_a_file_that_is_truncated_meanwhile_costs_no_process(make: Maker) -> Non
         with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
             found.populate(HostOffset(0), SIZE)
         assert smaps(region.mapping.address)["Rss"] <= PAGE_SIZE
+
+
+@each(MEMFD, SHARED_FILE, HUGETLB)
+def test_what_is_written_is_there_and_not_mapped_here(make: Maker, kind: Kind) -> None:
+    theirs = make.memory(kind, SIZE)
+    with shared(theirs) as memory:
+        found = memory.require(HostOffset(0), SIZE)
+        found.populate(HostOffset(THERE), HUGE)
+        with theirs.view() as view:
+            before = mappings(theirs)
+            found.write(HostOffset(THERE + PAGE_SIZE), b"virtio-mem")
+            assert mappings(theirs) == before
+            assert bytes(view[THERE + PAGE_SIZE : THERE + PAGE_SIZE + 10]) == b"virtio-mem"
+        assert resident(memory) == 0
 
 
 def check_content(theirs: HostMemory) -> None:

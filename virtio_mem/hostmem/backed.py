@@ -93,6 +93,10 @@ class BackedMemory(ABC):
             self.backing.require_headroom(missing, self._node)
         self._populate(offset, size, holes)
 
+    @abstractmethod
+    def write(self, offset: HostOffset, data: bytes) -> None:
+        """Have the memory there, which is populated, hold `data`. HostError where others have truncated its file."""
+
     def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
         """Why a range could not be populated now, or None where nothing is known to stand against it."""
         try:

@@ -25,8 +25,7 @@ class HostMemory(BackedMemory):
 
     `node` is the NUMA node that all pages must come from, decided before the first of them is touched. `advice` is
     given to madvise(2). With `reserve` the kernel promises the memory now or refuses now; without, it is MAP_NORESERVE.
-    With `guarded`, a file that somebody truncates costs the mapping, not the process: see `Mapping`. Offsets are from
-    the start of the part. Raises HostError where the kernel refuses.
+    Offsets are from the start of the part. Raises HostError where the kernel refuses.
     """
 
     def __init__(
@@ -37,13 +36,12 @@ class HostMemory(BackedMemory):
         node: int | None = None,
         advice: Sequence[int] = (),
         reserve: bool = False,
-        guarded: bool = False,
     ) -> None:
         super().__init__(backing, size, node=node)
         flags = (mmap.MAP_SHARED if backing.shared else mmap.MAP_PRIVATE) | (0 if reserve else MAP_NORESERVE)
         alignment = backing.page_size if backing.page_size > PAGE_SIZE else 0
         try:
-            self.mapping = Mapping(size, flags, backing.fd, backing.offset, alignment=alignment, guarded=guarded)
+            self.mapping = Mapping(size, flags, backing.fd, backing.offset, alignment=alignment)
         except HostError as error:
             if reserve and error.errno == errno.ENOMEM:
                 error.remedy = "use reserve=off, a smaller size, or a host with more memory"
@@ -86,6 +84,11 @@ class HostMemory(BackedMemory):
     def view(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> memoryview:
         """A writable view of a range; while it lives, `close()` refuses."""
         return self.mapping.view(offset, size)
+
+    def write(self, offset: HostOffset, data: bytes) -> None:
+        """As of BackedMemory. Where others can truncate the file, that is a signal."""
+        with self.view(offset, ByteCount(len(data))) as view:
+            view[:] = data
 
     @property
     def closed(self) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from vhost_user.backend.batches import RingBatches
@@ -134,7 +133,8 @@ class MemDevice(Device):
     def _write_content(self, content: Content) -> bool:
         """Whether it is in the memory now. Without it, memory is as good as not there."""
         try:
-            with _taking, closing(self.memory.mapped()) as memory:
+            with _taking:
+                memory = self.memory.require(HostOffset(0), self.zone.hotplug_size)
                 content.write(self.device, memory, prefault=self.memory.populates)
         except HostError as error:
             log.error("%s: the snapshot is not restored: %s", self.name, error)

@@ -24,9 +24,9 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from vhost_user.errors import FieldError, HostError
 from vhost_user.mapping import PAGE_SIZE, page_size_of
@@ -35,10 +35,7 @@ from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
 from virtio_mem.hostmem import facts, headroom
 from virtio_mem.hostmem.backing import Backing, Hugetlb, Memfd, SharedFile
 from virtio_mem.hostmem.files import Place, can_punch_holes
-from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.serve.others_memory import OthersMemory
-
-Memory = TypeVar("Memory")
 
 
 class Extent(NamedTuple):
@@ -84,7 +81,7 @@ class FrontendMemory:
             if self._memory is not None and extent == self._extent:
                 self._memory.regions = regions
                 return False
-            memory = self._own(region.file.fd.fileno(), offset, regions)
+            memory = self._adopt(region.file.fd.fileno(), offset, regions)
         except FieldError as error:
             self.refuse(f"{error.field}={error.value}: {error.limit}")
             return False
@@ -125,22 +122,14 @@ class FrontendMemory:
         return first, start
 
     def again(self) -> OthersMemory:
-        """The memory once more, which stays whatever the front end does, and is the caller's to close.
+        """The memory once more, by its file, which stays whatever the front end does, and is the caller's to close.
 
         HostError where it is not there, or not with all of its file.
         """
         backing = self.require(HostOffset(0), self.size).backing
-        return self._own(backing.fd, backing.offset)
+        return self._adopt(backing.fd, backing.offset)
 
-    def mapped(self) -> HostMemory:
-        """As `again()`, mapped as a whole, and guarded."""
-        backing = self.require(HostOffset(0), self.size).backing
-        return self._adopt(backing.fd, backing.offset, lambda own: HostMemory(own, self.size, guarded=True))
-
-    def _own(self, fd: int, offset: HostOffset, regions: Sequence[Region] = ()) -> OthersMemory:
-        return self._adopt(fd, offset, lambda own: OthersMemory(own, self.size, self.addr, regions))
-
-    def _adopt(self, fd: int, offset: HostOffset, make: Callable[[Backing], Memory]) -> Memory:
+    def _adopt(self, fd: int, offset: HostOffset, regions: Sequence[Region] = ()) -> OthersMemory:
         page_size = page_size_of(fd)
         if page_size > self._block_size or offset % page_size:
             limit = f"whole pages of {format_size(page_size)} make up a block of {format_size(self._block_size)}"
@@ -153,7 +142,7 @@ class FrontendMemory:
             backing = _backing(own, offset, page_size)
             if isinstance(backing, SharedFile) and not can_punch_holes(own):
                 raise HostError("file", f"fd {fd}", "its file system can't give back a part of a file")
-            return make(backing)
+            return OthersMemory(backing, self.size, self.addr, regions)
         except BaseException:
             os.close(own)
             raise

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 from vhost_user import _native
-from vhost_user.mapping import Mapping
+from vhost_user.errors import HostError, PeerError
+from vhost_user.mapping import Mapping, map_part
 from vhost_user.memory import Region
 from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.hostmem.backed import BackedMemory
@@ -67,6 +68,20 @@ class OthersMemory(BackedMemory):
             if start < stop:
                 inside = HostOffset(region.offset + start - region.guest_address)
                 yield region.mapping, inside, ByteCount(stop - start)
+
+    def write(self, offset: HostOffset, data: bytes) -> None:
+        """As of BackedMemory, by a mapping for this alone: where rings are served, all would be lost with the file."""
+        try:
+            mapping, inside = map_part(self.backing.fd, self.backing.offset + offset, len(data))
+        except PeerError as error:
+            raise HostError(error.field, error.value, error.limit, "don't truncate it") from error
+        with mapping:
+            with mapping.view(inside, ByteCount(len(data))) as view:
+                view[:] = data
+            if mapping.dead:
+                raise HostError(
+                    "memory", f"{offset:#x}+{len(data):#x}", "was gone when it was written to", "share it anew"
+                )
 
     @property
     def closed(self) -> bool:

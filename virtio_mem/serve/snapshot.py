@@ -23,7 +23,6 @@ from vhost_user.owned_fd import OwnedFd
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.hostmem.backed import BackedMemory
-from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_file, state_memfd
 from virtio_mem.serve.plan import ServedZone, ServePlan
@@ -133,7 +132,7 @@ class Content:
         self._fd = fd
         self._saved = PartState(**json.loads(facts))
 
-    def write(self, device: VirtioMemDevice, memory: HostMemory, *, prefault: bool) -> None:
+    def write(self, device: VirtioMemDevice, memory: BackedMemory, *, prefault: bool) -> None:
         """Write it. HostError where the host lacks the memory for it, and where the memory is another file's."""
         if self._fd is None:
             try:

@@ -100,11 +100,11 @@ def _worth_reading(memory: BackedMemory, offset: int, size: int) -> bool:
     return memory.held(HostOffset(start), ByteCount(end - start)) > 0
 
 
-def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) -> str:
+def read_content(fd: int, ranges: Iterable[Range], memory: BackedMemory | None) -> str:
     """Write what the file holds to ranges of `memory`, if that is given; its digest.
 
     Memory that is zero already is not touched where the file is zero. HostError where the host lacks the memory, and
-    where others truncate its file meanwhile, which only guarded memory survives.
+    where others truncate its file meanwhile, see `BackedMemory.write`.
     """
     digest = Digest()
     overwrite = memory is not None and isinstance(memory.backing, PrivateFile)  # begins with what its file has
@@ -116,11 +116,7 @@ def read_content(fd: int, ranges: Iterable[Range], memory: HostMemory | None) ->
             continue
         if memory is not None:
             populate(memory, Range(offset, size))
-            with memory.view(HostOffset(offset), ByteCount(size)) as view:
-                view[: len(data)] = data
-            if memory.mapping.dead:
-                _require_length(memory, os.fstat(memory.backing.fd).st_size)
-                raise HostError("memory", f"{offset:#x}+{size:#x}", "was gone when it was written to", "share it anew")
+            memory.write(HostOffset(offset), data)
     return str(digest)
 
 
