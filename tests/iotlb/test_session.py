@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from dataclasses import replace
 
 import pytest
@@ -212,6 +213,39 @@ def test_chains_are_given_back_when_the_used_ring_is_mapped_again(form: str) -> 
         assert (ring.driver.get_used(), len(device.kept)) == (None, 0)
         rig.map_ring()
         ring.vring.kick.signal()
+        ring.collect(5)
+
+
+@FORMATS
+def test_what_is_owed_goes_back_before_a_ring_is_stopped(form: str) -> None:
+    """The translations came just before, and nobody has looked at the ring again."""
+    device = KeeperBehind()
+    with behind(form, device) as rig:
+        mappings = rig.map_ring()
+        rig.map_data()
+        ring = rig.start()
+        for _ in range(5):
+            ring.send(b"kept")
+        ring.kick()
+        rig.until(lambda: len(device.kept) == 5)
+        link = rig.both.endpoint.link
+        assert link is not None
+        session, stopped = link.session, threading.Event()
+        places = [
+            (each.iova, each.size, rig.frontend.regions.to_user(each.guest_address, each.size)) for each in mappings
+        ]
+
+        def stop() -> None:
+            for iova, size, _ in places:
+                session.negotiated.iotlb.invalidate(iova, size)
+            device.release(session.rings[0], 5)
+            for iova, size, user in places:
+                session.negotiated.iotlb.update(iova, size, user, READ_WRITE)
+            session.rings.stop(session.rings[0])
+            stopped.set()
+
+        rig.both.server.loop.call_soon(stop)
+        assert stopped.wait(20)
         ring.collect(5)
 
 

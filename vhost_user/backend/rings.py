@@ -252,6 +252,7 @@ class RingHandlers:
         try:
             if vring.broken is None:
                 self._complete(vring)
+                vring.queue.settle()
                 vring.notify()
         except PeerError as error:
             log.info("%s: stopped without being drained: %s", vring, error)
