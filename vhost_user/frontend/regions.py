@@ -17,7 +17,7 @@ import os
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from operator import itemgetter
 
@@ -55,9 +55,9 @@ class SharedRegion:
         """The user address, given or not."""
         return UserAddress(self.guest_address) if self.user_address is None else self.user_address
 
-    @property
+    @cached_property
     def wire(self) -> MemoryRegion:
-        """As messages have it."""
+        """As messages have it: one that adds it, and mostly one that removes it."""
         return MemoryRegion(self.guest_address, self.size, self.user, self.offset)
 
     @property
@@ -159,17 +159,23 @@ class SharedRegions:
         some still, and Disconnected where it is gone, and with it all that it had: the list is the shorter one then.
         """
         with self._requests.lock:
-            old = dict.fromkeys(regions)
+            old = tuple(regions)
+            if len(old) > 1:
+                old = tuple(dict.fromkeys(old))
             for region in old:
                 if region not in self:
                     raise UsageError("region", region, "a region that is shared")
             try:
                 if old:
-                    self._tell((), tuple(old), lambda: (region for region in self if region not in old))
+                    self._tell((), old, lambda: self._without(old))
             except Disconnected:
                 self.drop(old)
                 raise
             self.drop(old)
+
+    def _without(self, old: tuple[SharedRegion, ...]) -> list[SharedRegion]:
+        gone = set(old)
+        return [region for region in self if region not in gone]
 
     def add(self, region: SharedRegion) -> None:
         """Share one region more; errors as in `share`."""
