@@ -70,6 +70,8 @@ class Region:
         return f"{self.guest_address:#x}-{self.end - 1:#x}"
 
 
+_ROW = _native.REGION.size
+
 _guest_address: Callable[[Region], GuestAddress] = attrgetter("guest_address")
 
 
@@ -80,23 +82,26 @@ class _Pinned(NamedTuple):
     views: tuple[memoryview, ...]
     rows: bytes
 
-    def before(self, at: int) -> _Pinned:
-        """The first `at` of them."""
-        return _Pinned(self.regions[:at], self.views[:at], self.rows[: at * _native.REGION.size])
 
-    def after(self, at: int) -> _Pinned:
-        """All but the first `at` of them."""
-        return _Pinned(self.regions[at:], self.views[at:], self.rows[at * _native.REGION.size :])
-
-    def then(self, other: _Pinned) -> _Pinned:
-        """These, and `other` behind them."""
-        return _Pinned(self.regions + other.regions, self.views + other.views, self.rows + other.rows)
+_NOTHING = _Pinned((), (), b"")
 
 
-def _pin(region: Region) -> _Pinned:
+def _pin(region: Region) -> tuple[memoryview, bytes]:
+    """The view and the row."""
     host = region.mapping.address + region.offset
     view = region.mapping.view(region.offset, region.size)
-    return _Pinned((region,), (view,), _native.REGION.pack(region.guest_address, region.size, host, 0))
+    return view, _native.REGION.pack(region.guest_address, region.size, host, 0)
+
+
+def _spliced(pinned: _Pinned, start: int, end: int, *new: Region) -> _Pinned:
+    """`pinned` with `new` in the place of those from `start` to `end`."""
+    regions, views, rows = pinned
+    pins = [_pin(region) for region in new]
+    return _Pinned(
+        regions[:start] + new + regions[end:],
+        views[:start] + tuple([view for view, _ in pins]) + views[end:],
+        rows[: start * _ROW] + b"".join([row for _, row in pins]) + rows[end * _ROW :],
+    )
 
 
 def _require_apart(below: Region, above: Region) -> None:
@@ -119,9 +124,7 @@ class GuestMemory:
         ordered = sorted(regions, key=_guest_address)
         for below, above in pairwise(ordered):
             _require_apart(below, above)
-        pinned = [_pin(region) for region in ordered]
-        views = tuple([view for one in pinned for view in one.views])
-        self._put(_Pinned(tuple(ordered), views, b"".join([one.rows for one in pinned])))
+        self._put(_spliced(_NOTHING, 0, 0, *ordered))
 
     def _put(self, pinned: _Pinned) -> None:
         """Let these be the regions, none of them above another. What was pinned before stays so."""
@@ -156,7 +159,7 @@ class GuestMemory:
                 _require_apart(pinned.regions[at - 1], region)
             if at < len(pinned.regions):
                 _require_apart(region, pinned.regions[at])
-            self._put(pinned.before(at).then(_pin(region)).then(pinned.after(at)))
+            self._put(_spliced(pinned, at, at, region))
 
     def remove(self, region: Region) -> None:
         """Let there be one region less. Raises UsageError where it is not in the table. Its mapping stays open."""
@@ -165,7 +168,7 @@ class GuestMemory:
             at = bisect_left(pinned.regions, region.guest_address, key=_guest_address)
             if pinned.regions[at : at + 1] != (region,):
                 raise UsageError("region", region, "a region of this guest memory")
-            self._put(pinned.before(at).then(pinned.after(at + 1)))
+            self._put(_spliced(pinned, at, at + 1))
 
     def read(self, address: GuestAddress, size: int) -> bytes:
         """A copy of `size` bytes.

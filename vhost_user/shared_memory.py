@@ -116,7 +116,7 @@ class SharedMemory:
         with self._lock:
             found, spans = self._find(region), self.user_spans
             self.guest_memory.remove(found)
-            del spans[bisect_left(spans, self._user_span(found).user, key=_user_of)]
+            del spans[bisect_left(spans, self._user_address(found), key=_user_of)]
             self._let_go(found)
 
     def clear(self) -> None:
@@ -186,9 +186,13 @@ class SharedMemory:
             self._spans = self.gpa_addresses, spans
         return self._spans[1]
 
-    def _user_span(self, region: Region) -> UserSpan:
+    def _user_address(self, region: Region) -> int:
         user: int | None = region.guest_address if self.gpa_addresses else region.user_address
         assert user is not None
+        return user
+
+    def _user_span(self, region: Region) -> UserSpan:
+        user = self._user_address(region)
         return UserSpan(user, user + region.size, region)
 
     def _check(self, new: Sequence[MemoryRegion]) -> None:
