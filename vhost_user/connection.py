@@ -42,14 +42,15 @@ class Received:
 
     __slots__ = ("body", "fds", "header")
 
-    def __init__(self, header: Header, body: bytes, fds: Sequence[OwnedFd] = ()) -> None:
+    def __init__(self, header: Header, body: bytes, fds: list[OwnedFd] | None = None) -> None:
         self.header = header
         self.body = body
-        self.fds = list(fds)
+        self.fds = [] if fds is None else fds
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
-        close_all(self.fds)
+        if self.fds:
+            close_all(self.fds)
 
     def __enter__(self) -> Self:
         return self
@@ -159,16 +160,17 @@ class Connection:
 
     def _taken(self, result: int) -> Received | None:
         if result == _WHOLE:
-            request, flags, size, fd_count = self._incoming.header()
+            request, flags, size, fd_count = self._incoming.head
+            body = self._incoming.payload(size) if size else b""
             fds = [OwnedFd(fd) for fd in self._incoming.fds(fd_count)] if fd_count else []
-            return Received(Header(request, flags, size), self._incoming.payload(size), fds)
+            return Received(Header(request, flags, size), body, fds)
         if result in (_native.NOT_YET, _native.WATCHED):
             return None
         raise self._refusal(result)
 
     def _refusal(self, result: int) -> PeerError:
         """What is said of a stream that can't be read on."""
-        request, flags, size, fd_count = self._incoming.header()
+        request, flags, size, fd_count = self._incoming.head
         if result == _native.ENDED:
             return Disconnected(self.name, "within a message" if self.within_message else "between two messages")
         if result == _native.LATE_FDS:

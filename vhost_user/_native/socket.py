@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from vhost_user._core import ffi, lib
-from vhost_user._native.result import checked, error
+from vhost_user._native.result import error
 
 MOST_FDS: int = lib.VU_MOST_FDS
 
@@ -39,11 +39,15 @@ class Incoming:
 
     def receive(self, sock: int) -> int:
         """What `enum vu_received` in csrc/socket_api.h says of what has come. OSError where the socket fails."""
-        return checked(lib.vu_receive(sock, self._pointer))
+        if (result := lib.vu_receive(sock, self._pointer)) < 0:
+            raise error(result)
+        return int(result)
 
     def wait(self, sock: int, watched: Sequence[int], deadline: int) -> int:
         """The same, waiting until `deadline`, in nanoseconds of time.monotonic_ns(), or for one of `watched`."""
-        return checked(lib.vu_await(sock, self._pointer, watched, len(watched), deadline))
+        if (result := lib.vu_await(sock, self._pointer, watched, len(watched), deadline)) < 0:
+            raise error(result)
+        return int(result)
 
     @property
     def have(self) -> int:
@@ -51,7 +55,8 @@ class Incoming:
         count: int = self._pointer.have
         return count
 
-    def header(self) -> tuple[int, int, int, int]:
+    @property
+    def head(self) -> tuple[int, int, int, int]:
         """Request, flags, size of the payload, how many descriptors."""
         return _HEAD.unpack_from(self._bytes)
 

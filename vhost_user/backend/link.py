@@ -87,14 +87,14 @@ class Link:
             self.close()
 
     def _send(self, request: int, answer: Answer) -> None:
-        data = encode_message(request, answer.payload, reply=True)
+        data, owned = encode_message(request, answer.payload, reply=True), answer.fds
         try:
-            self._connection.send_bytes(data, [fd.fileno() for fd in answer.fds], timeout=0)
+            self._connection.send_bytes(data, [fd.fileno() for fd in owned] if owned else (), timeout=0)
         except TimedOut as error:
             error.limit = "reads the replies to what it asks"
             raise
         finally:
-            close_all(answer.fds)
+            close_all(owned)
 
     def _defer(self, request: int, deferred: Deferred) -> None:
         """Read on when the answer is known and sent."""

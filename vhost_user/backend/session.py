@@ -101,11 +101,11 @@ class Session:
             **self.postcopy.table,
             **self.structures.table,
             **self.iotlb.table,
-            FrontendRequest.GET_FEATURES: lambda *_: Answer(U64(self.offered).encode()),
+            FrontendRequest.GET_FEATURES: _always(self.offered),
             FrontendRequest.SET_FEATURES: self._set_features,
             FrontendRequest.SET_OWNER: self._set_owner,
             FrontendRequest.RESET_OWNER: lambda *_: None,  # the document: ignore it
-            FrontendRequest.GET_PROTOCOL_FEATURES: lambda *_: Answer(U64(int(self.offered_protocol)).encode()),
+            FrontendRequest.GET_PROTOCOL_FEATURES: _always(int(self.offered_protocol)),
             FrontendRequest.SET_PROTOCOL_FEATURES: self._set_protocol_features,
             FrontendRequest.GET_QUEUE_NUM: lambda *_: Answer(U64(device.queue_count).encode()),
             FrontendRequest.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
@@ -320,6 +320,12 @@ class Session:
             steps.callback(self.structures.close)
             steps.callback(self.postcopy.close)
             steps.callback(self.rings.close)
+
+
+def _always(number: int) -> Handler:
+    """Answers by a number that stays as it is. GET_FEATURES confirms what was sent before it, so it is asked often."""
+    answer = Answer(U64(number).encode())
+    return lambda *_: answer
 
 
 def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> ProtocolFeature:

@@ -75,11 +75,7 @@ class Fixed(Payload):
         layout = cls.layout
         if len(data) != layout.size:
             raise wrong_size(cls, data, str(layout.size))
-        return cls._judged(layout.unpack(data))
-
-    @classmethod
-    def _judged(cls, values: tuple[Any, ...]) -> Self:
-        payload = cls._build(*values)
+        payload = cls._build(*layout.unpack(data))
         payload._check()
         return payload
 
@@ -130,7 +126,9 @@ class Tailed(Fixed):
         """The fields, unpacked; what is in the tail does not matter."""
         if len(data) not in {cls.layout.size, cls.max_size()}:
             raise wrong_size(cls, data, f"{cls.layout.size} or {cls.max_size()}")
-        return cls._judged((*cls.layout.unpack_from(data), len(data)))
+        payload = cls._build(*cls.layout.unpack_from(data), len(data))
+        payload._check()
+        return payload
 
     def _values(self) -> tuple[Any, ...]:
         return super()._values()[:-1]
