@@ -33,8 +33,7 @@ class QemuDevice(PciDriver):
 
     def kick(self, requests: Sequence[Request]) -> float:
         """Have the requests served by one notification; seconds that the write takes. All are granted."""
-        ring = self._ring
-        assert ring is not None
+        ring = self._ring.now
         wanted = ring.offer(chains(requests))
         assert wanted, "the device wants no notification"
         qtest, notify = self._qtest, self._notify

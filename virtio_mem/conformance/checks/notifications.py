@@ -6,6 +6,8 @@ here follows a plain request, by which it knows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from virtio_mem.conformance.check import allowed, check, expect, expect_answer, need_feature, ready
 from virtio_mem.conformance.checks.chains import Probe, probe
 from virtio_mem.conformance.session import KNOWN_FEATURES, Session
@@ -24,12 +26,15 @@ FAR = (40, 1000, 2**15 + 40)
 COUNTS = (1, 5, 1, 16)
 
 
-def served(session: Session, one: Probe, count: int, *, flags: int = 0, ahead: int = 0) -> Looked:
-    """What is seen of `count` requests that are made while the driver's area says this."""
-    session.chain(Chain(one.request))
-    session.offer([Chain(one.request)] * min(count, session.subject.ring_size // 2), flags=flags, ahead=ahead)
-    session.kick()
-    return session.look()
+def batches(session: Session, one: Probe, *, flags: int = 0, ahead: Sequence[int] = (0,)) -> Iterator[Looked]:
+    """What is seen of each of some batches of requests, made while the driver's area says this."""
+    for entries in ahead:
+        for count in COUNTS:
+            session.chain(Chain(one.request))
+            chains = [Chain(one.request)] * min(count, session.subject.ring_size // 2)
+            session.offer(chains, flags=flags, ahead=entries)
+            session.kick()
+            yield session.look()
 
 
 def told(clause: str, looked: Looked) -> None:
@@ -53,53 +58,43 @@ def split(session: Session, *, event_idx: bool) -> Probe:
 @check("RING-NOTIFY-1", needs=OPEN)
 def used_event_without_event_idx(session: Session) -> None:
     """Whatever is in its place, with flags of 0 each batch brings a notification."""
-    one = split(session, event_idx=False)
-    for ahead in FAR:
-        for count in COUNTS:
-            told("RING-NOTIFY-1", served(session, one, count, ahead=ahead))
+    for looked in batches(session, split(session, event_idx=False), ahead=FAR):
+        told("RING-NOTIFY-1", looked)
 
 
 @check("RING-NOTIFY-2", needs=OPEN)
 def no_interrupt_flag(session: Session) -> None:
     """Without EVENT_IDX a driver that polls sets a flag, and is not notified."""
-    one = split(session, event_idx=False)
-    for count in COUNTS:
-        left_alone("RING-NOTIFY-2", served(session, one, count, flags=NO_INTERRUPT))
+    for looked in batches(session, split(session, event_idx=False), flags=NO_INTERRUPT):
+        left_alone("RING-NOTIFY-2", looked)
 
 
 @check("RING-NOTIFY-4", needs=OPEN)
 def flag_with_event_idx(session: Session) -> None:
     """With EVENT_IDX the event alone decides: the flag that was for a driver that polls keeps nothing back."""
-    one = split(session, event_idx=True)
-    for count in COUNTS:
-        told("RING-NOTIFY-4", served(session, one, count, flags=NO_INTERRUPT))
+    for looked in batches(session, split(session, event_idx=True), flags=NO_INTERRUPT):
+        told("RING-NOTIFY-4", looked)
 
 
 @check("RING-NOTIFY-6", needs=OPEN)
 def event_that_is_far_away(session: Session) -> None:
     """With EVENT_IDX a driver that names an entry which is not used yet is not notified."""
-    one = split(session, event_idx=True)
-    for ahead in FAR:
-        for count in COUNTS:
-            left_alone("RING-NOTIFY-6", served(session, one, count, ahead=ahead))
+    for looked in batches(session, split(session, event_idx=True), ahead=FAR):
+        left_alone("RING-NOTIFY-6", looked)
 
 
 @check("RING-NOTIFY-7", needs=OPEN)
 def used_flags_without_event_idx(session: Session) -> None:
     """Of the 16 bits one has a meaning, and the others stay 0."""
-    one = split(session, event_idx=False)
-    for count in COUNTS:
-        flags = served(session, one, count).flags
-        expect("RING-NOTIFY-7", flags in (0, 1), f"used ring flags {flags:#x}", "0 or 1")
+    for looked in batches(session, split(session, event_idx=False)):
+        expect("RING-NOTIFY-7", looked.flags in (0, 1), f"used ring flags {looked.flags:#x}", "0 or 1")
 
 
 @check("RING-NOTIFY-9", needs=OPEN)
 def used_flags_with_event_idx(session: Session) -> None:
     """With EVENT_IDX no bit has a meaning: avail_event is in their place."""
-    one = split(session, event_idx=True)
-    for count in COUNTS:
-        flags = served(session, one, count).flags
-        expect("RING-NOTIFY-9", flags == 0, f"used ring flags {flags:#x}", "0")
+    for looked in batches(session, split(session, event_idx=True)):
+        expect("RING-NOTIFY-9", looked.flags == 0, f"used ring flags {looked.flags:#x}", "0")
 
 
 @check("RING-NOTIFY-11", needs=OPEN)
@@ -121,9 +116,8 @@ def kicks_for_nothing(session: Session) -> None:
 def disabled_on_a_packed_ring(session: Session) -> None:
     """A driver that polls has its event flags at 1, and is not notified."""
     need_feature(session, Feature.RING_PACKED)
-    one = probe(session, without=Feature.EVENT_IDX)
-    for count in COUNTS:
-        left_alone("RING-PACKED-10", served(session, one, count, flags=NO_INTERRUPT))
+    for looked in batches(session, probe(session, without=Feature.EVENT_IDX), flags=NO_INTERRUPT):
+        left_alone("RING-PACKED-10", looked)
 
 
 # Before there is a driver, and after.

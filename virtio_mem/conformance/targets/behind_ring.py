@@ -15,7 +15,7 @@ from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import MIB, ByteCount, GuestAddress
 from virtio_mem.conformance.target import RING_SIZE, Asks, Capability, Chain, Registers, Seen, TargetFailure, Used
 from virtio_mem.conformance.targets.in_process import OURS, InProcess, InProcessTarget, Made, Parts, alive
-from virtio_mem.conformance.targets.ring_driver import RingDriver
+from virtio_mem.conformance.targets.ring_driver import CurrentRing, RingDriver
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_registers import Interrupt, Register, Status
 from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Feature
@@ -58,8 +58,7 @@ class RingSubject(InProcess):
         self._guest = GuestMemory([Region(GuestAddress(0), RAM_SIZE, self._ram)])
         self._kicked = False
         self._transport = (made.parts.make_transport or RingTransport)(made, self._guest, packed, self._kick)
-        self._ring: RingDriver | None = None
-        self._ring_before: RingDriver | None = None
+        self._ring = CurrentRing()
         self.offered_features = self._transport.offered_features
 
     def _kick(self) -> None:
@@ -101,7 +100,7 @@ class RingSubject(InProcess):
             if not self._add_status(Status.FEATURES_OK) & Status.FEATURES_OK:
                 self.device_reset()
                 return False
-            self._ring = self._set_up_ring(features)
+            self._ring.start(self._set_up_ring(features))
         return True
 
     def go(self) -> None:
@@ -134,7 +133,7 @@ class RingSubject(InProcess):
 
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """See `Subject`. TargetFailure also where all came back and no interrupt did."""
-        ring = self._driver_ring
+        ring = self._ring.now
         if ring.offer(chains):
             self._write(Register.QUEUE_NOTIFY, 0)
         seen = self.look(whole=True)
@@ -142,16 +141,9 @@ class RingSubject(InProcess):
             raise TargetFailure("all buffers came back, and no interrupt did")
         return ring.results()
 
-    @property
-    def _driver_ring(self) -> RingDriver:
-        if self._ring is None:
-            raise UsageError("request", "made", "begin comes first: there is no driver")
-        return self._ring
-
     def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
         """See `Subject`."""
-        self._ring = self._ring or self._ring_before
-        self._driver_ring.put(chains, asks)
+        self._ring.or_before().put(chains, asks)
 
     def kick(self) -> None:
         """See `Subject`."""
@@ -160,7 +152,7 @@ class RingSubject(InProcess):
 
     def look(self, whole: bool) -> Seen:
         """See `Subject`. All is quiet when it returns."""
-        ring = self._driver_ring
+        ring = self._ring.now
         with alive():
             self._serve()
             back = ring.collect()
@@ -172,7 +164,7 @@ class RingSubject(InProcess):
 
     def overrun(self) -> None:
         """See `Subject`."""
-        self._driver_ring.overrun()
+        self._ring.now.overrun()
 
     def registers(self) -> Registers:
         """See `Subject`."""
@@ -209,13 +201,13 @@ class RingSubject(InProcess):
             self._write(Register.STATUS, 0)
             if self._read(Register.STATUS):
                 raise TargetFailure("the device's status is not 0 after a reset")
-        self._ring_before, self._ring = self._ring or self._ring_before, None
+        self._ring.end()
 
     def system_reset(self) -> None:
         """See `Subject`."""
         with alive():
             self._transport.system_reset()
-        self._ring_before, self._ring = self._ring or self._ring_before, None
+        self._ring.end()
 
     def close(self) -> None:
         """Let all memory go."""

@@ -211,3 +211,31 @@ class RingDriver:
             data = request[end - length : end].ljust(length, b"\0")
             self._memory.write(address, data)
             self._untouched.append((address, data, "to a buffer that it may only read"))
+
+
+class CurrentRing:
+    """The ring of the driver that there is. After a reset there is none; the old one lies where it was."""
+
+    def __init__(self) -> None:
+        self._now: RingDriver | None = None
+        self._before: RingDriver | None = None
+
+    @property
+    def now(self) -> RingDriver:
+        """UsageError where there is no driver."""
+        if self._now is None:
+            raise UsageError("request", "made", "begin comes first: there is no driver")
+        return self._now
+
+    def start(self, ring: RingDriver) -> None:
+        """A driver begins with this one."""
+        self._now = ring
+
+    def end(self) -> None:
+        """The device is reset."""
+        self._before, self._now = self._now or self._before, None
+
+    def or_before(self) -> RingDriver:
+        """The ring, or the one before the reset, which is the driver's again then. UsageError where there was none."""
+        self._now = self._now or self._before
+        return self.now

@@ -27,7 +27,7 @@ from virtio_mem.conformance.target import (
     Wish,
     clear,
 )
-from virtio_mem.conformance.targets.ring_driver import RingDriver
+from virtio_mem.conformance.targets.ring_driver import CurrentRing, RingDriver
 from virtio_mem.conformance.targets.vhost_user_host import HostSide
 from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
 from virtio_mem.mmio_registers import Status
@@ -52,8 +52,7 @@ class VhostUserSubject(Subject):
     def __init__(self, link: Link, host: HostSide | None) -> None:
         self._link = link
         self._host = host
-        self._ring: RingDriver | None = None
-        self._ring_before: RingDriver | None = None
+        self._ring = CurrentRing()
         self._counted = link.config_changes()
         self.offered_features = link.offered_features
         self.ring_size = link.ring_size
@@ -74,8 +73,9 @@ class VhostUserSubject(Subject):
                 self.device_reset()
                 return False
             self._counted = link.config_changes()
-            self._ring = RingDriver(link.guest, link.ram, RAM_SIZE, features, link.ring_size)
-            link.vring.start(self._ring.layout)
+            ring = RingDriver(link.guest, link.ram, RAM_SIZE, features, link.ring_size)
+            self._ring.start(ring)
+            link.vring.start(ring.layout)
             self._set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK)
         return True
 
@@ -93,7 +93,7 @@ class VhostUserSubject(Subject):
 
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """See `Subject`. TargetFailure also where all came back and no call did."""
-        ring, link = self._driver_ring, self._link
+        ring, link = self._ring.now, self._link
         deadline = time.monotonic() + PATIENCE
         link.vring.call.take()  # of the last kick, or of the ring's start: it says nothing of this one
         kick = ring.offer(chains)
@@ -110,19 +110,12 @@ class VhostUserSubject(Subject):
                 called = True
         return ring.results()
 
-    @property
-    def _driver_ring(self) -> RingDriver:
-        if self._ring is None:
-            raise UsageError("request", "made", "begin comes first: there is no driver")
-        return self._ring
-
     def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
         """See `Subject`."""
-        self._ring = self._ring or self._ring_before
         with self._link.alive():
             self._link.frontend.requests.confirm()
         self._link.vring.call.take()  # of the ring's start, which is over now: it says nothing of what comes
-        self._driver_ring.put(chains, asks)
+        self._ring.or_before().put(chains, asks)
 
     def kick(self) -> None:
         """See `Subject`."""
@@ -130,7 +123,7 @@ class VhostUserSubject(Subject):
 
     def look(self, whole: bool) -> Seen:
         """See `Subject`. A ring that runs is stopped for it: all that the device has of it is done then."""
-        ring, link = self._driver_ring, self._link
+        ring, link = self._ring.now, self._link
         deadline = time.monotonic() + PATIENCE
         with link.alive():
             while not ring.collect() and whole:
@@ -151,7 +144,7 @@ class VhostUserSubject(Subject):
 
     def overrun(self) -> None:
         """See `Subject`."""
-        self._driver_ring.overrun()
+        self._ring.now.overrun()
 
     def write_config(self, offset: int, data: bytes) -> None:
         """By SET_CONFIG, which the device may refuse."""
@@ -160,7 +153,7 @@ class VhostUserSubject(Subject):
     def device_reset(self) -> None:
         """Stop the ring, then a status of 0, or RESET_DEVICE where there is no status."""
         link = self._link
-        self._ring_before, self._ring = self._ring or self._ring_before, None
+        self._ring.end()
         with link.alive():
             if link.vring.started:
                 link.vring.stop()
@@ -189,7 +182,7 @@ class VhostUserSubject(Subject):
     def system_reset(self) -> None:
         """By the API."""
         self._api.system_reset()
-        self._ring = None
+        self._ring.end()
 
     def pause(self, paused: bool) -> None:
         """By the API."""

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vhost_user.errors import PeerError, UsageError
+from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import MIB, GuestAddress
 from virtio_mem.conformance.target import RING_SIZE, Asks, Chain, Registers, Seen, Used
 from virtio_mem.conformance.targets.qtest.client import Failure, QTest
 from virtio_mem.conformance.targets.qtest.pci import MSIX, VENDOR, PciFunction
-from virtio_mem.conformance.targets.ring_driver import RingDriver
+from virtio_mem.conformance.targets.ring_driver import CurrentRing, RingDriver
 from virtio_mem.mmio_registers import Interrupt, Status
 from virtio_mem.protocol import CONFIG_SIZE, VIRTIO_ID_MEM, ConfigSpace
 
@@ -78,8 +78,7 @@ class PciDriver:
         self._qtest, self._memory, self._failure = qtest, memory, failure
         self._function = PciFunction(qtest, failure, slot)
         self._seconds = seconds
-        self._ring: RingDriver | None = None
-        self._ring_before: RingDriver | None = None
+        self._ring = CurrentRing()
         self._given_up = ""
         self._notices = 0
 
@@ -130,7 +129,7 @@ class PciDriver:
 
     def reset(self) -> None:
         """Status 0, and wait until the device says so too."""
-        self._ring_before, self._ring = self._ring or self._ring_before, None
+        self._ring.end()
         self._set(DEVICE_STATUS, 0)
         deadline = time.monotonic() + self._seconds
         while status := self._get(DEVICE_STATUS):
@@ -161,7 +160,8 @@ class PciDriver:
             self.reset()
             return False
         self._set_up_vectors()
-        self._ring, self._given_up = self._set_up_ring(features), ""
+        self._ring.start(self._set_up_ring(features))
+        self._given_up = ""
         return True
 
     def go(self) -> None:
@@ -176,7 +176,7 @@ class PciDriver:
 
     def submit(self, chains: Sequence[Chain]) -> list[Used]:
         """Make all available, notify once where the device wants to be notified, and wait for all."""
-        ring = self._driver_ring
+        ring = self._ring.now
         if self._given_up:
             raise self._failure(f"since the last reset {self._given_up}")
         if ring.offer(chains):
@@ -185,12 +185,6 @@ class PciDriver:
         if not self._told() and chains:
             raise self._failure("all buffers came back, and no interrupt did")
         return ring.results()
-
-    @property
-    def _driver_ring(self) -> RingDriver:
-        if self._ring is None:
-            raise UsageError("request", "made", "begin comes first: there is no driver")
-        return self._ring
 
     def _wait_for_all(self, ring: RingDriver) -> None:
         deadline = time.monotonic() + self._seconds
@@ -207,9 +201,8 @@ class PciDriver:
 
     def offer(self, chains: Sequence[Chain], asks: Asks) -> None:
         """See `Subject`."""
-        self._ring = self._ring or self._ring_before
         self.take_causes()
-        self._driver_ring.put(chains, asks)
+        self._ring.or_before().put(chains, asks)
 
     def notify(self) -> None:
         """See `Subject`."""
@@ -217,7 +210,7 @@ class PciDriver:
 
     def look(self, whole: bool) -> Seen:
         """See `Subject`."""
-        ring = self._driver_ring
+        ring = self._ring.now
         if whole:
             self._wait_for_all(ring)
         else:
@@ -236,7 +229,7 @@ class PciDriver:
 
     def overrun(self) -> None:
         """See `Subject`."""
-        self._driver_ring.overrun()
+        self._ring.now.overrun()
 
     def registers(self) -> Registers:
         """See `Subject`."""
