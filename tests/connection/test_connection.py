@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,15 @@ class TestBeside:
             received = connection.receive_beside([event.fileno()], time.monotonic() + 30)
             assert received is not None
             assert received.header.request == FrontendRequest.SET_OWNER
+
+    def test_many_are_watched(self, ends: tuple[Connection, socket.socket]) -> None:
+        connection, theirs = ends
+        with ExitStack() as stack:
+            stack.enter_context(connection)
+            stack.enter_context(theirs)
+            events = [stack.enter_context(Event.create()) for _ in range(100)]
+            events[-1].signal()
+            assert connection.receive_beside([event.fileno() for event in events], time.monotonic() + 30) is None
 
     def test_it_may_have_ended(self, ends: tuple[Connection, socket.socket]) -> None:
         connection, theirs = ends

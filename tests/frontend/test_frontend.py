@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -358,6 +359,18 @@ class TestRefusals:
                 _ = frontend.status
             del frontend.requests.watched[ours.fileno()]
             assert not frontend.connected
+
+    def test_a_signal_whose_handler_raises_does_so_too(self) -> None:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            with fake(behaviour={R.GET_STATUS: stay_silent}) as back, connected(back) as frontend:
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                with pytest.raises(KeyboardInterrupt):
+                    _ = frontend.status
+                assert not frontend.connected
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def test_an_answer_in_pieces(self) -> None:
         def in_pieces(back: FakeBackend, _request: R, _received: Received) -> None:

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -16,7 +17,7 @@
 enum { VERSION_MASK = 3, VERSION = 1, NS_PER_S = 1000000000 };
 
 /* SCM_MAX_FD of the kernel: more than it lets anybody send at once. */
-enum { SENT_FDS = 253, WATCHED = 64 };
+enum { SENT_FDS = 253 };
 
 _Static_assert(offsetof(struct vu_incoming, fd_count) == VU_HEADER_SIZE, "the header is read at once");
 
@@ -131,28 +132,39 @@ int vu_receive(int sock, struct vu_incoming *incoming)
 	return VU_WHOLE;
 }
 
-/* VU_NOT_YET when time is up, VU_WATCHED, VU_WHOLE where the socket has something, or a negated errno. */
-static int wait_for(int sock, const int *watched, size_t count, int64_t deadline)
+static struct timespec until(int64_t deadline)
 {
-	struct pollfd waits[1 + WATCHED] = { { .fd = sock, .events = POLLIN } };
 	struct timespec now, left = { 0, 0 };
 	int64_t rest;
-	int ready;
 
-	if (count > WATCHED)
-		return -E2BIG;
-	for (size_t i = 0; i < count; i++)
-		waits[1 + i] = (struct pollfd){ .fd = watched[i], .events = POLLIN };
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	rest = deadline - (now.tv_sec * (int64_t)NS_PER_S + now.tv_nsec);
 	if (rest > 0)
 		left = (struct timespec){ rest / NS_PER_S, rest % NS_PER_S };
+	return left;
+}
+
+/* VU_NOT_YET when time is up, VU_WATCHED, VU_WHOLE where the socket alone has something, or a negated errno. */
+static int wait_for(int sock, const int *watched, size_t count, int64_t deadline)
+{
+	struct pollfd *waits = calloc(1 + count, sizeof(*waits));
+	struct timespec left = until(deadline);
+	int ready, result = VU_WATCHED;
+
+	if (!waits)
+		return -ENOMEM;
+	waits[0] = (struct pollfd){ .fd = sock, .events = POLLIN };
+	for (size_t i = 0; i < count; i++)
+		waits[1 + i] = (struct pollfd){ .fd = watched[i], .events = POLLIN };
 	ready = ppoll(waits, 1 + count, &left, NULL);
 	if (ready < 0)
-		return -errno;
-	if (!ready)
-		return VU_NOT_YET;
-	return waits[0].revents && ready == 1 ? VU_WHOLE : VU_WATCHED;
+		result = -errno;
+	else if (!ready)
+		result = VU_NOT_YET;
+	else if (ready == 1 && waits[0].revents)
+		result = VU_WHOLE;
+	free(waits);
+	return result;
 }
 
 int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline)
