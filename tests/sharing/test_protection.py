@@ -74,13 +74,13 @@ class Toucher:
 
 @contextmanager
 def machine_and_toucher(
-    directory: Path, hotplug: HotplugSharing = HotplugSharing.PLUGGED, timeout: float = LATE, line: str = ONE_ZONE
+    directory: Path, hotplug: HotplugSharing = HotplugSharing.PLUGGED, line: str = ONE_ZONE
 ) -> Iterator[tuple[MemoryManager, Toucher, Frontend]]:
     with ExitStack() as stack:
         manager = stack.enter_context(manage(line))
         toucher = Toucher(directory / "toucher.sock")
         stack.callback(toucher.end)
-        frontend = stack.enter_context(Frontend.connect(toucher.socket, features=0, timeout=timeout))
+        frontend = stack.enter_context(Frontend.connect(toucher.socket, features=0, timeout=LATE))
         manager.share(frontend, hotplug=hotplug)
         yield manager, toucher, frontend
 
@@ -181,9 +181,10 @@ def test_a_killed_daemon_is_in_nobodys_way_and_the_next_gets_what_is_plugged(tmp
 
 
 def test_a_stopped_daemon_keeps_its_blocks_plugged_until_it_is_dead(tmp_path: Path) -> None:
-    with machine_and_toucher(tmp_path, timeout=0.3) as (manager, toucher, _):
+    with machine_and_toucher(tmp_path) as (manager, toucher, frontend):
         plug(manager, 0, 2)
         toucher.process.send_signal(signal.SIGSTOP)
+        frontend.requests.timeout = 0.3
         assert unplug(manager) is BUSY
         assert unplug(manager) is BUSY
         assert toucher.mapped("hotplug") == [(0, 1), (1, 1)]
