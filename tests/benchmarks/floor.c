@@ -35,6 +35,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fd_message.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -203,70 +205,26 @@ static int64_t save(int fd, long size)
 /* As long as ADD_MEM_REG and REM_MEM_REG, and their acknowledgement: see the vhost-user document. */
 enum { MESSAGE = 12 + 8 + 32, ANSWER = 12 + 8 };
 
-union fd_message {
-	char room[CMSG_SPACE(sizeof(int))];
-	struct cmsghdr align;
-};
-
-static void send_message(int sock, int fd)
-{
-	char data[MESSAGE] = { 0 };
-	struct iovec part = { data, sizeof(data) };
-	union fd_message control;
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		struct cmsghdr *header = &control.align;
-
-		message.msg_control = control.room;
-		message.msg_controllen = sizeof(control.room);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(fd));
-		memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-	}
-	if (sendmsg(sock, &message, MSG_NOSIGNAL) != MESSAGE)
-		err(1, "sendmsg");
-}
-
-/* The descriptor that came along, -1 without one; false at the end. */
-static bool receive_message(int sock, int *fd)
-{
-	char data[MESSAGE];
-	struct iovec part = { data, sizeof(data) };
-	union fd_message control;
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof(control.room)
-	};
-
-	if (recvmsg(sock, &message, MSG_WAITALL | MSG_CMSG_CLOEXEC) != MESSAGE)
-		return false;
-	*fd = -1;
-	if (CMSG_FIRSTHDR(&message) != NULL)
-		memcpy(fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(*fd));
-	return true;
-}
-
 static void answer(int sock)
 {
 	char data[ANSWER] = { 0 };
 
-	if (send(sock, data, sizeof(data), MSG_NOSIGNAL) != ANSWER)
-		err(1, "send");
+	send_bytes(sock, data, sizeof(data), -1);
 }
 
 static void map_what_comes(int sock, long size)
 {
+	char data[MESSAGE];
 	int fd;
 
-	while (receive_message(sock, &fd)) {
+	while (receive_bytes(sock, data, sizeof(data), &fd)) {
 		void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 
 		if (memory == MAP_FAILED)
 			err(1, "mmap");
 		close(fd);
 		answer(sock);
-		if (!receive_message(sock, &fd))
+		if (!receive_bytes(sock, data, sizeof(data), &fd))
 			return;
 		munmap(memory, size);
 		answer(sock);
@@ -275,10 +233,10 @@ static void map_what_comes(int sock, long size)
 
 static void ask(int sock, int fd)
 {
-	char data[ANSWER];
+	char data[MESSAGE] = { 0 };
 
-	send_message(sock, fd);
-	if (recv(sock, data, sizeof(data), MSG_WAITALL) != ANSWER)
+	send_bytes(sock, data, sizeof(data), fd);
+	if (recv(sock, data, ANSWER, MSG_WAITALL) != ANSWER)
 		err(1, "recv");
 }
 

@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fd_message.h"
+
 enum request {
 	GET_FEATURES = 1,
 	SET_FEATURES = 2,
@@ -57,46 +59,18 @@ struct message {
 	} __attribute__((packed)) payload;
 } __attribute__((packed));
 
-union fd_message {
-	char room[CMSG_SPACE(sizeof(int))];
-	struct cmsghdr align;
-};
-
 static void send_message(int sock, struct message *message, int fd)
 {
-	struct iovec part = { message, sizeof(message->header) + message->header.size };
-	union fd_message control;
-	struct msghdr whole = { .msg_iov = &part, .msg_iovlen = 1 };
-
-	if (fd >= 0) {
-		struct cmsghdr *header = &control.align;
-
-		whole.msg_control = control.room;
-		whole.msg_controllen = sizeof(control.room);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(sizeof(fd));
-		memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-	}
-	if (sendmsg(sock, &whole, MSG_NOSIGNAL) != (ssize_t)part.iov_len)
-		err(1, "sendmsg");
+	send_bytes(sock, message, sizeof(message->header) + message->header.size, fd);
 }
 
 /* The descriptor that came along, -1 without one; false at the end. */
 static bool receive_message(int sock, struct message *message, int *fd)
 {
-	struct iovec part = { &message->header, sizeof(message->header) };
-	union fd_message control;
-	struct msghdr whole = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof(control.room)
-	};
 	uint32_t size;
 
-	if (recvmsg(sock, &whole, MSG_WAITALL | MSG_CMSG_CLOEXEC) != sizeof(message->header))
+	if (!receive_bytes(sock, &message->header, sizeof(message->header), fd))
 		return false;
-	*fd = -1;
-	if (CMSG_FIRSTHDR(&whole) != NULL)
-		memcpy(fd, CMSG_DATA(CMSG_FIRSTHDR(&whole)), sizeof(*fd));
 	size = message->header.size;
 	if (size > LARGEST)
 		errx(1, "a payload of %u bytes", size);
