@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import threading
-from threading import get_ident
+from operator import attrgetter
 
 
 class TurnLock:
-    """A reentrant lock, for `with`. Who lets go of it and wants it back queues behind whoever waits.
+    """A reentrant lock, for `with`. Who lets go of it and wants it back comes behind the first one that waits.
 
     A `threading.RLock` that is free goes to whoever runs, and that is mostly the thread that has just let go of it: a
-    ring that is served without a pause would keep everybody else from its device. Here who waits stands at a gate.
+    ring that is served without a pause would keep everybody else from its device. Here the first who waits stands in a
+    gate, and nobody passes. Those behind it are not in order: while they wake up they may be passed.
+
+    A signal's handler that raises (Ctrl-C) finds it taken or not, never half: to let go of it is one call of C, as that
+    of an RLock is.
     """
 
-    __slots__ = ("_depth", "_gate", "_lock", "_owner")
+    __slots__ = ("_gate", "_is_mine", "_leave", "_lock")
 
     def __init__(self) -> None:
         self._gate = threading.Lock()
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-        self._depth = 0
+        self._lock = threading.RLock()
+        self._leave = self._lock.__exit__
+        self._is_mine = self._lock._is_owned  # type: ignore[attr-defined] # as threading.Condition asks
 
     def __enter__(self) -> None:
-        me = get_ident()
-        if self._owner != me:
-            with self._gate:
+        mine = self._is_mine()
+        try:
+            if mine:
                 self._lock.acquire()
-            self._owner = me
-        self._depth += 1
+            else:
+                with self._gate:
+                    self._lock.acquire()
+        except BaseException:  # also one that a handler raised when the lock had been taken
+            if mine or self._is_mine():
+                self._lock.release()
+            raise
 
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._owner = None
-            self._lock.release()
+    __exit__ = property(attrgetter("_leave"))

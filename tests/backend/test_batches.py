@@ -8,11 +8,12 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
 from tests import counts
-from tests.backend.rig import DATA, EVERYTHING, SPLIT, Running, pair, start_ring
+from tests.backend.rig import DATA, EVERYTHING, SPLIT, Pair, Running, pair, start_ring
 from tests.backend.test_notices import wait_for_calls
 from tests.rings.answerer import PythonAnswerer
 from tests.rings.two_processes import other_process
@@ -54,6 +55,8 @@ class Batched(Device):
         self._rings: dict[int, RingBatches] = {}
         self.turns = 0
         self.more = False
+        self.in_between: Callable[[Vring], object] = lambda _: None
+        """Called while a batch is handled."""
 
     def on_kick(self, vring: Vring) -> bool:
         self.more = True
@@ -65,9 +68,8 @@ class Batched(Device):
         self.more = ring.serve()
         return self.more
 
-    def stay_awake(self, *, others: bool) -> None:
-        """At the next kick the driver of ring 0 is one that asks again at once, and others wait, or do not."""
-        self._rings[0]._vring.others_wait = lambda: others
+    def stay_awake(self) -> None:
+        """At the next kick the driver of ring 0 is one that asks again at once."""
         self._rings[0]._idle_since = time.monotonic_ns() + 10**12
 
     def until_served(self) -> None:
@@ -76,6 +78,7 @@ class Batched(Device):
             time.sleep(0.001)
 
     def _handle(self, ring: RingBatches) -> None:
+        self.in_between(ring._vring)
         batch = ring.batch
         for first, end in batch.asking():
             _, requests, answers = batch.part(first, end)
@@ -216,21 +219,60 @@ def test_only_a_quick_driver_is_waited_for(at_once: bool, monkeypatch: pytest.Mo
         assert ask() == {LONGEST_LOOK}, "it was quick again"
 
 
-@pytest.mark.parametrize("others", [True, False])
+@pytest.fixture
+def turns_of_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn ends with the first batch, and whoever is alone may stay for long."""
+    monkeypatch.setattr(batches, "LONGEST_TURN", 0)
+    monkeypatch.setattr(batches, "LONGEST_STAY", 10**12)
+
+
+def turns_for_eight(both: Pair, device: Batched, in_between: Callable[[Vring], object]) -> int:
+    """How often the loop has the device serve eight requests, of which it takes five at a time; what is to happen in
+    between is done while it handles a batch."""
+    ring = start_ring(both.frontend, both.ram)
+    ring.echo(b"is there")
+    device.until_served()
+    device.stay_awake()
+    device.in_between = in_between
+    turns = device.turns
+    exchange(ring, ["good"] * 8)
+    device.until_served()
+    return device.turns - turns
+
+
 @FORMATS
-def test_others_have_their_turn_in_between(features: int, others: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are any; who is alone is served on."""
+def test_who_is_alone_is_served_on(features: int, turns_of_five: None) -> None:
+    """Its own kicks call nobody away."""
     device = Batched(most=5)
     with pair(device, features=features) as both:
-        ring = start_ring(both.frontend, both.ram)
-        ring.echo(b"is there")
-        device.until_served()
-        monkeypatch.setattr(batches, "LONGEST_TURN", 0)
-        device.stay_awake(others=others)
-        turns = device.turns
-        exchange(ring, ["good"] * 8)
-        device.until_served()
-        assert device.turns == turns + (3 if others else 1)
+        assert turns_for_eight(both, device, kick_again) == 1
+
+
+def kick_again(vring: Vring) -> None:
+    """As a driver does that doesn't look whether a kick is wanted."""
+    assert vring.kick is not None
+    vring.kick.signal()
+
+
+@FORMATS
+def test_others_have_their_turn_in_between(features: int, turns_of_five: None) -> None:
+    device = Batched(most=5)
+    with pair(device, features=features) as both:
+        heard: list[int] = []
+
+        def ask(_: Vring) -> None:
+            both.server.loop.call_soon(lambda: heard.append(device.turns))
+
+        assert turns_for_eight(both, device, ask) == 3
+        assert len(set(heard)) == 2, "each was called before the next turn"
+
+
+@FORMATS
+def test_nobody_stays_for_ever(features: int, turns_of_five: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "LONGEST_STAY", 0)
+    device = Batched(most=5)
+    with pair(device, features=features) as both:
+        assert turns_for_eight(both, device, lambda _: None) == 3
 
 
 def test_a_process_with_one_processor_looks_at_no_ring() -> None:

@@ -55,6 +55,8 @@ def test_a_driver_that_does_not_run_yet_is_told_when_it_does() -> None:
         assert (both.frontend.status, notices(both)) == (RUNNING & ~DRIVER_OK | DEVICE_NEEDS_RESET, 0)
         both.frontend.status = RUNNING
         assert (both.frontend.status, notices(both)) == (RUNNING | DEVICE_NEEDS_RESET, 1)
+        both.frontend.status = both.frontend.status
+        assert notices(both) == 1, "it runs, and has been told"
 
 
 def reset_device(frontend: Frontend, _: Running) -> int:

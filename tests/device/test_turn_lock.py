@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
+from collections.abc import Iterator
+
+import pytest
 
 from virtio_mem.turn_lock import TurnLock
 
-ASKED = 50
+ASKED = 20
+INTERRUPTED = 200
 
 
-def test_who_asks_waits_for_one_turn_of_who_asks_all_the_time() -> None:
-    lock, over, turns = TurnLock(), threading.Event(), 0
+class InterruptError(Exception):
+    """What a signal's handler raises."""
 
-    def take_again_and_again() -> None:
-        nonlocal turns
-        while not over.is_set():
-            with lock:
-                turns += 1
-                time.sleep(0.0005)
 
-    other = threading.Thread(target=take_again_and_again)
-    other.start()
-    waited = 0
-    for _ in range(ASKED):
-        time.sleep(0.001)
-        before = turns
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """One after the other, at any place."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_who_waits_is_next() -> None:
+    lock, order = TurnLock(), list[str]()
+
+    def wait() -> None:
         with lock:
-            waited += turns - before
-    over.set()
-    other.join()
-    # None, unless this thread is held up between its look and its asking. A threading.RLock has it wait for hundreds.
-    assert waited <= ASKED
+            order.append("who waited")
+
+    for _ in range(ASKED):
+        other = threading.Thread(target=wait)
+        with lock:
+            other.start()
+            while not lock._gate.locked():
+                time.sleep(0.0001)
+        with lock:
+            order.append("who had it")
+        other.join()
+    assert order == ["who waited", "who had it"] * ASKED
 
 
 def test_its_holder_may_take_it_again() -> None:
-    lock, heard = TurnLock(), []
+    lock, heard = TurnLock(), list[str]()
 
     def take() -> None:
         with lock:
@@ -49,3 +66,50 @@ def test_its_holder_may_take_it_again() -> None:
         assert heard == []
     other.join()
     assert heard == ["taken"]
+
+
+def test_nobody_else_lets_go_of_it() -> None:
+    lock, refused = TurnLock(), list[RuntimeError]()
+
+    def let_go() -> None:
+        try:
+            lock.__exit__(None, None, None)
+        except RuntimeError as error:
+            refused.append(error)
+
+    with lock:
+        other = threading.Thread(target=let_go)
+        other.start()
+        other.join()
+    assert len(refused) == 1
+
+
+def test_a_handler_that_raises_leaves_it_free(interrupts: None) -> None:
+    lock = TurnLock()
+    for number in range(INTERRUPTED):
+        with pytest.raises(InterruptError):
+            take_until_interrupted(lock, 0.0002 + number % 17 * 0.00001)
+        assert taken_by_another(lock), f"after {number} interrupts it is free"
+
+
+def take_until_interrupted(lock: TurnLock, seconds: float) -> None:
+    """Take it and let go of it, again and again."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    while True:
+        with lock, lock:
+            pass
+
+
+def taken_by_another(lock: TurnLock) -> bool:
+    """Whether another thread gets it."""
+    got: list[bool] = []
+
+    def take() -> None:
+        if lock._lock.acquire(timeout=5):
+            lock._lock.release()
+            got.append(True)
+
+    other = threading.Thread(target=take)
+    other.start()
+    other.join()
+    return bool(got)

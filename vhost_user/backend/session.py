@@ -257,11 +257,12 @@ class Session:
     def _set_status(self, payload: U64, _: list[OwnedFd]) -> None:
         if payload.value > 0xFF:
             raise PeerError("status", payload.value, "at most 255, the device status field being one byte")
-        self.device.set_status(payload.value)
-        self.negotiated.status = payload.value & ~DEVICE_NEEDS_RESET  # front ends write back what they read
+        before, status = self.negotiated.status, payload.value & ~DEVICE_NEEDS_RESET  # they write back what they read
+        self.device.set_status(status)
+        self.negotiated.status = status
         if payload.value == 0:
             self.rings.stop_broken()
-        if self.rings.any_broken:
+        if self.rings.any_broken and not before & DRIVER_OK:
             self._broke()  # QEMU starts rings before it says DRIVER_OK
 
     @property

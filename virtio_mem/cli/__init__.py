@@ -91,10 +91,9 @@ class Parser(argparse.ArgumentParser):
 
 def _columns() -> int:
     """The width of the terminal that help goes to."""
-    try:
-        return int(os.environ["COLUMNS"])
-    except (KeyError, ValueError):
-        pass
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
     try:
         return os.get_terminal_size(1).columns or _COLUMNS
     except OSError:

@@ -28,8 +28,8 @@ class AtOnce:
         try:
             self._service.device.prepare()
         except BaseException:
-            self._service.lock.__exit__()
+            self._service.lock.__exit__(None, None, None)
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._service.lock.__exit__()
+        self._service.lock.__exit__(None, None, None)
