@@ -180,16 +180,13 @@ static uint64_t ask(int sock, enum request request)
 	return await(sock, request);
 }
 
-/* As our front end does it: the confirming question is on its way before the acknowledgement has come. */
+/* As our front end does it: what was acknowledged is confirmed. */
 static void change(int sock, enum request request, const struct region *region, int fd)
 {
-	struct message question = { .header = { GET_FEATURES, VERSION, 0 } };
-
 	tell(sock, request, region, sizeof(*region), fd);
-	send_message(sock, &question, -1);
 	if (await(sock, request) != 0)
 		errx(1, "%d was refused", request);
-	await(sock, GET_FEATURES);
+	ask(sock, GET_FEATURES);
 }
 
 static void negotiate(int sock)

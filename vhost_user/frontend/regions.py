@@ -202,24 +202,22 @@ class SharedRegions:
         what it had, or is gone, or was given up."""
         if self._requests.postcopy:
             raise HostError("regions", len(self), "none comes or goes while pages are to come", "end postcopy first")
-        # An acknowledgement with 0 that is followed by the end of the connection was none: the last one is confirmed.
         if not self.by_region:
             table = tuple(whole_table())
             payload = MemoryTable(tuple([region.wire for region in table]))
-            fds = [region.fd for region in table]
-            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, fds, confirmed=True)
+            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
+            self._requests.confirm()
             return
         undo: list[Callable[[], None]] = []
-        left = len(old) + len(new)
         try:
             for region in old:
-                left -= 1
-                self._tell_removed(region, confirmed=not left)
+                self._tell_removed(region)
                 undo.append(partial(self._tell_added, region))
             for region in new:
-                left -= 1
-                self._tell_added(region, confirmed=not left)
+                self._tell_added(region)
                 undo.append(partial(self._tell_removed, region))
+            # An acknowledgement with 0 that is followed by the end of the connection was none.
+            self._requests.confirm()
         except BaseException:
             self._undo(undo)
             raise
@@ -234,12 +232,11 @@ class SharedRegions:
         except FieldError:
             self._requests.give_up()
 
-    def _tell_added(self, region: SharedRegion, *, confirmed: bool = False) -> None:
-        payload = SingleMemoryRegion(region.wire)
-        self._requests.tell(FrontendRequest.ADD_MEM_REG, payload, (region.fd,), confirmed=confirmed)
+    def _tell_added(self, region: SharedRegion) -> None:
+        self._requests.tell(FrontendRequest.ADD_MEM_REG, SingleMemoryRegion(region.wire), (region.fd,))
 
-    def _tell_removed(self, region: SharedRegion, *, confirmed: bool = False) -> None:
-        self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire), confirmed=confirmed)
+    def _tell_removed(self, region: SharedRegion) -> None:
+        self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire))
 
     # Without one.
 

@@ -17,13 +17,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
 from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
 from vhost_user.message import (
-    FRONTEND_MESSAGES,
     U64,
     FrontendRequest,
     MessageSpec,
@@ -42,9 +40,6 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer", bound=Payload)
 
 _Answer = tuple[Payload, list[OwnedFd]]
-
-_CONFIRMATION_SPEC = FRONTEND_MESSAGES[FrontendRequest.GET_FEATURES]
-_CONFIRMATION = encode_message(FrontendRequest.GET_FEATURES, b"")
 
 
 def _nothing() -> None:
@@ -87,33 +82,22 @@ class Requests:
             if self._connection is not None and self._connection.hung_up:
                 self.close()
 
-    def tell(
-        self,
-        request: FrontendRequest,
-        payload: Payload | None = None,
-        fds: Sequence[int] = (),
-        *,
-        confirmed: bool = False,
-    ) -> None:
+    def tell(self, request: FrontendRequest, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
         """Send a message that has no reply of its own, and wait for its acknowledgement if there can be one.
 
-        With `confirmed` it is followed by what `confirm()` asks, before its acknowledgement has come. Raises Refused
-        where the back end acknowledges a failure, Disconnected, TimedOut and PeerError as `ask` does.
+        Raises Refused where the back end acknowledges a failure, which leaves the connection as good as it was;
+        Disconnected, TimedOut and PeerError as `ask` does.
         """
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
             assert spec.reply is Reply.ACK
             acked = ProtocolFeature.REPLY_ACK in self.acked
-            expected = (spec,) if acked else ()
-            answers: list[_Answer] = []
-            try:
-                self._exchange(_encode(spec, payload, need_reply=acked), fds, expected, answers, confirmed=confirmed)
-            except PeerError:
-                if acked and answers:  # what it said before all went wrong
-                    _require_success(request, payload, answers[0])
-                raise
-            if acked:
-                _require_success(request, payload, answers[0])
+            answer = self._exchange(_encode(spec, payload, need_reply=acked), fds, spec if acked else None)
+            if answer is not None:
+                code, _ = answer
+                assert isinstance(code, U64)
+                if code.value:
+                    raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
 
     def ask(
         self, request: FrontendRequest, kind: type[Answer], payload: Payload | None = None, fds: Sequence[int] = ()
@@ -135,9 +119,9 @@ class Requests:
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
             assert spec.reply is Reply.ALWAYS
-            answers: list[_Answer] = []
-            self._exchange(_encode(spec, payload), fds, (spec,), answers)
-            body, received = answers[0]
+            answer = self._exchange(_encode(spec, payload), fds, spec)
+            assert answer is not None
+            body, received = answer
             if not isinstance(body, kind):
                 for fd in received:
                     fd.close()
@@ -148,7 +132,7 @@ class Requests:
         """Send a message that nothing answers, not even an acknowledgement. Raises Disconnected and TimedOut."""
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
-            self._exchange(_encode(spec, payload), (), (), [])
+            self._exchange(_encode(spec, payload), (), None)
 
     def confirm(self) -> None:
         """Make a round trip: everything sent before has been taken in, and the back end has not closed because of it.
@@ -168,19 +152,11 @@ class Requests:
             else:
                 call()
 
-    def _exchange(
-        self,
-        data: bytes,
-        fds: Sequence[int],
-        expected: tuple[MessageSpec, ...],
-        answers: list[_Answer],
-        *,
-        confirmed: bool = False,
-    ) -> None:
-        """Send a message, and put what answers it in `answers`, and what answers the confirmation behind it."""
+    def _exchange(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None) -> _Answer | None:
+        """Send a message, and return what answers it, unless nothing does."""
         outermost, self._busy = not self._busy, True
         try:
-            self._exchange_now(data, fds, expected, answers, confirmed)
+            return self._exchange_now(data, fds, answered)
         finally:
             try:
                 if outermost and self._afterwards:
@@ -198,28 +174,13 @@ class Requests:
             except FieldError as error:
                 log.warning("%s: %s", self._name, error)
 
-    def _exchange_now(
-        self,
-        data: bytes,
-        fds: Sequence[int],
-        expected: tuple[MessageSpec, ...],
-        answers: list[_Answer],
-        confirmed: bool,
-    ) -> None:
+    def _exchange_now(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None) -> _Answer | None:
         connection = self._connection
         if connection is None:
             raise Disconnected(self._name, "before", "was closed")
         try:
             connection.send_bytes(data, fds, timeout=self.timeout)
-            if confirmed:
-                expected = (*expected, _CONFIRMATION_SPEC)
-                # By itself: there are back ends that look at all that was sent at once with descriptors. One that has
-                # gone may have said why, which is read first.
-                with suppress(Disconnected):
-                    connection.send_bytes(_CONFIRMATION, timeout=self.timeout)
-            for spec in expected:
-                answer = self._answer(spec, connection)
-                answers.append(answer)
+            return None if answered is None else self._answer(answered, connection)
         except Disconnected:
             self.close()
             raise
@@ -298,10 +259,3 @@ class Requests:
 
 def _encode(spec: MessageSpec, payload: Payload | None, *, need_reply: bool = False) -> bytes:
     return encode_message(spec.request, payload.encode() if payload else b"", need_reply=need_reply)
-
-
-def _require_success(request: FrontendRequest, payload: Payload | None, answer: _Answer) -> None:
-    code, _ = answer
-    assert isinstance(code, U64)
-    if code.value:
-        raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
