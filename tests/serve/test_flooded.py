@@ -68,7 +68,7 @@ class Queued(TurnLock):
         assert self._held.wait(60)
 
     def __enter__(self) -> None:
-        if self._owner == threading.get_ident():
+        if self._is_mine():
             super().__enter__()
         elif threading.current_thread().name == RING_THREAD:
             super().__enter__()
