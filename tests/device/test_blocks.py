@@ -1,13 +1,18 @@
 """The block bitmap against a plain list of booleans."""
 
+import mmap
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.device.helpers import BLOCK, ask, make_device
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
-from virtio_mem.protocol import BlockState
+from virtio_mem.protocol import BlockState, RequestType
 
 SIZE = 200
 
@@ -111,6 +116,36 @@ def test_few_runs_are_all_or_none() -> None:
     for change in wanted:
         blocks.plug(change)
     assert [blocks.few_plugged_runs(many) for many in (3, 4, 5)] == [None, wanted, wanted]
+
+
+@pytest.mark.parametrize("size", [1, 8, 9, 56, 63, 64, 65, 120, 128])
+@pytest.mark.parametrize("bits", [b"\x00", b"\xff"])
+def test_what_lies_behind_the_map_is_not_looked_at(size: int, bits: bytes) -> None:
+    """It may be no memory at all."""
+    with in_front_of_nothing((size + 7) // 8) as memory:
+        memory[:] = bits * len(memory)
+        blocks = BlockMap(size, memory)
+        every = run(0, size)
+        expected = [every] if bits == b"\xff" else []
+        assert list(blocks.plugged_runs()) == expected
+        assert list(blocks.unplugged_runs(every)) == ([] if expected else [every])
+        device = make_device(region=size * BLOCK, requested=0)
+        device.adopt(size * BLOCK, size * BLOCK, blocks)
+        states = ask(device, RequestType.STATE, 0, size), ask(device, RequestType.STATE, size - 1, 1)
+        assert {each.state for each in states} == {BlockState.PLUGGED if expected else BlockState.UNPLUGGED}
+        blocks.release()
+
+
+@contextmanager
+def in_front_of_nothing(size: int) -> Iterator[memoryview]:
+    """Memory whose end is that of a file, inside of a mapping: behind it a touch is a SIGBUS."""
+    fd = os.memfd_create("map", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 2 * mmap.PAGESIZE)
+    with mmap.mmap(fd, 2 * mmap.PAGESIZE) as mapping, memoryview(mapping) as view:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        os.close(fd)
+        with view[mmap.PAGESIZE - size : mmap.PAGESIZE] as memory:
+            yield memory
 
 
 def test_unplug_all_leaves_nothing() -> None:

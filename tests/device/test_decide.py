@@ -30,6 +30,9 @@ MOST_BLOCKS = 200
 AT_ONCE = 64
 """Requests that the C core answers at most in a call."""
 
+NOISE = b"\xa5" * RESPONSE_SIZE
+"""What was in an answer's place before."""
+
 MOVES = 20
 """Of a device of one geometry."""
 
@@ -120,12 +123,12 @@ class Together:
 
     def _decide(self, requests: bytes, count: int) -> tuple[bytes, Effect | None]:
         at_once, answered = self._at_once(requests, count)
-        room = bytearray(RESPONSE_SIZE * count)
+        room = bytearray(NOISE * count)
         verdicts, effect = self.device.decide(requests, room, count)
         assert 1 <= len(verdicts) <= count
         responses = [VERDICTS[verdict].response for verdict in verdicts]
         assert b"".join(response.encode() for response in responses) == room[: RESPONSE_SIZE * len(verdicts)]
-        assert not any(room[RESPONSE_SIZE * len(verdicts) :])
+        assert room[RESPONSE_SIZE * len(verdicts) :] == NOISE * (count - len(verdicts))
         # What is no change; an UNPLUG ALL of no blocks is one, although it has no effect.
         by_itself = [
             response.type is not BUSY and (response.type is not ACK or VERDICTS[verdict].type is STATE)
@@ -141,7 +144,7 @@ class Together:
         function, itself = self.device.answering()
         self.device.prepare()
         before = look(self.device)
-        room = ctypes.create_string_buffer(RESPONSE_SIZE * count)
+        room = ctypes.create_string_buffer(NOISE * count)
         answered = VuAnswer(function)(itself, requests, count, room)
         assert look(self.device) == before
         return room.raw[: RESPONSE_SIZE * answered], answered
@@ -294,6 +297,14 @@ def test_what_would_not_be_granted_behind_it_waits(second: Ask) -> None:
     assert effect == Effect(EffectType.PLUG, (1, 1), BLOCK, BLOCK)  # type: ignore[arg-type]
     device.commit(effect)
     assert device.plugged_size == BLOCK
+
+
+def test_a_plug_is_no_part_of_an_unplug_beside_it() -> None:
+    device = make_device()
+    _, effect = decide(device, Ask(PLUG, 0, 2))
+    assert effect is not None
+    device.commit(effect)
+    assert decide(device, Ask(UNPLUG, 0, 2), Ask(PLUG, 2, 1))[0] == 1
 
 
 def test_a_change_waits_for_what_is_answered_before_it() -> None:

@@ -60,10 +60,10 @@ static uint64_t word_at(const uint8_t *blocks, uint64_t at, uint64_t end)
 	return le64toh(word);
 }
 
-/* The first block from `at` on that is as `plugged` says; `end` if there is none before it. */
+/* The first block from `at` on that is as `plugged` says; `end` or one behind it if there is none before. */
 static uint64_t find(const uint8_t *blocks, uint64_t at, uint64_t end, bool plugged)
 {
-	uint64_t flip = plugged ? 0 : UINT64_MAX, mask = UINT64_MAX << at % 64;
+	uint64_t flip = plugged ? 0 : UINT64_MAX, mask = UINT64_MAX << (at & 63);
 
 	for (at -= at % 64; at < end; at += 64, mask = UINT64_MAX) {
 		uint64_t word = (word_at(blocks, at, end) ^ flip) & mask;
@@ -73,7 +73,7 @@ static uint64_t find(const uint8_t *blocks, uint64_t at, uint64_t end, bool plug
 			break;
 		}
 	}
-	return at < end ? at : end;
+	return at;
 }
 
 /* Whether all blocks of a run are as `plugged` says. */
@@ -81,7 +81,7 @@ static bool all(const uint8_t *blocks, struct run run, bool plugged)
 {
 	uint64_t end = run.first + run.nb_blocks;
 
-	return find(blocks, run.first, end, !plugged) == end;
+	return find(blocks, run.first, end, !plugged) >= end;
 }
 
 uint32_t vm_runs(const uint8_t *blocks, uint64_t at, uint64_t end, uint8_t plugged, uint64_t *firsts, uint64_t *sizes,
@@ -92,27 +92,27 @@ uint32_t vm_runs(const uint8_t *blocks, uint64_t at, uint64_t end, uint8_t plugg
 	while (count < room && (at = find(blocks, at, end, plugged)) < end) {
 		firsts[count] = at;
 		at = find(blocks, at, end, !plugged);
-		sizes[count] = at - firsts[count];
+		sizes[count] = (at < end ? at : end) - firsts[count];
 		count++;
 	}
 	return count;
 }
 
-/* The blocks that a request names; or why it may not name them, by a verdict that is not VM_GRANTED. */
+/* `run` is what a request names; why it may not name that is a verdict other than VM_GRANTED. */
 static enum vm_verdict find_run(const struct vm_state *state, const struct request *request, struct run *run)
 {
 	/* The block size is a power of two. For an address below the region the difference wraps, and is not used. */
 	unsigned int shift = __builtin_ctzll(state->block_size);
 	uint64_t usable = state->usable_region_size >> shift;
-	uint64_t offset = request->addr - state->addr, first = offset >> shift;
+	uint64_t offset = request->addr - state->addr;
 
+	*run = (struct run){ offset >> shift, request->nb_blocks };
 	if (offset & (state->block_size - 1))
 		return VM_UNALIGNED;
 	if (!request->nb_blocks)
 		return VM_NO_BLOCKS;
-	if (request->addr < state->addr || request->nb_blocks > usable || first > usable - request->nb_blocks)
+	if (request->addr < state->addr || run->nb_blocks > usable || run->first > usable - run->nb_blocks)
 		return VM_OUTSIDE;
-	*run = (struct run){ first, request->nb_blocks };
 	return VM_GRANTED;
 }
 
@@ -126,33 +126,32 @@ static enum vm_verdict decide_state(const struct vm_state *state, struct run run
 /* What becomes of a PLUG, where `pending` bytes more are plugged than the state says, or of an UNPLUG. */
 static enum vm_verdict decide_change(const struct vm_state *state, bool plug, struct run run, uint64_t pending)
 {
-	uint64_t plugged_size = state->plugged_size + pending;
+	uint64_t size = run.nb_blocks * state->block_size;
 
 	if (!all(state->blocks, run, !plug))
 		return plug ? VM_PLUGGED_ALREADY : VM_UNPLUGGED_ALREADY;
-	/* The target may be below what is plugged. */
-	if (plug && (plugged_size > state->requested_size ||
-		     run.nb_blocks * state->block_size > state->requested_size - plugged_size))
+	/* A region holds the sum, since none of these blocks is plugged. */
+	if (plug && state->plugged_size + pending + size > state->requested_size)
 		return VM_BEYOND_TARGET;
 	return state->paused ? VM_PAUSED : VM_GRANTED;
 }
 
 static enum vm_verdict decide(const struct vm_state *state, const struct request *request, struct run *run)
 {
-	enum vm_verdict verdict;
+	enum vm_verdict named = find_run(state, request, run);
 
-	if (request->type == UNKNOWN)
-		return VM_UNKNOWN_TYPE;
-	if (request->type == UNPLUG_ALL) {
+	switch (request->type) {
+	case PLUG:
+	case UNPLUG:
+		return named == VM_GRANTED ? decide_change(state, request->type == PLUG, *run, 0) : named;
+	case STATE:
+		return named == VM_GRANTED ? decide_state(state, *run) : named;
+	case UNPLUG_ALL:
 		*run = (struct run){ 0, state->region_size / state->block_size };
 		return state->paused ? VM_PAUSED : VM_GRANTED;
+	default:
+		return VM_UNKNOWN_TYPE;
 	}
-	verdict = find_run(state, request, run);
-	if (verdict != VM_GRANTED)
-		return verdict;
-	if (request->type == STATE)
-		return decide_state(state, *run);
-	return decide_change(state, request->type == PLUG, *run, 0);
 }
 
 static bool adjoins(const struct vm_effect *effect, struct run run)
@@ -164,8 +163,8 @@ static bool adjoins(const struct vm_effect *effect, struct run run)
 static bool extends(const struct vm_state *state, const struct vm_effect *effect, const struct request *request,
 		    struct run *run)
 {
-
-	if (request->type != effect->type || request->type == UNPLUG_ALL)
+	/* Nothing lies beside an UNPLUG ALL. */
+	if (request->type != effect->type)
 		return false;
 	if (find_run(state, request, run) != VM_GRANTED || !adjoins(effect, *run))
 		return false;
@@ -174,14 +173,24 @@ static bool extends(const struct vm_state *state, const struct vm_effect *effect
 
 static void answer(enum vm_verdict verdict, uint8_t *to)
 {
-	if (verdict <= VM_STATE_MIXED)
-		encode(to, ACK, verdict - VM_STATE_PLUGGED);
-	else if (verdict == VM_GRANTED)
+	switch (verdict) {
+	case VM_GRANTED:
 		encode(to, ACK, 0);
-	else if (verdict < VM_BEYOND_TARGET)
+		break;
+	case VM_PAUSED:
+		encode(to, BUSY, 0);
+		break;
+	case VM_STATE_PLUGGED:
+	case VM_STATE_UNPLUGGED:
+	case VM_STATE_MIXED:
+		encode(to, ACK, verdict - VM_STATE_PLUGGED);
+		break;
+	case VM_BEYOND_TARGET:
+		encode(to, NACK, 0);
+		break;
+	default:
 		encode(to, ERROR, 0);
-	else
-		encode(to, verdict == VM_BEYOND_TARGET ? NACK : BUSY, 0);
+	}
 }
 
 uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t count, char *verdicts, void *answers,
@@ -189,11 +198,11 @@ uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t 
 {
 	uint32_t at;
 
-	*effect = (struct vm_effect){ 0 };
+	effect->nb_blocks = 0;
 	for (at = 0; at < count; at++) {
 		struct request request = decode((const uint8_t *)requests + REQUEST_SIZE * at);
 		enum vm_verdict verdict = VM_GRANTED;
-		struct run run = { 0 };
+		struct run run;
 
 		if (effect->nb_blocks) {
 			if (!extends(state, effect, &request, &run))
@@ -219,7 +228,7 @@ enum { AT_ONCE = 64 };
 /* What is granted changes the device, and a driver that was told BUSY is owed a notice. */
 static bool needs_nobody(enum vm_verdict verdict)
 {
-	return verdict != VM_GRANTED && verdict != VM_PAUSED;
+	return verdict > VM_PAUSED;
 }
 
 uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *answers)
@@ -230,8 +239,6 @@ uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *ans
 	uint32_t decided = vm_decide(&counted->state, requests, count < AT_ONCE ? count : AT_ONCE, verdicts, answers, &effect);
 	uint32_t at = 0;
 
-	if (effect.nb_blocks)
-		return 0;
 	for (; at < decided && needs_nobody(verdicts[at] & 15); at++)
 		counted->counts[(uint8_t)verdicts[at]]++;
 	return at;

@@ -4,13 +4,16 @@
  * theory.
  */
 
-/* Why a request gets the answer that it gets. In the order of the checks, as far as the standard leaves one. */
+/* Why a request gets the answer that it gets. Errors are in the order of the checks. */
 enum vm_verdict {
-	/* ACK, with the state of the blocks; ACK of a PLUG, UNPLUG and UNPLUG ALL is VM_GRANTED, once the host has acted. */
+	/* ACK, of a PLUG, UNPLUG or UNPLUG ALL, once the host has acted */
+	VM_GRANTED,
+	/* BUSY */
+	VM_PAUSED,
+	/* ACK, with the state of the blocks */
 	VM_STATE_PLUGGED,
 	VM_STATE_UNPLUGGED,
 	VM_STATE_MIXED,
-	VM_GRANTED,
 	/* ERROR */
 	VM_UNKNOWN_TYPE,
 	VM_UNALIGNED,
@@ -20,8 +23,6 @@ enum vm_verdict {
 	VM_UNPLUGGED_ALREADY,
 	/* NACK */
 	VM_BEYOND_TARGET,
-	/* BUSY */
-	VM_PAUSED,
 	VM_VERDICTS,
 };
 
