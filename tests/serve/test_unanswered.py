@@ -5,6 +5,7 @@ So it is for the next process, and so for the same one, where it is the ring tha
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ from virtio_mem.serve.intent import ChainKey, Chains
 from virtio_mem.serve.state import DeviceState, state_size
 from virtio_mem.serve.trace import TracedDevice
 from virtio_mem.serve.trace_file import TraceFile
+from virtio_mem.serve.words import Words
 from virtio_mem.service import Section
 
 PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
@@ -284,12 +286,11 @@ def test_what_is_owed_behind_an_iommu_comes_again_to_the_next_process(form: str,
 
 def opened(state: OwnedFd, *, granted: bool) -> None:
     """What a process leaves that is killed within a PLUG of the blocks 2 to 4."""
-    effect = Effect(EffectType.PLUG, Run(BlockIndex(2), 3), HostOffset(2 * BLOCK_SIZE), ByteCount(3 * BLOCK_SIZE))
     before = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
     before.serving = Chains.of(ChainKey(0, 0, request_for(PLUG, 2, 3)))
-    before.opening(effect)
+    before.opening(PLUGGED)
     if granted:
-        before.granted(effect)
+        before.granted(PLUGGED)
     before.close()
 
 
@@ -335,6 +336,73 @@ def test_so_does_the_record_of_another_system_reset(state: OwnedFd) -> None:
     require_that_it_outlives(state)
 
 
+def test_a_system_reset_that_is_granted_leaves_nothing_of_the_record_before_it(state: OwnedFd) -> None:
+    opened(state, granted=True)
+    found = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+    found.opening(RESET)
+    found.granted(RESET)
+    found.done()
+    found.opening(PLUGGED)  # which is refused
+    found.done()
+    assert found.intent is None
+    found.close()
+    again = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+    assert again.intent is None
+    again.close()
+
+
+@pytest.mark.parametrize("granted", [False, True], ids=["open", "granted"])
+@pytest.mark.parametrize("reset_granted", [False, True], ids=["reset-refused", "reset-granted"])
+def test_killed_at_each_step_of_a_system_reset_over_a_record(
+    granted: bool, reset_granted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is the record, or the reset that is to be finished; nothing is there only after a reset was granted."""
+    left = []
+    for steps in itertools.count():
+        with state_memfd("test", state_size(ZONE.geometry)) as state:
+            opened(state, granted=granted)
+            found = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+            before = found.intent
+            with monkeypatch.context() as patch:
+                killed = killed_after(patch, steps)
+                with suppress(KeyboardInterrupt):
+                    found.opening(RESET)
+                    if reset_granted:
+                        found.granted(RESET)
+                    found.done()
+            found.close()
+            again = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
+            left.append(again.interrupted)
+            again.close()
+        if not killed():
+            break
+    assert left[0] == before
+    assert left.pop() == (None if reset_granted else before)
+    assert left[1:]
+    assert {intent.type for intent in left[1:] if intent is not None} == {EffectType.SYSTEM_RESET}
+    assert None not in left
+
+
+def killed_after(patch: pytest.MonkeyPatch, steps: int) -> Callable[[], bool]:
+    """After so many stores to a state there are no more. Whether there was one more to come."""
+    stores = 0
+
+    def before(method: Callable[..., None]) -> Callable[..., None]:
+        def count(*arguments: object) -> None:
+            nonlocal stores
+            stores += 1
+            if stores > steps:
+                raise KeyboardInterrupt
+            method(*arguments)
+
+        return count
+
+    for name in ("__setitem__", "put"):
+        patch.setattr(Words, name, before(getattr(Words, name)))
+    return lambda: stores > steps
+
+
+PLUGGED = Effect(EffectType.PLUG, Run(BlockIndex(2), 3), HostOffset(2 * BLOCK_SIZE), ByteCount(3 * BLOCK_SIZE))
 RESET = Effect(EffectType.SYSTEM_RESET, Run(BlockIndex(0), NB_BLOCKS), HostOffset(0), ZONE.hotplug_size)
 
 

@@ -34,8 +34,12 @@ without a second look.
 Where the host refuses (step 4), all of it is undone, phase = NONE, and the driver is told BUSY. A death in there is one
 of 3-5. A record's chain is that of a split ring's head or a packed ring's id, at one position of the used ring, with
 one content. A record whose chain never comes, because the front end went, is not harmful: as long as no other record
-took its place no block changed, so what it says is still true. A system reset, which comes from no ring, has no chain;
-its end is step 6. If it is refused while a record is there, no block has changed, and that record is put back.
+took its place no block changed, so what it says is still true.
+
+A system reset comes from no ring and has no chain; its end is step 6. It may be refused, and then what the record says
+is still true and still needed. So the reset has a phase of its own, which hides the record and leaves it as it is: one
+store opens the reset, and one store has the record be there again. When the reset has come to its end the record goes
+first: a death between the two has the reset finished once more.
 
 The stores of step 3, 5 and 8 that decide are one word each. The process is all that is killed, not the machine, so the
 next one sees what this one stored, in that order, and needs no checksum here; what a file of somebody else's holds is
@@ -58,7 +62,7 @@ from virtio_mem.serve.words import Words
 MOST_CHAINS = 64
 """How many chains one record can have, and so how many requests can be granted together."""
 
-_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT = range(5)
+_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT, _RESET = range(6)
 _KEYS = 8
 _REQUESTS = _KEYS + MOST_CHAINS
 _REQUEST_WORDS = REQUEST_SIZE // 8
@@ -72,10 +76,8 @@ _EFFECTS = {
     1: EffectType.PLUG,
     2: EffectType.UNPLUG,
     3: EffectType.UNPLUG_ALL,
-    4: EffectType.SYSTEM_RESET,
 }
 _NUMBERS = {effect: number for number, effect in _EFFECTS.items()}
-_WHOLE = (EffectType.UNPLUG_ALL, EffectType.SYSTEM_RESET)
 
 
 class Phase(IntEnum):
@@ -129,23 +131,22 @@ class IntentRecord:
         self._words = words
         self._nb_blocks = nb_blocks
         intent = self.read()
-        self.phase = Phase.NONE if intent is None else intent.phase
-        """How far the request in hand came."""
+        self._in_hand = _RESET if words[_RESET] else _PHASE
+        self._empty = intent is None
 
     def open(self, effect: Effect, chains: Chains | None) -> None:
         """Step 3."""
-        self._write(effect.type, effect.run, chains, 0 if chains is None else effect.requests)
-        self._phase(Phase.OPEN)
+        if effect.type is EffectType.SYSTEM_RESET:
+            self._in_hand = _RESET
+        else:
+            self.clear()
+            self._write(effect, chains, 0 if chains is None else effect.requests)
+        self._words[self._in_hand] = Phase.OPEN
+        self._empty = False
 
-    def put_back(self, intent: Intent) -> None:
-        """Say what it said before."""
-        self._write(intent.type, intent.run, Chains.of(*intent.chains), len(intent.chains))
-        self._phase(intent.phase)
-
-    def _write(self, type_: EffectType, run: Run, chains: Chains | None, count: int) -> None:
-        self.clear()
-        words = self._words
-        words[_EFFECT], words[_FIRST], words[_NB_BLOCKS] = _NUMBERS[type_], run.first, run.nb_blocks
+    def _write(self, effect: Effect, chains: Chains | None, count: int) -> None:
+        words, run = self._words, effect.run
+        words[_EFFECT], words[_FIRST], words[_NB_BLOCKS] = _NUMBERS[effect.type], run.first, run.nb_blocks
         if chains is not None:
             words.put(_KEYS, chains.keys[: _KEY.size * count])
             words.put(_REQUESTS, chains.requests[: REQUEST_SIZE * count])
@@ -153,29 +154,35 @@ class IntentRecord:
 
     def grant(self) -> None:
         """Step 5."""
-        self._phase(Phase.GRANTED)
+        self._words[self._in_hand] = Phase.GRANTED
 
     def clear(self) -> None:
         """Step 8."""
-        if self.phase is not Phase.NONE:
-            self._phase(Phase.NONE)
+        if not self._empty:
+            self._words[_PHASE] = Phase.NONE
+            self.uncover()
+            self._empty = True
 
-    def _phase(self, phase: Phase) -> None:
-        self._words[_PHASE] = phase
-        self.phase = phase
+    def uncover(self) -> None:
+        """Say what it said before the system reset, which was refused."""
+        if self._in_hand == _RESET:
+            self._words[_RESET] = Phase.NONE
+            self._in_hand = _PHASE
 
     def read(self) -> Intent | None:
         """What the record says now, None where it says nothing. UsageError for what nobody wrote there."""
-        phase, effect, first, nb_blocks, count = (self._words[index] for index in range(5))
+        phase, effect, first, nb_blocks, count, reset = (self._words[index] for index in range(6))
+        if max(phase, reset) > Phase.GRANTED:
+            raise _wrong("phase", max(phase, reset), "0 to 2")
+        if reset:
+            return Intent(Phase(reset), EffectType.SYSTEM_RESET, Run(BlockIndex(0), self._nb_blocks), ())
         if phase == Phase.NONE:
             return None
-        if phase not in (Phase.OPEN, Phase.GRANTED):
-            raise _wrong("phase", phase, "0 to 2")
         if effect not in _EFFECTS:
-            raise _wrong("effect", effect, "1 to 4")
+            raise _wrong("effect", effect, "1 to 3")
         if not 1 <= nb_blocks <= self._nb_blocks - first:
             raise _wrong("blocks", f"{first}+{nb_blocks}", f"some of the {self._nb_blocks} blocks")
-        if _EFFECTS[effect] in _WHOLE and nb_blocks != self._nb_blocks:
+        if _EFFECTS[effect] is EffectType.UNPLUG_ALL and nb_blocks != self._nb_blocks:
             raise _wrong("blocks", f"{first}+{nb_blocks}", "all blocks")
         if count > MOST_CHAINS:
             raise _wrong("chains", count, f"at most {MOST_CHAINS}")

@@ -166,6 +166,7 @@ class DeviceState:
     def opening(self, effect: Effect) -> None:
         """The host is about to act."""
         if self.intent is not None:
+            assert effect.type is EffectType.SYSTEM_RESET, "what was left is brought to an end before a chain is taken"
             self._aside = self.intent, self._unanswered, self._counted
         self._forget()
         self._record.open(effect, self.serving)
@@ -182,9 +183,10 @@ class DeviceState:
 
     def done(self) -> None:
         """What was opened came to its end: refused, or with the answers of what was served at the driver."""
-        if self.intent is None:
+        if self._aside is not None:
+            self._put_back(*self._aside)
+        elif self.intent is None:
             self._record.clear()
-            self._put_back()
         elif self.intent.phase is Phase.GRANTED:
             if self._answering is not None:
                 self._unanswered.remove(self._answering)
@@ -202,11 +204,11 @@ class DeviceState:
             self._unanswered = set() if self.intent is None else set(self.intent.chains)
             self._counted = self._unanswered.copy()
 
-    def _put_back(self) -> None:
+    def _put_back(self, intent: Intent, unanswered: set[ChainKey], counted: set[ChainKey]) -> None:
         """A system reset was refused: what there was to be done before it is still to be done."""
-        if self._aside is not None:
-            (self.intent, self._unanswered, self._counted), self._aside = self._aside, None
-            self._record.put_back(self.intent)
+        if intent.type is not EffectType.SYSTEM_RESET:
+            self._record.uncover()
+        self.intent, self._unanswered, self._counted, self._aside = intent, unanswered, counted, None
 
     def _forget(self) -> None:
         self.intent, self._answering = None, None
