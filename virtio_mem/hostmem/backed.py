@@ -14,9 +14,12 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from vhost_user.errors import HostError, UsageError
-from vhost_user.units import ByteCount, HostOffset
+from vhost_user.units import MIB, ByteCount, HostOffset
 from virtio_mem.hostmem import facts
 from virtio_mem.hostmem.backing import Backing, Hugetlb
+
+ZEROS = bytes(2 * MIB)
+"""Never written to, so it is made of the kernel's page of zeros, and holds no memory."""
 
 
 class BackedMemory(ABC):
@@ -116,16 +119,15 @@ class BackedMemory(ABC):
     def _populate(self, offset: HostOffset, size: ByteCount, undo: Iterable[tuple[HostOffset, ByteCount]]) -> None:
         """Populate a range; if that fails, discard the ranges of `undo`."""
         try:
-            self._allocate(offset, size, undo)
+            self._allocate(offset, size)
         except OSError as error:
             for start, length in undo:
                 self.discard(start, length)
             raise self._no_memory(offset, size, error) from error
 
     @abstractmethod
-    def _allocate(self, offset: HostOffset, size: ByteCount, holes: Iterable[tuple[HostOffset, ByteCount]]) -> None:
-        """Have the host allocate a range, of which `holes` were missing when it was asked. OSError where it can't; it
-        may have allocated some."""
+    def _allocate(self, offset: HostOffset, size: ByteCount) -> None:
+        """Have the host allocate what it lacks of a range. OSError where it can't; it may have allocated some."""
 
     def _populate_counting(self, offset: HostOffset, size: ByteCount) -> None:
         """Populate page by page where userfaultfd is forbidden: a huge page is new if the file has grown."""

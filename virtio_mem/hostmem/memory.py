@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from vhost_user import _native
 from vhost_user.errors import HostError
@@ -95,8 +95,7 @@ class HostMemory(BackedMemory):
         """Whether `close()` was called."""
         return self.mapping.closed
 
-    def _allocate(self, offset: HostOffset, size: ByteCount, holes: Iterable[tuple[HostOffset, ByteCount]]) -> None:
-        del holes
+    def _allocate(self, offset: HostOffset, size: ByteCount) -> None:
         _native.madvise(self.address + offset, size, MADV_POPULATE_WRITE)
 
     def close(self) -> None:

@@ -15,20 +15,17 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from vhost_user import _native
 from vhost_user.errors import HostError, PeerError
 from vhost_user.mapping import Mapping, map_part
 from vhost_user.memory import Region
-from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
-from virtio_mem.hostmem.backed import BackedMemory
+from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from virtio_mem.hostmem.backed import ZEROS, BackedMemory
 from virtio_mem.hostmem.backing import Backing, Memfd, SharedFile
 from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
-
-_ZEROS = bytes(2 * MIB)
-"""Never written to, so it is made of the kernel's page of zeros, and holds no memory."""
 
 _UNWRITABLE = (errno.EPERM, errno.EFBIG)
 """Of a file that can be touched all the same: sealed against further writers, or longer than RLIMIT_FSIZE."""
@@ -47,10 +44,10 @@ class OthersMemory(BackedMemory):
         self._closed = False
         self._writer = _writer(backing)
 
-    def _allocate(self, offset: HostOffset, size: ByteCount, holes: Iterable[tuple[HostOffset, ByteCount]]) -> None:
+    def _allocate(self, offset: HostOffset, size: ByteCount) -> None:
         if self._writer >= 0:
             try:
-                for start, length in holes:
+                for start, length in self._holes(offset, size):
                     _write_zeros(self._writer, self.backing.offset + start, length)
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
@@ -123,7 +120,7 @@ def _writer(backing: Backing) -> int:
 
 def _write_zeros(fd: int, start: int, size: int) -> None:
     """OSError where the file can't hold them all; it may hold some then."""
-    zeros = memoryview(_ZEROS)
+    zeros = memoryview(ZEROS)
     done = 0
     while done < size:
         done += os.pwrite(fd, zeros[: size - done], start + done)

@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 from vhost_user.errors import HostError
 from vhost_user.units import MIB, ByteCount, HostOffset, align_up
-from virtio_mem.hostmem.backed import BackedMemory
+from virtio_mem.hostmem.backed import ZEROS, BackedMemory
 from virtio_mem.hostmem.backing import Hugetlb, PrivateFile
 from virtio_mem.hostmem.files import next_data
 from virtio_mem.hostmem.memory import HostMemory
 
 CHUNK = MIB
-_ZEROS = bytes(CHUNK)
 
 
 class Range(NamedTuple):
@@ -56,7 +55,7 @@ def write_content(memory: BackedMemory, ranges: Iterable[Range], fd: int) -> str
         if not _worth_reading(memory, offset, size):
             continue
         data = _read(memory, offset, size)
-        if data != _ZEROS[:size]:
+        if not ZEROS.startswith(data):
             digest.add(offset, data)
             _write_at(fd, data, offset)
     if memory.backing.shared:
@@ -110,7 +109,7 @@ def read_content(fd: int, ranges: Iterable[Range], memory: BackedMemory | None) 
     overwrite = memory is not None and isinstance(memory.backing, PrivateFile)  # begins with what its file has
     for offset, size in _chunks(ranges) if overwrite else _data_chunks(fd, 0, ranges):
         data = os.pread(fd, size, offset)
-        if data != _ZEROS[: len(data)]:
+        if not ZEROS.startswith(data):
             digest.add(offset, data)
         elif not overwrite:
             continue
