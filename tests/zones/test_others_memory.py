@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from vhost_user.errors import HostError
 from vhost_user.mapping import PAGE_SIZE, map_part
 from vhost_user.memory import Region, RegionFile
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
+from vhost_user.units import KIB, MIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.hostmem import headroom
 from virtio_mem.hostmem.backing import Memfd
 from virtio_mem.hostmem.memory import HostMemory
@@ -95,22 +96,23 @@ def test_what_is_populated_is_held_and_not_mapped_here(make: Maker, kind: Kind) 
         check_content(theirs)
 
 
+@pytest.mark.parametrize("within_a_page", [0, 2 * KIB])
 @each(MEMFD, SHARED_FILE, HUGETLB)
-def test_what_is_shared_anew_in_two_regions_is_populated_there(make: Maker, kind: Kind) -> None:
+def test_what_is_shared_anew_in_two_regions_is_populated_there(make: Maker, kind: Kind, within_a_page: int) -> None:
     theirs = make.memory(kind, SIZE)
     fill(theirs, THERE, HUGE)
     fd = theirs.shareable_fd
     assert fd is not None
-    half = ByteCount(SIZE // 2)
-    ends = HostOffset(theirs.file_offset), HostOffset(theirs.file_offset + half)
+    half = SIZE // 2 + within_a_page
     with shared(theirs) as memory, ExitStack() as stack:
         (before,) = memory.require(HostOffset(0), SIZE).regions
         regions = []
-        for number, start in enumerate(ends):
-            mapping, offset = map_part(fd, start, half)
+        for begin, end in ((0, half), (half, SIZE)):
+            start, size = HostOffset(theirs.file_offset + begin), ByteCount(end - begin)
+            mapping, offset = map_part(fd, start, size)
             stack.enter_context(mapping)
             file = RegionFile(stack.enter_context(OwnedFd.duplicate_of(fd)), start)
-            regions.append(Region(GuestAddress(START + number * half), half, mapping, offset, file=file))
+            regions.append(Region(GuestAddress(START + begin), size, mapping, offset, file=file))
         assert not memory.attach(regions), "it is the same memory"
         before.mapping.close()
         memory.populate(HostOffset(4 * MIB), ByteCount(8 * MIB))
@@ -207,3 +209,15 @@ def test_a_full_tmpfs_leaves_what_was_there(make: Maker, monkeypatch: pytest.Mon
         with pytest.raises(HostError, match="allocating memory failed: ENOSPC"):
             memory.populate(HostOffset(0), SIZE)
         assert theirs.held() == theirs.held(HostOffset(THERE), ByteCount(MIB)) == MIB
+
+
+def test_what_is_not_mapped_here_is_not_taken_for_populated(make: Maker) -> None:
+    theirs = make.memory(SHARED_FILE, SIZE)
+    with shared(theirs) as memory:
+        found = memory.require(HostOffset(0), SIZE)
+        (region,) = found.regions
+        for regions in ((), (replace(region, size=ByteCount(SIZE - PAGE_SIZE)),)):
+            found.regions = regions
+            with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
+                found.populate(HostOffset(0), SIZE)
+            assert theirs.held() == 0

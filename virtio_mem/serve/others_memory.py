@@ -15,14 +15,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vhost_user import _native
 from vhost_user.errors import HostError, PeerError
 from vhost_user.mapping import Mapping, map_part
 from vhost_user.memory import Region
-from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, align_up
 from virtio_mem.hostmem.backed import ZEROS, BackedMemory
 from virtio_mem.hostmem.backing import Backing, Memfd, SharedFile
 from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
@@ -55,16 +55,20 @@ class OthersMemory(BackedMemory):
             else:
                 return
         for mapping, start, length in self._mapped(offset, size):
-            _touch(mapping, start, length)
+            _touch(mapping, start, length, self.page_size)
 
-    def _mapped(self, offset: HostOffset, size: ByteCount) -> Iterator[tuple[Mapping, HostOffset, ByteCount]]:
-        """Where a range is mapped, region by region."""
+    def _mapped(self, offset: HostOffset, size: ByteCount) -> list[tuple[Mapping, HostOffset, ByteCount]]:
+        """Where a range is mapped, region by region. OSError unless all of it is."""
         first, end = self.addr + offset, self.addr + offset + size
+        parts = []
         for region in self.regions:
             start, stop = max(first, region.guest_address), min(end, region.end)
             if start < stop:
                 inside = HostOffset(region.offset + start - region.guest_address)
-                yield region.mapping, inside, ByteCount(stop - start)
+                parts.append((region.mapping, inside, ByteCount(stop - start)))
+        if sum(length for _, _, length in parts) != size:
+            raise OSError(errno.EFAULT, "not all of it is mapped here")
+        return parts
 
     def write(self, offset: HostOffset, data: bytes) -> None:
         """As of BackedMemory, by a mapping for this alone: where rings are served, all would be lost with the file."""
@@ -95,16 +99,22 @@ class OthersMemory(BackedMemory):
             self._writer = -1
 
 
-def _touch(mapping: Mapping, offset: HostOffset, size: ByteCount) -> None:
-    """Have the host allocate the pages, and none of them mapped here."""
-    with mapping.view(offset, size):  # nobody unmaps it meanwhile
+def _truncated() -> OSError:
+    return OSError(errno.EFAULT, "the file was truncated")
+
+
+def _touch(mapping: Mapping, offset: HostOffset, size: ByteCount, page_size: ByteCount) -> None:
+    """Have the host allocate the pages, none of them mapped here. Where regions adjoin within a page, both have it."""
+    start = HostOffset(offset // page_size * page_size)
+    size = ByteCount(align_up(offset + size, page_size) - start)
+    with mapping.view(start, size):  # nobody unmaps it meanwhile
         if mapping.dead:
-            raise OSError(errno.EFAULT, "the file was truncated")
+            raise _truncated()
         try:
-            _native.madvise(mapping.address + offset, size, MADV_POPULATE_WRITE)
+            _native.madvise(mapping.address + start, size, MADV_POPULATE_WRITE)
         finally:
             with suppress(OSError):
-                _native.madvise(mapping.address + offset, size, mmap.MADV_DONTNEED)  # of a shared one: frees nothing
+                _native.madvise(mapping.address + start, size, mmap.MADV_DONTNEED)  # of a shared one: frees nothing
 
 
 def _writer(backing: Backing) -> int:
