@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -167,9 +168,7 @@ def check_content(theirs: HostMemory) -> None:
 
 @pytest.mark.parametrize("make_odd", [nothing, sealed, appended_to])
 def test_a_file_that_can_not_be_written_as_others_is_populated(make_odd: Callable[[int], None]) -> None:
-    fd = os.memfd_create("odd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, SIZE)
-    theirs = odd_memory(fd)
+    theirs = odd_memory()
     fill(theirs, THERE, HUGE)
     try:
         with shared(theirs) as memory:
@@ -182,8 +181,22 @@ def test_a_file_that_can_not_be_written_as_others_is_populated(make_odd: Callabl
         theirs.close()
 
 
-def odd_memory(fd: int) -> HostMemory:
+def odd_memory() -> HostMemory:
+    """Not sealed."""
+    fd = os.memfd_create("odd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, SIZE)
     return HostMemory(Memfd(fd, HostOffset(0)), SIZE)
+
+
+@pytest.fixture(params=["memfd", SHARED_TMPFS_FILE.name])
+def in_memory(make: Maker, request: pytest.FixtureRequest) -> Iterator[HostMemory]:
+    """A file that is written to be populated, and that its front end can truncate."""
+    if request.param != "memfd":
+        yield make.memory(SHARED_TMPFS_FILE, SIZE)
+        return
+    theirs = odd_memory()
+    yield theirs
+    theirs.close()
 
 
 def test_a_limit_on_the_size_of_files_limits_no_memory(make: Maker) -> None:
@@ -221,3 +234,42 @@ def test_what_is_not_mapped_here_is_not_taken_for_populated(make: Maker) -> None
             with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
                 found.populate(HostOffset(0), SIZE)
             assert theirs.held() == 0
+
+
+def descriptors(theirs: HostMemory) -> int:
+    """How often its file is open in this process."""
+    inode = os.fstat(theirs.backing.fd).st_ino
+    return sum(path.stat().st_ino == inode for path in Path("/proc/self/fd").iterdir() if path.exists())
+
+
+def test_a_file_is_opened_once_more_when_something_is_populated(in_memory: HostMemory) -> None:
+    alone = descriptors(in_memory)
+    with shared(in_memory) as memory:
+        before = descriptors(in_memory)
+        memory.discard(HostOffset(0), HUGE)
+        assert descriptors(in_memory) == before
+        for offset in (0, HUGE):
+            memory.populate(HostOffset(offset), HUGE)
+            assert descriptors(in_memory) == before + 1
+    assert descriptors(in_memory) == alone
+
+
+def test_nobody_waits_for_whoever_has_a_lease_on_the_file(make: Maker) -> None:
+    """The kernel would have an open(2) wait for /proc/sys/fs/lease-break-time, and then take the lease away."""
+    theirs = make.memory(SHARED_TMPFS_FILE, SIZE)
+    inode = f":{os.fstat(theirs.backing.fd).st_ino} "
+
+    def leases() -> list[str]:
+        return [line.split()[2] for line in Path("/proc/locks").read_text().splitlines() if inode in line]
+
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    try:
+        fcntl.fcntl(theirs.backing.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with shared(theirs) as memory:
+            assert leases() == ["ACTIVE"]
+            memory.populate(HostOffset(0), SIZE)
+            assert leases() == ["BREAKING"]
+            assert theirs.held() == SIZE
+    finally:
+        fcntl.fcntl(theirs.backing.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        signal.signal(signal.SIGIO, before)

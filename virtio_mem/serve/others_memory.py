@@ -42,9 +42,12 @@ class OthersMemory(BackedMemory):
         self.addr = addr
         self.regions = regions
         self._closed = False
-        self._writer = _writer(backing)
+        self._writer: int | None = None
+        """To write the file by, -1 where that is not the way, None until something is populated."""
 
     def _allocate(self, offset: HostOffset, size: ByteCount) -> None:
+        if self._writer is None:
+            self._writer = _writer(self.backing)
         if self._writer >= 0:
             try:
                 for start, length in self._holes(offset, size):
@@ -94,9 +97,9 @@ class OthersMemory(BackedMemory):
         self._closed = True
         self.regions = ()
         self.backing.close()
-        if self._writer >= 0:
+        if self._writer is not None and self._writer >= 0:
             os.close(self._writer)
-            self._writer = -1
+        self._writer = -1
 
 
 def _truncated() -> OSError:
@@ -119,11 +122,12 @@ def _touch(mapping: Mapping, offset: HostOffset, size: ByteCount, page_size: Byt
 
 def _writer(backing: Backing) -> int:
     """A descriptor to write the file by where that is the way, else -1. Not a duplicate: with O_APPEND, which whoever
-    shares a description can set at any time, pwrite(2) appends."""
+    shares a description can set at any time, pwrite(2) appends. O_NONBLOCK: whoever has a lease on the file would have
+    open(2) wait for 45 s, fcntl(2)."""
     if not (isinstance(backing, Memfd) or (isinstance(backing, SharedFile) and backing.in_memory)):
         return -1
     try:
-        return os.open(f"/proc/self/fd/{backing.fd}", os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{backing.fd}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return -1
 
