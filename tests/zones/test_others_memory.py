@@ -122,9 +122,10 @@ def test_what_is_shared_anew_in_two_regions_is_populated_there(make: Maker, kind
         check_content(theirs)
 
 
-def test_a_file_that_is_truncated_meanwhile_costs_no_process(make: Maker) -> None:
+@each(SHARED_TMPFS_FILE, SHARED_FILE)
+def test_a_file_that_is_truncated_meanwhile_costs_no_process(make: Maker, kind: Kind) -> None:
     """Nor is anything allocated where the mapping was."""
-    theirs = make.memory(SHARED_FILE, SIZE)
+    theirs = make.memory(kind, SIZE)
     fd = theirs.shareable_fd
     assert fd is not None
     with shared(theirs) as memory:
@@ -199,29 +200,48 @@ def in_memory(make: Maker, request: pytest.FixtureRequest) -> Iterator[HostMemor
     theirs.close()
 
 
-def test_a_limit_on_the_size_of_files_limits_no_memory(make: Maker) -> None:
-    theirs = make.memory(MEMFD, SIZE)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with shared(theirs) as memory:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (THERE, hard))
-        try:
-            memory.populate(HostOffset(0), SIZE)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert theirs.held() == SIZE
+def at_the_write(monkeypatch: pytest.MonkeyPatch, offset: int, act: Callable[[], None]) -> None:
+    """Just before zeros are written to `offset`, the front end does something, once."""
+    write = os.pwrite
+
+    def act_and_write(fd: int, data: bytes, at: int) -> int:
+        if at == offset:
+            monkeypatch.undo()
+            act()
+        return write(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", act_and_write)
 
 
-def test_a_full_tmpfs_leaves_what_was_there(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(headroom, "require", lambda *_: None)  # it fills up behind the look at it
-    file = make.mount("tmpfs", "size=4M") / "file"
-    file.touch()
-    os.truncate(file, SIZE)
-    theirs = part(make.open(ZoneSpec("m", SIZE, file=file, shared=True)).boot)
-    fill(theirs, THERE, MIB)
-    with shared(theirs) as memory:
-        with pytest.raises(HostError, match="allocating memory failed: ENOSPC"):
+@pytest.mark.parametrize("at", [0, 4 * MIB, SIZE - HUGE])
+def test_a_file_that_is_truncated_while_it_is_written_is_refused(
+    in_memory: HostMemory, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets longer by the piece in hand at most, and nothing stays in it."""
+    fd = in_memory.backing.fd
+    with shared(in_memory) as memory:
+        at_the_write(monkeypatch, at, lambda: os.ftruncate(fd, 0))
+        with pytest.raises(HostError, match="allocating memory failed: EFAULT"):
             memory.populate(HostOffset(0), SIZE)
-        assert theirs.held() == theirs.held(HostOffset(THERE), ByteCount(MIB)) == MIB
+        assert os.fstat(fd).st_size == at + HUGE
+        assert in_memory.held() == 0
+
+
+def test_what_comes_while_a_file_is_written_stays(in_memory: HostMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another piece, and behind other data in the piece in hand."""
+    fill(in_memory, 3 * MIB, PAGE_SIZE)
+    with shared(in_memory) as memory:
+
+        def write() -> None:
+            fill(in_memory, 4 * MIB - PAGE_SIZE, PAGE_SIZE)
+            fill(in_memory, THERE, HUGE)
+
+        at_the_write(monkeypatch, 2 * MIB, write)
+        memory.populate(HostOffset(0), SIZE)
+        assert in_memory.held() == SIZE
+        with in_memory.view() as view:
+            for offset in (3 * MIB, 4 * MIB - PAGE_SIZE, THERE, THERE + HUGE - PAGE_SIZE):
+                assert bytes(view[offset : offset + 8]) == b"virtio-m"
 
 
 def test_what_is_not_mapped_here_is_not_taken_for_populated(make: Maker) -> None:
@@ -273,3 +293,28 @@ def test_nobody_waits_for_whoever_has_a_lease_on_the_file(make: Maker) -> None:
     finally:
         fcntl.fcntl(theirs.backing.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         signal.signal(signal.SIGIO, before)
+
+
+def test_a_limit_on_the_size_of_files_limits_no_memory(make: Maker) -> None:
+    theirs = make.memory(MEMFD, SIZE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with shared(theirs) as memory:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (THERE, hard))
+        try:
+            memory.populate(HostOffset(0), SIZE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert theirs.held() == SIZE
+
+
+def test_a_full_tmpfs_leaves_what_was_there(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headroom, "require", lambda *_: None)  # it fills up behind the look at it
+    file = make.mount("tmpfs", "size=4M") / "file"
+    file.touch()
+    os.truncate(file, SIZE)
+    theirs = part(make.open(ZoneSpec("m", SIZE, file=file, shared=True)).boot)
+    fill(theirs, THERE, MIB)
+    with shared(theirs) as memory:
+        with pytest.raises(HostError, match="allocating memory failed: ENOSPC"):
+            memory.populate(HostOffset(0), SIZE)
+        assert theirs.held() == theirs.held(HostOffset(THERE), ByteCount(MIB)) == MIB

@@ -81,7 +81,9 @@ class BackedMemory(ABC):
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
         """Make the host allocate all of a range now, or raise HostError and leave allocated what was before.
 
-        What is there already keeps its contents. Before Linux 6.7, private pages only read are taken to be there.
+        What is there already keeps its contents. Before Linux 6.7, private pages only read are taken to be there. What
+        others write meanwhile to what is not there yet may be lost: a guest that writes to unplugged memory is promised
+        nothing.
         """
         self._check(offset, size)
         try:

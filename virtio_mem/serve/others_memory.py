@@ -6,6 +6,12 @@ process; and to take the page table entry away again costs an eighth of what pop
 zeros are written to it instead, which takes a third less time than touching its pages. Only holes are written: what is
 there keeps its contents.
 
+Unlike a touch, a write can lose what others write, and make a file longer. So it goes by pieces of 2 MiB, and the holes
+and the length of the file are asked for just before each. What is not promised is the moment between: what others write
+to a hole then is lost, and a file that is truncated then may get its length back as far as this piece, with zeros. The
+first is unplugged memory, which has no content, and to which no driver may write. After the second a PLUG is granted
+only where the file holds all of the range.
+
 Huge pages can't be written, and a file on a disk would be slower: those are touched where rings are served, and the
 entries dropped. No new mapping is made for that: of a file that was sealed meanwhile there might be none.
 """
@@ -50,8 +56,7 @@ class OthersMemory(BackedMemory):
             self._writer = _writer(self.backing)
         if self._writer >= 0:
             try:
-                for start, length in self._holes(offset, size):
-                    _write_zeros(self._writer, self.backing.offset + start, length)
+                self._fill(self._writer, offset, size)
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
                     raise
@@ -59,6 +64,18 @@ class OthersMemory(BackedMemory):
                 return
         for mapping, start, length in self._mapped(offset, size):
             _touch(mapping, start, length, self.page_size)
+
+    def _fill(self, fd: int, offset: HostOffset, size: ByteCount) -> None:
+        """Fill the holes of a range, piece by piece; see above. OSError where the file can't hold all of it."""
+        end = offset + size
+        for start in range(offset, end, len(ZEROS)):
+            piece = ByteCount(min(len(ZEROS), end - start))
+            if os.fstat(fd).st_size < self.backing.offset + start + piece:
+                raise _truncated()
+            for hole, length in self._holes(HostOffset(start), piece):
+                _write_zeros(fd, self.backing.offset + hole, length)
+        if self.backing.held(offset, size) != size:
+            raise _truncated()
 
     def _mapped(self, offset: HostOffset, size: ByteCount) -> list[tuple[Mapping, HostOffset, ByteCount]]:
         """Where a range is mapped, region by region. OSError unless all of it is."""
