@@ -202,30 +202,38 @@ class Requests:
     def _receive(self, connection: Connection) -> Received:
         deadline = time.monotonic() + self.timeout
         while True:
+            # Who always has something for us to look after may not have us wait for ever.
+            late = time.monotonic() >= deadline
             received = connection.receive_beside(self.watched, deadline)
             if received is not None:
                 return received
-            if not self.wait_readable(connection.fileno(), deadline - time.monotonic()):
+            if late:
                 raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
+            self._look_after((), 0.0)
 
     def wait_readable(self, fd: int, timeout: float) -> bool:
         """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
         can."""
         deadline = time.monotonic() + timeout
         while True:
-            poll = select.poll()
-            for each in (fd, *self.watched):
-                poll.register(each, select.POLLIN)
             left = max(0.0, deadline - time.monotonic())
-            ready = dict(poll.poll(left * 1000))
-            for each, events in ready.items():
-                if events & ~(select.POLLIN | select.POLLHUP) and each != fd:
-                    del self.watched[each]  # an error stays, and nothing will come of it
-                else:
-                    self.watched.get(each, _nothing)()
-            # Who always has something for us to look after may not have us wait for ever.
-            if fd in ready or left == 0.0:
-                return fd in ready
+            ready = self._look_after((fd,), left)
+            if ready or left == 0.0:
+                return ready
+
+    def _look_after(self, others: Sequence[int], seconds: float) -> bool:
+        """Wait until what is watched, or one of the `others`, can be read, and look after the former; whether one of
+        the latter can."""
+        poll = select.poll()
+        for each in (*others, *self.watched):
+            poll.register(each, select.POLLIN)
+        ready = dict(poll.poll(seconds * 1000))
+        for each, events in ready.items():
+            if events & ~(select.POLLIN | select.POLLHUP) and each not in others:
+                self.watched.pop(each, None)  # an error stays, and nothing will come of it
+            else:
+                self.watched.get(each, _nothing)()
+        return any(each in ready for each in others)
 
     def renew(self, connection: Connection) -> None:
         """Go on with another connection, on which nothing is negotiated yet."""
@@ -249,7 +257,7 @@ class Requests:
                 self._given_up = connection
 
     def close(self) -> None:
-        """Close the connection; closing twice is allowed."""
+        """Close the connection; closing twice is allowed. A request of another thread ends with Disconnected."""
         connections = self._connection, self._given_up
         self._connection = self._given_up = None
         for connection in connections:
