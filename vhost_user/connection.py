@@ -10,12 +10,17 @@ and each is in an `OwnedFd` before anything else is looked at, so whatever is ra
 
 Sending and receiving take a time limit, and a limit of 0 means "not at all": a back end that serves many front ends
 from one loop closes a connection rather than wait for one of them.
+
+The number of a descriptor that is closed is the next one's that anybody opens. So while a thread is in a call of the C
+core with the socket's number, another one that closes the connection only shuts the socket down. That ends the call,
+and who made it closes the descriptor.
 """
 
 from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -63,8 +68,8 @@ class Connection:
     """A connected unix stream socket, taken over. `name` is what errors call it, and `most_fds` how many descriptors a
     message from the peer may bring.
 
-    One thread at a time may receive, and one may send. After any error but TimedOut on receiving before a first byte,
-    only `close()` makes sense: the stream is somewhere within a message.
+    One thread at a time may receive, and one may send; any may close. After any error but TimedOut on receiving before
+    a first byte, only `close()` makes sense: the stream is somewhere within a message.
     """
 
     def __init__(self, sock: socket.socket, name: str = "connection", *, most_fds: int = MAX_FDS) -> None:
@@ -72,6 +77,9 @@ class Connection:
         self._most_fds = most_fds
         self._incoming = _native.Incoming(most_fds, MAX_PAYLOAD)
         self._sock = sock
+        self._receiving, self._sending = threading.Lock(), threading.Lock()
+        self._closing = threading.RLock()
+        self._closed = False
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -110,18 +118,23 @@ class Connection:
         Raises Disconnected where the peer is gone, and TimedOut where it does not read; a part may be sent then.
         """
         deadline = None
-        while True:
-            try:
-                sent = _native.send(self._sock.fileno(), data, fds)
-            except BlockingIOError:
-                deadline = time.monotonic() + timeout if deadline is None else deadline
-                self._wait_to_send(deadline)
-                continue
-            except OSError as error:
-                raise Disconnected(self.name, error.strerror) from error
-            if sent == len(data):
-                return
-            data, fds = data[sent:], ()
+        try:
+            with self._sending:
+                while True:
+                    try:
+                        sent = _native.send(self._sock.fileno(), data, fds)
+                    except BlockingIOError:
+                        deadline = time.monotonic() + timeout if deadline is None else deadline
+                        self._wait_to_send(deadline)
+                        continue
+                    if sent == len(data):
+                        return
+                    data, fds = data[sent:], ()
+        except OSError as error:
+            raise self._ended(error.strerror) from error
+        finally:
+            if self._closed:
+                self._close_unless_used()
 
     def _wait_to_send(self, deadline: float) -> None:
         poll = select.poll()
@@ -141,22 +154,29 @@ class Connection:
         """The next message, unless it has not come by `deadline`, a time of time.monotonic(), or one of the descriptors
         `watched` has something or is broken. Raises Disconnected or PeerError."""
         nanoseconds, fds = int(min(deadline, _NEVER) * 1e9), tuple(watched)
-        while True:
-            try:
-                result = self._incoming.wait(self._sock.fileno(), fds, nanoseconds)
-            except InterruptedError:
-                continue  # the signal's handler has run
-            except OSError as error:
-                raise Disconnected(self.name, error.strerror) from error
-            return self._taken(result)
+        try:
+            with self._receiving:
+                while True:
+                    try:
+                        return self._taken(self._incoming.wait(self._sock.fileno(), fds, nanoseconds))
+                    except InterruptedError:
+                        continue  # the signal's handler has run
+        except OSError as error:
+            raise self._ended(error.strerror) from error
+        finally:
+            if self._closed:
+                self._close_unless_used()
 
     def receive_now(self) -> Received | None:
         """The next message if all of it has come, without waiting. Raises Disconnected or PeerError."""
         try:
-            result = self._incoming.receive(self._sock.fileno())
+            with self._receiving:
+                return self._taken(self._incoming.receive(self._sock.fileno()))
         except OSError as error:
-            raise Disconnected(self.name, error.strerror) from error
-        return self._taken(result)
+            raise self._ended(error.strerror) from error
+        finally:
+            if self._closed:
+                self._close_unless_used()
 
     def _taken(self, result: int) -> Received | None:
         if result == _WHOLE:
@@ -172,7 +192,7 @@ class Connection:
         """What is said of a stream that can't be read on."""
         request, flags, size, fd_count = self._incoming.head
         if result == _native.ENDED:
-            return Disconnected(self.name, "within a message" if self.within_message else "between two messages")
+            return self._ended("within a message" if self.within_message else "between two messages")
         if result == _native.LATE_FDS:
             return PeerError("descriptors", fd_count, "ride on the first byte of their message")
         if result == _native.TRUNCATED_FDS:
@@ -182,25 +202,56 @@ class Connection:
         Header(request, flags, size).check()
         raise AssertionError(f"nothing is wrong with request {request}, flags {flags:#x}, size {size}")
 
+    def _ended(self, how: str | None) -> Disconnected:
+        return Disconnected(self.name, "meanwhile", "was closed") if self._closed else Disconnected(self.name, how)
+
     def _timed_out(self, what: str) -> TimedOut:
         return TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")
 
     @property
     def hung_up(self) -> bool:
         """Whether the peer has closed its end. What it sent before may not be read yet."""
-        poll = select.poll()
-        poll.register(self._sock, 0)
-        return bool(poll.poll(0))
+        with self._sending:
+            if self._closed:
+                return True
+            poll = select.poll()
+            poll.register(self._sock, 0)
+            return bool(poll.poll(0))
 
     def end(self) -> None:
         """Send nothing more, for good: the peer sees the end, and that it saw it is seen by `hung_up`."""
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
+        self._shut_down(socket.SHUT_WR)
+
+    def _shut_down(self, how: int) -> None:
+        with self._closing, suppress(OSError):
+            self._sock.shutdown(how)
 
     def close(self) -> None:
-        """Close the socket and what an unfinished message brought; closing twice is allowed."""
-        self._incoming.drop()
-        self._sock.close()
+        """Close the socket and what an unfinished message brought; closing twice is allowed.
+
+        Does not wait for a thread that sends or receives: its call ends with Disconnected, and it closes them then.
+        """
+        self._closed = True
+        with self._closing:
+            if not self._close_unless_used():
+                self._shut_down(socket.SHUT_RDWR)
+
+    def _close_unless_used(self) -> bool:
+        """Close what `close()` was to; whether no call was under way. Each call tries it when it has ended."""
+        with self._closing:
+            if not self._receiving.acquire(blocking=False):
+                return False
+            try:
+                if not self._sending.acquire(blocking=False):
+                    return False
+                try:
+                    self._incoming.drop()
+                    self._sock.close()
+                finally:
+                    self._sending.release()
+            finally:
+                self._receiving.release()
+            return True
 
     def __enter__(self) -> Self:
         return self

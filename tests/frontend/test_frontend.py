@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -359,6 +361,36 @@ class TestRefusals:
                 _ = frontend.status
             del frontend.requests.watched[ours.fileno()]
             assert not frontend.connected
+
+    def test_a_thread_closes_it_while_another_waits_for_a_silent_back_end(self) -> None:
+        ended: list[PeerError] = []
+        seen: list[PeerError] = []
+
+        def ask(frontend: Frontend) -> None:
+            try:
+                _ = frontend.status
+            except PeerError as error:
+                ended.append(error)
+
+        def wait_for_the_end(back: FakeBackend, _request: R, _received: Received) -> None:
+            try:
+                back.own.receive(LATE / 4).close()
+            except PeerError as error:
+                seen.append(error)
+                raise
+
+        with fake(behaviour={R.GET_STATUS: wait_for_the_end}) as back, connected(back) as frontend:
+            frontend.vring(0)
+            thread = threading.Thread(target=ask, args=[frontend])
+            thread.start()
+            while R.GET_STATUS not in back.requests:
+                time.sleep(0.001)
+            frontend.close()
+            thread.join()
+            assert not frontend.connected
+            with pytest.raises(Disconnected):
+                _ = frontend.status
+        assert [type(error) for error in (*ended, *seen)] == [Disconnected, Disconnected]
 
     def test_a_signal_whose_handler_raises_does_so_too(self) -> None:
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)

@@ -63,8 +63,10 @@ static int take_descriptors(struct vu_incoming *incoming, struct msghdr *message
 	bool late = count && incoming->have;
 
 	if (!late && !(message->msg_flags & MSG_CTRUNC)) {
-		memcpy(incoming->fds + incoming->fd_count, fds, count * sizeof(int));
-		incoming->fd_count += count;
+		if (count) {
+			memcpy(incoming->fds, fds, count * sizeof(int));
+			incoming->fd_count = count;
+		}
 		return VU_WHOLE;
 	}
 	close_all(fds, count);
@@ -106,30 +108,28 @@ static bool good_header(const struct vu_incoming *incoming)
 
 int vu_receive(int sock, struct vu_incoming *incoming)
 {
-	int result;
-
 	if (!incoming->have)
 		incoming->fd_count = 0;
-	while (incoming->have < VU_HEADER_SIZE) {
-		char *to = (char *)&incoming->request + incoming->have;
+	for (;;) {
+		uint32_t have = incoming->have, at = have - VU_HEADER_SIZE;
+		int result;
 
-		result = take_bytes(sock, incoming, to, VU_HEADER_SIZE - incoming->have);
-		if (result != VU_WHOLE)
-			return result;
-		if (incoming->have == VU_HEADER_SIZE && !good_header(incoming)) {
+		if (have < VU_HEADER_SIZE) {
+			char *to = (char *)&incoming->request + have;
+
+			result = take_bytes(sock, incoming, to, VU_HEADER_SIZE - have);
+		} else if (!good_header(incoming)) {
 			vu_incoming_drop(incoming);
 			return VU_BAD_HEADER;
+		} else if (at < incoming->size) {
+			result = take_bytes(sock, incoming, incoming->payload + at, incoming->size - at);
+		} else {
+			incoming->have = 0;
+			return VU_WHOLE;
 		}
-	}
-	while (incoming->have < VU_HEADER_SIZE + incoming->size) {
-		uint32_t at = incoming->have - VU_HEADER_SIZE;
-
-		result = take_bytes(sock, incoming, incoming->payload + at, incoming->size - at);
 		if (result != VU_WHOLE)
 			return result;
 	}
-	incoming->have = 0;
-	return VU_WHOLE;
 }
 
 static struct timespec until(int64_t deadline)

@@ -188,10 +188,10 @@ class Frontend:
                     raise
 
     def _close_channel(self) -> None:
-        if self.channel is not None:
-            self.requests.watched.pop(self.channel.fileno(), None)
-            self.channel.close()
-            self.channel = None
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            self.requests.watched.pop(channel.fileno(), None)
+            channel.close()
 
     # The device.
 
@@ -303,10 +303,13 @@ class Frontend:
                 raise
 
     def close(self) -> None:
-        """Close the connection, and what is ours. The memory that was shared is the caller's."""
+        """Close the connection, and what is ours. The memory that was shared is the caller's.
+
+        A request that another thread makes ends with Disconnected; whether it did is not waited for.
+        """
         self.requests.close()
         self._close_channel()
-        for vring in self.vrings.values():
+        for vring in tuple(self.vrings.values()):
             vring.close()
         self.vrings.clear()
         self._inflight.close()
