@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import threading
-from operator import attrgetter
+from collections.abc import Callable
+
+
+class _Leaving:
+    """The `__exit__` of a TurnLock is that of its RLock; of the class, as an ExitStack asks for it, a function."""
+
+    def __get__(self, lock: TurnLock | None, _: type) -> Callable[..., None]:
+        return _leave if lock is None else lock._leave
+
+
+def _leave(lock: TurnLock, *details: object) -> None:
+    del details
+    lock._leave(None, None, None)
 
 
 class TurnLock:
@@ -38,4 +50,4 @@ class TurnLock:
                 self._lock.release()
             raise
 
-    __exit__ = property(attrgetter("_leave"))
+    __exit__ = _Leaving()

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -68,6 +69,14 @@ def test_its_holder_may_take_it_again() -> None:
     assert heard == ["taken"]
 
 
+def test_a_stack_of_contexts_takes_it() -> None:
+    lock = TurnLock()
+    with ExitStack() as stack:
+        stack.enter_context(lock)
+        assert not taken_by_another(lock, seconds=0.05)
+    assert taken_by_another(lock)
+
+
 def test_nobody_else_lets_go_of_it() -> None:
     lock, refused = TurnLock(), list[RuntimeError]()
 
@@ -100,12 +109,12 @@ def take_until_interrupted(lock: TurnLock, seconds: float) -> None:
             pass
 
 
-def taken_by_another(lock: TurnLock) -> bool:
-    """Whether another thread gets it."""
+def taken_by_another(lock: TurnLock, seconds: float = 5) -> bool:
+    """Whether another thread gets it in this time."""
     got: list[bool] = []
 
     def take() -> None:
-        if lock._lock.acquire(timeout=5):
+        if lock._lock.acquire(timeout=seconds):
             lock._lock.release()
             got.append(True)
 
