@@ -148,6 +148,14 @@ def punch_hole(fd: int, offset: HostOffset, size: ByteCount) -> None:
     _native.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size)
 
 
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of it: where a file system fills up, a write ends early, and only the next one fails. OSError then."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def can_punch_holes(fd: int) -> bool:
     """Whether the file system can give back a part of a file. Asked beyond the end, where there is nothing to lose."""
     beyond = HostOffset(align_up(os.fstat(fd).st_size, PAGE_SIZE))

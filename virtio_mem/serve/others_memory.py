@@ -31,6 +31,7 @@ from vhost_user.memory import Region
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, align_up
 from virtio_mem.hostmem.backed import ZEROS, BackedMemory
 from virtio_mem.hostmem.backing import Backing, Memfd, SharedFile
+from virtio_mem.hostmem.files import write_at
 from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
 
 _UNWRITABLE = (errno.EPERM, errno.EFBIG)
@@ -73,7 +74,7 @@ class OthersMemory(BackedMemory):
             if os.fstat(fd).st_size < self.backing.offset + start + piece:
                 raise _truncated()
             for hole, length in self._holes(HostOffset(start), piece):
-                _write_zeros(fd, self.backing.offset + hole, length)
+                write_at(fd, memoryview(ZEROS)[:length], self.backing.offset + hole)
         if self.backing.held(offset, size) != size:
             raise _truncated()
 
@@ -147,11 +148,3 @@ def _writer(backing: Backing) -> int:
         return os.open(f"/proc/self/fd/{backing.fd}", os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return -1
-
-
-def _write_zeros(fd: int, start: int, size: int) -> None:
-    """OSError where the file can't hold them all; it may hold some then."""
-    zeros = memoryview(ZEROS)
-    done = 0
-    while done < size:
-        done += os.pwrite(fd, zeros[: size - done], start + done)

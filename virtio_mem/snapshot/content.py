@@ -15,7 +15,7 @@ from vhost_user.errors import HostError
 from vhost_user.units import MIB, ByteCount, HostOffset, align_up
 from virtio_mem.hostmem.backed import ZEROS, BackedMemory
 from virtio_mem.hostmem.backing import Hugetlb, PrivateFile
-from virtio_mem.hostmem.files import next_data
+from virtio_mem.hostmem.files import next_data, write_at
 from virtio_mem.hostmem.memory import HostMemory
 
 CHUNK = MIB
@@ -57,7 +57,7 @@ def write_content(memory: BackedMemory, ranges: Iterable[Range], fd: int) -> str
         data = _read(memory, offset, size)
         if not ZEROS.startswith(data):
             digest.add(offset, data)
-            _write_at(fd, data, offset)
+            write_at(fd, data, offset)
     if memory.backing.shared:
         _require_length(memory, os.fstat(memory.backing.fd).st_size)
     return str(digest)
@@ -80,14 +80,6 @@ def _read(memory: BackedMemory, offset: int, size: int) -> bytes:
 def _require_length(memory: BackedMemory, length: int) -> None:
     if length < (wanted := memory.backing.offset + memory.size):
         raise HostError("file", f"{length} bytes", f"was truncated; it had {wanted} or more", "don't truncate it")
-
-
-def _write_at(fd: int, data: bytes, offset: int) -> None:
-    """All of it: where a file system fills up, a write ends early, and only the next one fails."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _worth_reading(memory: BackedMemory, offset: int, size: int) -> bool:
