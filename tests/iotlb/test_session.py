@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from tests.backend.devices import Echo
-from tests.backend.rig import DATA, SIZE, SPLIT, USER, pair, start_ring
-from tests.iotlb.rig import FEATURES, PAGE, EchoBehind, KeeperBehind, behind, guest_of
+from tests.backend.rig import DATA, SIZE, SPLIT, USER, Running, pair, start_ring
+from tests.iotlb.rig import FEATURES, PAGE, Behind, EchoBehind, KeeperBehind, behind, guest_of
 from vhost_user.backend import Server
 from vhost_user.connection import Connection
 from vhost_user.errors import PeerError, Refused, UsageError
@@ -193,17 +193,23 @@ def test_what_is_unmapped_can_be_mapped_elsewhere(form: str) -> None:
         assert rig.both.ram.memory.read(GuestAddress(elsewhere + ANSWER), 5) == b"there"
 
 
+def keep_five(rig: Behind, device: KeeperBehind) -> Running:
+    """A ring, whose areas are mapped, with five chains that the device has and keeps."""
+    rig.map_data()
+    ring = rig.start()
+    for _ in range(5):
+        ring.send(b"kept")
+    ring.kick()
+    rig.until(lambda: len(device.kept) == 5)
+    return ring
+
+
 @FORMATS
 def test_chains_are_given_back_when_the_used_ring_is_mapped_again(form: str) -> None:
     device = KeeperBehind()
     with behind(form, device) as rig:
         ring_mappings = rig.map_ring()
-        rig.map_data()
-        ring = rig.start()
-        for _ in range(5):
-            ring.send(b"kept")
-        ring.kick()
-        rig.until(lambda: len(device.kept) == 5)
+        ring = keep_five(rig, device)
         for mapping in ring_mappings:
             rig.iommu.unmap(mapping)
         link = rig.both.endpoint.link
@@ -222,12 +228,7 @@ def test_what_is_owed_goes_back_before_a_ring_is_stopped(form: str) -> None:
     device = KeeperBehind()
     with behind(form, device) as rig:
         mappings = rig.map_ring()
-        rig.map_data()
-        ring = rig.start()
-        for _ in range(5):
-            ring.send(b"kept")
-        ring.kick()
-        rig.until(lambda: len(device.kept) == 5)
+        ring = keep_five(rig, device)
         link = rig.both.endpoint.link
         assert link is not None
         session, stopped = link.session, threading.Event()
