@@ -75,6 +75,28 @@ def test_everything_is_found_again(file: OwnedFd) -> None:
     again.close()
 
 
+def test_sizes_are_written_when_they_change(file: OwnedFd) -> None:
+    state = load(file)
+
+    def slots() -> bytes:
+        return os.pread(file.fileno(), RECORD - SLOTS[0], SLOTS[0])
+
+    before = slots()
+    state.device.blocks.plug(Run(BlockIndex(3), 2))
+    state.changed()
+    assert slots() == before
+    state.counters = lambda: (5, 3)
+    state.changed()
+    assert slots() != before
+    state.device.pause()
+    state.changed()
+    state.close()
+    again = load(file)
+    assert again.counted == (5, 3)
+    assert again.device.paused
+    again.close()
+
+
 @pytest.mark.parametrize("slot", SLOTS)
 def test_one_of_the_two_slots_is_enough(file: OwnedFd, slot: int) -> None:
     state = load(file)

@@ -81,6 +81,8 @@ class DeviceState:
         self._answering: ChainKey | None = None
         self._aside: tuple[Intent, set[ChainKey], set[ChainKey]] | None = None
         self._generation = 0
+        self._saved: tuple[int, ...] = ()
+        """The sizes and counters of the newer slot, as far as this process wrote it."""
         self.intent: Intent | None = None
         """The record of a process before this one, as far as something is to be done about it; or of this one, of
         requests whose driver has no answer."""
@@ -220,21 +222,18 @@ class DeviceState:
         return self._intents
 
     def _save(self, device: VirtioMemDevice) -> None:
+        sizes = device.requested_size, device.usable_region_size, int(device.paused), *self.counters()
+        if sizes == self._saved:  # a PLUG changes none of them
+            return
         self._generation += 1
-        start = _SLOTS[self._generation % 2]
-        values = (
-            self._generation,
-            device.requested_size,
-            device.usable_region_size,
-            int(device.paused),
-            *self.counters(),
-        )
+        start, values = _SLOTS[self._generation % 2], (self._generation, *sizes)
         words = self._words
         words[start] = 0
         for index in range(1, 6):
             words[start + index] = values[index]
         words[start + _CHECKSUM] = zlib.crc32(_SIZES.pack(*values))
         words[start] = self._generation
+        self._saved = sizes
 
     def take_over(self, device: VirtioMemDevice) -> None:
         """Have a blank state say that the device is where `device` is, and paused."""
