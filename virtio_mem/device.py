@@ -58,7 +58,7 @@ class EffectType(Enum):
     SYSTEM_RESET = "system reset"
 
 
-_REQUESTED = {
+_REQUESTED: dict[int, EffectType] = {
     RequestType.PLUG: EffectType.PLUG,
     RequestType.UNPLUG: EffectType.UNPLUG,
     RequestType.UNPLUG_ALL: EffectType.UNPLUG_ALL,
@@ -191,7 +191,7 @@ class VirtioMemDevice:
             return Decision(verdicts, None)
         type_, first, nb_blocks = granted
         run = Run(BlockIndex(first), nb_blocks)
-        return Decision(verdicts, self._open(_REQUESTED[RequestType(type_)], run, len(verdicts)))
+        return Decision(verdicts, self._open(_REQUESTED[type_], run, len(verdicts)))
 
     def answering(self) -> tuple[int, int]:
         """By what the C core answers requests at once: the address of a `vu_answer` function, and of its `device`.
