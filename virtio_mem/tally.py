@@ -27,7 +27,8 @@ class ServiceObserver(Protocol):
     lock; what they raise is logged, and keeps no request from being answered."""
 
     def answered(self, request: Request, response: Response) -> None:
-        """`request` is about to be answered by `response`, and the device is as it says."""
+        """`request` is answered by `response`, which its driver may have or not have yet, and the device is as it says,
+        or as requests after it have left it."""
 
     def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
         """`unplugged` bytes were given back, of which the host still holds `kept`; None where it can't tell."""
@@ -40,6 +41,17 @@ class Tally:
         self._device = device
         self._answers: Counter[tuple[str, str]] = Counter()
         self.observers: list[ServiceObserver] = []
+        self._held: list[Callable[[], None]] | None = None
+
+    def hold(self) -> None:
+        """Keep what is to be counted and told until `release()`, before which nobody else has the service's lock."""
+        self._held = []
+
+    def release(self) -> None:
+        """Count and tell what was kept, in order."""
+        held, self._held = self._held, None
+        for each in held or ():
+            each()
 
     @property
     def answers(self) -> Counter[tuple[str, str]]:
@@ -55,6 +67,9 @@ class Tally:
 
     def answered(self, request: Request, response: Response) -> None:
         """`request` is about to be answered."""
+        if self._held is not None:
+            self._held.append(partial(self.answered, request, response))
+            return
         name = _NAMES.get(request.type, "unknown")
         self._answers[name, response.type.name] += 1
         if response.type is not ResponseType.ACK:
@@ -63,7 +78,11 @@ class Tally:
             _tell(partial(observer.answered, request, response))
 
     def answered_all(self, requests: memoryview, verdicts: bytes) -> None:
-        """The first of `requests` are about to be answered as their verdicts say; see `Decision`."""
+        """The first of `requests`, which stay as they are until they are counted, are about to be answered as their
+        verdicts say; see `Decision`."""
+        if self._held is not None:
+            self._held.append(partial(self.answered_all, requests, verdicts))
+            return
         if self.looks_at_each:
             for at, verdict in enumerate(verdicts):
                 self.answered(Request.decode(requests[REQUEST_SIZE * at :]), VERDICTS[verdict].response)
@@ -77,6 +96,9 @@ class Tally:
 
     def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
         """Memory was given back."""
+        if self._held is not None:
+            self._held.append(partial(self.discarded, unplugged, kept))
+            return
         for observer in self.observers:
             _tell(partial(observer.discarded, unplugged, kept))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ from vhost_user.errors import Refused
 from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.mapping import Mapping
 from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
-from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
+from virtio_mem.protocol import BlockState, Request, RequestType, Response, ResponseType
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_memfd
 from virtio_mem.serve.plan import ServedZone
@@ -98,6 +100,45 @@ def test_random_requests_agree_with_the_model(form: str, rng: random.Random) -> 
             assert response.type is expected, request
             assert state is None or response.state is state, request
         assert machine.config(frontend).plugged_size == model.plugged_size
+
+
+def _are(what: Sized, number: int) -> bool:
+    return len(what) == number
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_driver_is_called_before_who_only_wants_to_know(form: str) -> None:
+    with guest(form) as machine, served(zone()) as here:
+        frontend = here.start(machine)
+        called: list[tuple[str, bool]] = []
+
+        class Looks:
+            """Whether the call is there; the driver takes none meanwhile."""
+
+            def answered(self, request: Request, response: Response) -> None:
+                self._look(f"{RequestType(request.type).name} {response.type.name}")
+
+            def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+                self._look(f"{unplugged} discarded, {kept} kept")
+
+            def _look(self, what: str) -> None:
+                called.append((what, bool(select.select([frontend.vring(0).call], [], [], 0)[0])))
+
+        here.device.service.observers.append(Looks())
+        for type_, told in (
+            (PLUG, ["PLUG ACK"]),
+            (STATE, ["STATE ACK"]),
+            (PLUG, ["PLUG ERROR"]),
+            (UNPLUG, [f"{2 * BLOCK_SIZE} discarded, 0 kept", "UNPLUG ACK"]),
+        ):
+            called.clear()
+            machine.driver.enable_interrupts()
+            machine.send_typed(frontend, type_, 3, 2)
+            wait_until(partial(_are, called, len(told)), f"{told} is told")
+            assert called == [(what, True) for what in told]
+            assert frontend.vring(0).call.take()
+            assert machine.receive() is not None
+        assert here.device.service.answers["PLUG", "ERROR"] == 1
 
 
 def test_what_a_driver_and_its_vmm_do_leaves_blocks_alone() -> None:

@@ -107,6 +107,10 @@ class RingBatches:
             self._vring.in_flight -= batch.given - given
         return not queue.owes
 
+    def call(self) -> None:
+        """Call the driver now, if it asked to hear of what went back. For handlers that have more to do after that."""
+        self._vring.notify()
+
     def chain(self, member: int) -> Chain:
         """The chain of a member that has not gone back, to look at."""
         return self._vring.running().chain_of(self.batch, member)

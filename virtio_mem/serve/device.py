@@ -167,14 +167,22 @@ class MemDevice(Device):
         return self._batches.serve()
 
     def _serve(self, batches: RingBatches) -> None:
-        """Serve requests, from the look at them until their driver has the answers: see intent.py."""
-        batch = batches.batch
+        """Serve requests, from the look at them until their driver has the answers: see intent.py.
+
+        The driver is called first, and then they are counted and told of, which a guest need not wait for.
+        """
+        batch, tally = batches.batch, self.service.tally
         with self.service.lock:
-            for first, end in batch.asking():
-                answered = first
-                while answered < end:
-                    answered += self._answer(*batch.part(answered, end))
-                    self._give(batches, answered)
+            tally.hold()
+            try:
+                for first, end in batch.asking():
+                    answered = first
+                    while answered < end:
+                        answered += self._answer(*batch.part(answered, end))
+                        self._give(batches, answered)
+                batches.call()
+            finally:
+                tally.release()
 
     def _give(self, batches: RingBatches, end: int) -> None:
         there = False
