@@ -11,6 +11,8 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 VENV=$ROOT/.venv
+# What is imported is compiled once, and not by each of the hundreds of processes that the tests start.
+unset PYTHONDONTWRITEBYTECODE
 PYTHON=$VENV/bin/python
 # With gcc, what compiles an extension module on a Debian machine that has only python3.
 BUILD_PACKAGES=(gcc libc6-dev python3 python3-dev python3-venv)
@@ -73,8 +75,9 @@ make_venv() {
     "$python" -m venv --clear "$VENV"
 }
 
+# Python compiles what is imported, when it is; most of what is installed never is.
 pip_install() {
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@" >&2
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile "$@" >&2
 }
 
 # The build back end goes into .venv first, so that compiling the C core again needs no network.
