@@ -34,6 +34,8 @@ def test_changed_puts_back_after_an_error(tmp_path: Path) -> None:
 
 
 def test_guard_puts_back_only_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another run on this machine may have the lock of the real settings.
+    monkeypatch.setattr(host, "settings_lock", host.SettingsLock(tmp_path))
     monkeypatch.setattr(host, "WATCHED", (f"{tmp_path}/*",))
     for name in ("kept", "lost"):
         (tmp_path / name).write_text("1")
