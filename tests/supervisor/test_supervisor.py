@@ -452,6 +452,7 @@ def test_a_worker_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytes
 
 def test_a_worker_that_does_not_retire_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "RETIRE_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "END_SECONDS", 0.2)  # nor does the last one
     monkeypatch.setattr(Worker, "_retire", lambda _: None)
     with service(tmp_path) as supervised, supervised.connect() as frontend:
         frontend.get_config(0, 4)
