@@ -157,14 +157,15 @@ class Frontend:
 
     def vring(self, index: int) -> FrontendVring:
         """Ring `index`, made when it is asked for. PeerError for one that the back end says it doesn't have."""
-        if index not in self.vrings:
-            if self.queue_count is not None and index >= self.queue_count:
-                raise PeerError("ring", index, f"the back end has {self.queue_count}")
-            by_message = lambda: bool(self.features & F_PROTOCOL_FEATURES)  # noqa: E731
-            vring = FrontendVring(index, self.requests, self.regions, enable=by_message)
-            vring.iommu = self.iommu if self.features & VIRTIO_F_IOMMU_PLATFORM else None
-            self.vrings[index] = vring
-        return self.vrings[index]
+        with self.requests.ending:
+            if index not in self.vrings:
+                if self.queue_count is not None and index >= self.queue_count:
+                    raise PeerError("ring", index, f"the back end has {self.queue_count}")
+                by_message = lambda: bool(self.features & F_PROTOCOL_FEATURES)  # noqa: E731
+                vring = FrontendVring(index, self.requests, self.regions, enable=by_message)
+                vring.iommu = self.iommu if self.features & VIRTIO_F_IOMMU_PLATFORM else None
+                self.vrings[index] = vring
+            return self.vrings[index]
 
     # The back end's channel.
 
@@ -254,7 +255,8 @@ class Frontend:
     def track_inflight(self, num_queues: int, queue_size: int) -> None:
         """Have the back end note which requests it has, in memory that outlives it. Before rings are started."""
         self._require(ProtocolFeature.INFLIGHT_SHMFD)
-        self._inflight.track(num_queues, queue_size)
+        with self.requests.ending:
+            self._inflight.track(num_queues, queue_size)
 
     def start_logging(self, highest_address: GuestAddress) -> None:
         """Have the back end log each page that it writes to, up to guest address `highest_address` inclusive.
@@ -265,15 +267,18 @@ class Frontend:
         self._require(ProtocolFeature.LOG_SHMFD)
         if not self.offered & F_LOG_ALL:
             raise Refused("LOG_ALL", "not offered", "the back end has to offer it")
-        self._logging.start(highest_address, self.features)
+        with self.requests.ending:
+            self._logging.start(highest_address, self.features)
 
     def take_dirty_pages(self) -> set[int]:
         """The numbers of the pages of LOG_PAGE bytes that were logged since the last call. UsageError without a log."""
-        return self._logging.take()
+        with self.requests.ending:
+            return self._logging.take()
 
     def stop_logging(self) -> set[int]:
         """Have the back end log no more; the pages that it had logged and that nobody took."""
-        return self._logging.stop()
+        with self.requests.ending:
+            return self._logging.stop()
 
     # Another connection.
 
@@ -282,32 +287,43 @@ class Frontend:
 
         Each ring that was started goes on where the old daemon had left it in guest memory, so what that one had not
         used is available again. That is exact where the old one used chains in order, or with `track_inflight`, from
-        which the new one knows which were being worked on. PeerError where it does not offer all that was in use.
+        which the new one knows which were being worked on. PeerError where it does not offer all that was in use,
+        Disconnected where `close()` was called, meanwhile or before. The connection is taken over, and closed then.
         """
         with self.requests.lock:
-            self._close_channel()
-            self.requests.renew(connection)
             try:
-                self._negotiate()
-                features, acked = self._in_use
-                if (features, acked) != (self.features, self.requests.acked):
-                    limit = f"the features {features:#x} and {acked!r} that are in use"
-                    raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
-                self._inflight.send()
-                self.regions.share_again()
-                self._logging.send_again()
-                for vring in self.vrings.values():
-                    vring.resume()
+                with self.requests.ending:
+                    self._close_channel()
+                    self.requests.renew(connection)
+                    self.requests.ending.check()  # who closed it before that closed the connection before this one
+                    self._set_up_again()
             except BaseException:
                 self.requests.close()
+                connection.close()
                 raise
 
-    def close(self) -> None:
-        """Close the connection, and what is ours. The memory that was shared is the caller's.
+    def _set_up_again(self) -> None:
+        self._negotiate()
+        features, acked = self._in_use
+        if (features, acked) != (self.features, self.requests.acked):
+            limit = f"the features {features:#x} and {acked!r} that are in use"
+            raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
+        self._inflight.send()
+        self.regions.share_again()
+        self._logging.send_again()
+        for vring in self.vrings.values():
+            vring.resume()
 
-        A request that another thread makes ends with Disconnected; whether it did is not waited for.
+    def close(self) -> None:
+        """Close the connection, and what is ours, for good. The memory that was shared is the caller's.
+
+        A call that another thread is in ends with Disconnected; whether it did is not waited for.
         """
-        self.requests.close()
+        self.requests.ending.come()
+        self.requests.close()  # before descriptors whose numbers a request may have: they are sent to nobody
+        self.requests.ending.let_go(self._let_go)
+
+    def _let_go(self) -> None:
         self._close_channel()
         for vring in tuple(self.vrings.values()):
             vring.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 
 from vhost_user import _native
@@ -91,6 +92,8 @@ class DirtyLogging:
         self._regions = regions
         self._log: SharedLog | None = None
         self._features = 0
+        # Who takes from a log has it mapped: another thread may replace it, or let go of it.
+        self._taking = threading.RLock()
 
     def start(self, highest: GuestAddress, features: int) -> None:
         """Log up to address `highest`, under the virtio `features`; see `Frontend.start_logging`."""
@@ -104,11 +107,12 @@ class DirtyLogging:
             except BaseException:
                 log.close()
                 raise
-            self._log = log
             self._regions.prepare = lambda end: self.start(end, features)
-            if before is not None:
-                log.put_back(before.take())
-                before.close()
+            with self._taking:
+                self._log = log
+                if before is not None:
+                    log.put_back(before.take())
+                    before.close()
 
     def _send(self, log: SharedLog, *, switch: bool) -> None:
         question = Log(log.size, HostOffset(0))
@@ -123,9 +127,10 @@ class DirtyLogging:
 
     def take(self) -> set[int]:
         """The pages that were logged since they were last taken. UsageError without a log."""
-        if self._log is None:
-            raise UsageError("log", "none", "logging began", "call start_logging() first")
-        return self._log.take()
+        with self._taking:
+            if self._log is None:
+                raise UsageError("log", "none", "logging began", "call start_logging() first")
+            return self._log.take()
 
     def stop(self) -> set[int]:
         """Log no more; the pages that nobody took."""
@@ -138,6 +143,7 @@ class DirtyLogging:
     def close(self) -> None:
         """Let go of the log; nothing is told to the back end."""
         self._regions.prepare = lambda _: None
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        with self._taking:
+            log, self._log = self._log, None
+            if log is not None:
+                log.close()

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
 from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
+from vhost_user.frontend.ending import Ending
 from vhost_user.message import (
     U64,
     FrontendRequest,
@@ -54,6 +55,8 @@ class Requests:
         self.postcopy = False
         self.timeout = timeout
         self.lock = threading.RLock()
+        self.ending = Ending(connection.name)
+        """Of the front end: a connection may end and another one come."""
         self.watched: dict[int, Callable[[], None]] = {}
         """What to look after while an answer is waited for: by descriptor, what is called when it can be read."""
         self._busy = False
@@ -61,6 +64,7 @@ class Requests:
         self._connection: Connection | None = connection
         self._given_up: Connection | None = None
         self._name = connection.name
+        self._exchanging = threading.RLock()
 
     @property
     def connected(self) -> bool:
@@ -213,13 +217,16 @@ class Requests:
 
     def wait_readable(self, fd: int, timeout: float) -> bool:
         """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
-        can."""
+        can. Raises Disconnected when the front end is closed."""
         deadline = time.monotonic() + timeout
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            ready = self._look_after((fd,), left)
-            if ready or left == 0.0:
-                return ready
+        with self.ending:
+            others = fd, self.ending.fileno()
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                ready = self._look_after(others, left)
+                self.ending.check()
+                if ready or left == 0.0:
+                    return ready
 
     def _look_after(self, others: Sequence[int], seconds: float) -> bool:
         """Wait until what is watched, or one of the `others`, can be read, and look after the former; whether one of
@@ -239,7 +246,9 @@ class Requests:
         """Go on with another connection, on which nothing is negotiated yet."""
         with self.lock:
             self.close()
-            self._connection, self._name = connection, connection.name
+            with self._exchanging:
+                self._connection, self._name = connection, connection.name
+            self.ending.name = connection.name
             self._afterwards.clear()
             self.acked, self.postcopy = ProtocolFeature.NONE, False
 
@@ -258,8 +267,9 @@ class Requests:
 
     def close(self) -> None:
         """Close the connection; closing twice is allowed. A request of another thread ends with Disconnected."""
-        connections = self._connection, self._given_up
-        self._connection = self._given_up = None
+        with self._exchanging:  # else one that comes at this moment would be forgotten, and stay open
+            connections = self._connection, self._given_up
+            self._connection = self._given_up = None
         for connection in connections:
             if connection is not None:
                 connection.close()

@@ -45,6 +45,10 @@ class FrontendVring:
         """
         if self.started:
             raise UsageError("ring", self.index, "is not started", "stop it first")
+        with self._requests.ending:
+            self._start(layout, base, enabled=enabled)
+
+    def _start(self, layout: SplitLayout | PackedLayout, base: int | None, *, enabled: bool) -> None:
         self.layout, self.base = layout, _first_base(layout) if base is None else base
         state = VringState(self.index, layout.size)
         self._requests.tell(FrontendRequest.SET_VRING_NUM, state)
@@ -120,13 +124,15 @@ class FrontendVring:
 
     def wait(self, timeout: float) -> bool:
         """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked
-        after meanwhile."""
-        return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
+        after meanwhile. Raises Disconnected when the front end is closed."""
+        with self._requests.ending:
+            return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
 
     @property
     def failed(self) -> bool:
         """Whether the back end signalled an error of this ring since the last look."""
-        return self.err.take()
+        with self._requests.ending:
+            return self.err.take()
 
     def close(self) -> None:
         """Close the descriptors. The back end has its own."""

@@ -1,0 +1,253 @@
+"""A front end that is closed while another thread, or the same one, is in a call of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.frontend.fake import LATE, VERSION_1, FakeBackend, fake
+from vhost_user.connection import Connection, Received
+from vhost_user.errors import Disconnected, PeerError
+from vhost_user.event import Event
+from vhost_user.frontend import Frontend, SharedRegion
+from vhost_user.frontend.requests import Requests
+from vhost_user.message import FrontendRequest
+from vhost_user.owned_fd import OwnedFd
+from vhost_user.units import GIB, MIB, ByteCount, GuestAddress
+from vhost_user.vring import SplitLayout
+
+R = FrontendRequest
+SPLIT = SplitLayout.place(16, GuestAddress(0x1000))
+
+LONG = 10.0
+"""Seconds that a call waits which nothing ends: the test has failed."""
+
+
+@pytest.fixture
+def memory() -> Iterator[SharedRegion]:
+    with OwnedFd(os.memfd_create("ram", os.MFD_CLOEXEC)) as fd:
+        os.ftruncate(fd.fileno(), MIB)
+        yield SharedRegion(GuestAddress(0), ByteCount(MIB), fd.fileno())
+
+
+@pytest.fixture
+def frontend() -> Iterator[Frontend]:
+    with fake() as back, Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend:
+        yield frontend
+
+
+@contextmanager
+def meanwhile(call: Callable[[], object]) -> Iterator[list[object]]:
+    """Another thread, deep in `call` most likely when the block begins; how that ended, once the block has."""
+    ended: list[object] = []
+
+    def run() -> None:
+        try:
+            ended.append(call())
+        except PeerError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(0.05)
+    try:
+        yield ended
+    finally:
+        thread.join()
+
+
+def require_closed_here(ended: list[object], name: str = "fake") -> None:
+    (error,) = ended
+    assert isinstance(error, Disconnected), error
+    assert (error.field, error.limit) == (name, "was closed")
+
+
+@contextmanager
+def strangers_up_to(number: int) -> Iterator[list[Event]]:
+    """Events that others open, until all descriptors up to `number` are taken. Each was rung once."""
+    with ExitStack() as opened:
+        events = [opened.enter_context(Event.create())]
+        while events[-1].fileno() < number:
+            events.append(opened.enter_context(Event.create()))
+        for event in events:
+            event.signal()
+        yield events
+
+
+def test_who_waits_for_a_call_is_told(frontend: Frontend) -> None:
+    vring = frontend.vring(0)
+    began = time.monotonic()
+    with meanwhile(lambda: vring.wait(LONG)) as ended:
+        frontend.close()
+    require_closed_here(ended)
+    assert time.monotonic() - began < LONG
+
+
+def test_the_numbers_are_not_the_next_ones_while_they_are_waited_for(frontend: Frontend) -> None:
+    vring, other = frontend.vring(0), frontend.vring(1)
+    called = vring.call.fileno()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        bell.take()
+        entered.set()
+        assert go_on.wait(LONG)
+
+    with Event.create() as bell:
+        frontend.requests.watched[bell.fileno()] = hold
+        with meanwhile(lambda: vring.wait(LONG)) as ended, meanwhile(lambda: other.wait(LONG)) as other_ended:
+            bell.signal()
+            assert entered.wait(LONG)
+            frontend.close()
+            with strangers_up_to(called) as strangers:
+                go_on.set()
+                while not ended:
+                    time.sleep(0.001)
+                assert called not in [each.fileno() for each in strangers]
+                assert all(each.take() for each in strangers)
+        require_closed_here(ended)
+        require_closed_here(other_ended)
+        assert vring.call._fd.closed
+
+
+def test_what_is_called_while_one_waits_may_close(frontend: Frontend) -> None:
+    with Event.create() as bell:
+        frontend.requests.watched[bell.fileno()] = frontend.close
+        bell.signal()
+        with pytest.raises(Disconnected, match="was closed"):
+            frontend.vring(0).wait(LONG)
+
+
+def test_the_handler_of_a_signal_may_close(frontend: Frontend) -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: frontend.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(Disconnected, match="was closed"):
+            frontend.vring(0).wait(LONG)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def all_time_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits that were taken are not looked through: a thread that takes all the time is in the C core then."""
+    monkeypatch.setattr("vhost_user.frontend.log._pages", lambda _: ())
+
+
+def take_until_the_end(frontend: Frontend) -> None:
+    while True:
+        frontend.take_dirty_pages()
+
+
+def test_a_log_is_not_unmapped_under_who_takes_from_it(all_time_in_c: None) -> None:
+    for _ in range(10):
+        with fake() as back, Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend:
+            frontend.start_logging(GuestAddress(128 * GIB - 1))
+            with meanwhile(lambda frontend=frontend: take_until_the_end(frontend)) as ended:  # type: ignore[misc]
+                frontend.close()
+            require_closed_here(ended)
+
+
+def test_a_log_is_not_replaced_under_who_takes_from_it(all_time_in_c: None, frontend: Frontend) -> None:
+    frontend.start_logging(GuestAddress(128 * GIB - 1))
+    with meanwhile(lambda: take_until_the_end(frontend)) as ended:
+        for size in range(129, 149):
+            frontend.start_logging(GuestAddress(size * GIB - 1))
+        frontend.close()
+    require_closed_here(ended)
+
+
+def test_nothing_is_asked_of_one_that_is_closed(frontend: Frontend) -> None:
+    vring = frontend.vring(0)
+    frontend.close()
+    frontend.close()
+    for call in (
+        frontend.take_dirty_pages,
+        frontend.stop_logging,
+        lambda: frontend.start_logging(GuestAddress(0)),
+        lambda: frontend.track_inflight(1, 16),
+        lambda: frontend.vring(1),
+        lambda: vring.wait(0),
+        lambda: vring.failed,
+        lambda: vring.start(SPLIT),
+    ):
+        with pytest.raises(Disconnected, match="was closed"):
+            call()
+
+
+class Held:
+    """A behaviour: the request is not answered before the front end is gone."""
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+
+    def __call__(self, back: FakeBackend, _request: R, _received: Received) -> None:
+        self.came.set()
+        with back.own.receive(LATE):
+            raise AssertionError("the front end goes on")
+
+
+@pytest.mark.parametrize("asked", [R.GET_FEATURES, R.GET_QUEUE_NUM, R.ADD_MEM_REG, R.SET_LOG_BASE, R.SET_VRING_KICK])
+def test_a_close_ends_a_reconnect(frontend: Frontend, memory: SharedRegion, asked: R) -> None:
+    frontend.regions.share([memory])
+    frontend.start_logging(GuestAddress(MIB - 1))
+    vring = frontend.vring(0)
+    vring.start(SPLIT)
+    held = Held()
+    with fake(behaviour={asked: held}) as second:
+        with meanwhile(lambda: frontend.reconnect(second.connection)) as ended:
+            assert held.came.wait(LONG)
+            frontend.close()
+        require_closed_here(ended)
+        assert second.connection.fileno() == -1
+    assert not frontend.connected
+    assert frontend.channel is None
+    assert frontend.vrings == {}
+    assert vring.call._fd.closed
+
+
+def test_a_close_in_the_moment_before_the_other_connection(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    renew = Requests.renew
+
+    def close_first(requests: Requests, connection: Connection) -> None:
+        frontend.close()
+        renew(requests, connection)
+
+    monkeypatch.setattr(Requests, "renew", close_first)
+    with fake() as second:
+        with pytest.raises(Disconnected, match="was closed"):
+            frontend.reconnect(second.connection)
+        assert second.connection.fileno() == -1
+    assert not frontend.connected
+
+
+def test_one_that_is_closed_does_not_reconnect(frontend: Frontend) -> None:
+    frontend.close()
+    with fake() as second:
+        with pytest.raises(Disconnected, match="was closed"):
+            frontend.reconnect(second.connection)
+        assert second.connection.fileno() == -1
+
+
+def test_it_is_closed_at_whatever_moment_of_a_reconnect(memory: SharedRegion) -> None:
+    for step in range(40):
+        with fake() as first, Frontend(first.connection, features=VERSION_1, timeout=LATE) as frontend:
+            frontend.regions.share([memory])
+            frontend.vring(0).start(SPLIT)
+            with fake() as second:
+                thread = threading.Timer(step * 0.0001, frontend.close)
+                thread.start()
+                try:
+                    frontend.reconnect(second.connection)
+                except Disconnected as error:
+                    assert error.limit == "was closed"  # noqa: PT017 -- there is one, or none
+                thread.join()
+                assert second.connection.fileno() == -1
+            assert not frontend.connected
