@@ -13,6 +13,18 @@ from pathlib import Path
 import pytest
 
 from vhost_user.errors import HostError
+from vhost_user.message import (
+    U64,
+    FrontendRequest,
+    Log,
+    MemoryRegion,
+    MemoryTable,
+    MessageSpec,
+    VringFd,
+    VringState,
+    encode_message,
+)
+from vhost_user.message.table import FRONTEND_MESSAGES
 from vhost_user.owned_fd import OwnedFd, close_all, received_fds
 from vhost_user.supervisor import ledger_file
 from vhost_user.supervisor.book import WORKER
@@ -23,7 +35,8 @@ from vhost_user.supervisor.ledger_file import Entry, LedgerFiles, Ref
 from vhost_user.supervisor.outbox import Outbox
 from vhost_user.supervisor.packets import Kind, Packet, encode
 from vhost_user.supervisor.peeked import PeekedSocket
-from vhost_user.supervisor.stored import StoredWire, end_worker
+from vhost_user.supervisor.stored import StoredWire, end_worker, must_bring_fds
+from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
 
 
 class KilledError(Exception):
@@ -312,9 +325,55 @@ def test_descriptors_belong_to_the_message_that_they_came_with(split: bool) -> N
         socket.send_fds(theirs, [message(8, b"e") * 2], [one.fileno()])
         _, ancillary, _ = wire.receive(12, 100, first=True)
         assert not ancillary
-        assert not wire.took(9, 0), "two messages at once are not understood"
+        assert not wire.took(9, 0), "a request with which none comes"
     wire.close()
     theirs.close()
+
+
+KICK = encode_message(FrontendRequest.SET_VRING_KICK, VringFd(1).encode())
+NO_CALL = encode_message(FrontendRequest.SET_VRING_CALL, VringFd(1, no_fd=True).encode())
+ENABLE = encode_message(FrontendRequest.SET_VRING_ENABLE, VringState(1, 1).encode())
+
+
+@pytest.mark.parametrize("behind", [[ENABLE], [NO_CALL], [ENABLE, NO_CALL]])
+def test_messages_that_are_sent_at_once_are_as_good_as_one_by_one(behind: list[bytes]) -> None:
+    ours, theirs = socket.socketpair()
+    wire = StoredWire(PeekedSocket.of(ours), Outbox.create())
+    with memfd(b"one") as one, memfd(b"two") as two:
+        theirs.sendall(NO_CALL)
+        socket.send_fds(theirs, [KICK + b"".join(behind)], [one.fileno()])
+        socket.send_fds(theirs, [KICK], [two.fileno()])
+    piece = 0
+    for data, contents in [(NO_CALL, []), (KICK, [b"one"]), *((each, []) for each in behind), (KICK, [b"two"])]:
+        for wanted, brought in ((data[:12], contents), (data[12:], [])):
+            piece += 1
+            got, ancillary, _ = wire.receive(len(wanted), 100, first=wanted == data[:12])
+            fds = received_fds(ancillary)
+            assert (got, [content_of(fd) for fd in fds]) == (wanted, brought)
+            assert wire.took(piece, len(fds))
+            close_all(fds)
+    wire.close()
+    theirs.close()
+
+
+REGION = MemoryRegion(GuestAddress(0), ByteCount(4096), UserAddress(0), HostOffset(0))
+EXAMPLES: dict[FrontendRequest, tuple[list[bytes], list[bytes]]] = {
+    FrontendRequest.SET_MEM_TABLE: ([MemoryTable((REGION, REGION)).encode()], [MemoryTable(()).encode()]),
+    FrontendRequest.SET_LOG_BASE: ([Log(ByteCount(4096), HostOffset(0)).encode()], [U64(1 << 40).encode()]),
+    FrontendRequest.SET_VRING_KICK: ([VringFd(255).encode()], [VringFd(255, no_fd=True).encode()]),
+    FrontendRequest.SET_VRING_CALL: ([VringFd(0).encode()], [VringFd(0, no_fd=True).encode()]),
+    FrontendRequest.SET_VRING_ERR: ([VringFd(1).encode()], [VringFd(1, no_fd=True).encode()]),
+}
+"""Payloads of requests that may come with descriptors, or without: of those that do, and of those that don't."""
+
+
+@pytest.mark.parametrize("spec", FRONTEND_MESSAGES.values(), ids=lambda spec: spec.name)
+def test_which_messages_bring_descriptors(spec: MessageSpec) -> None:
+    one = [bytes(8)] if spec.fds == (1, 1) else []
+    bring, do_not = EXAMPLES.get(FrontendRequest(spec.request), (one, [] if one else [bytes(8)]))
+    for payloads, expected in ((bring, True), (do_not, False)):
+        for payload in payloads:
+            assert must_bring_fds(encode_message(FrontendRequest(spec.request), payload) + KICK) is expected
 
 
 def test_a_byte_out_of_band_is_one_like_any_other() -> None:

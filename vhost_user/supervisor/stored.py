@@ -25,6 +25,12 @@ _HANDLED = struct.Struct("=Q")
 _HEADER = struct.Struct("=III")
 """What a message begins with; the last of it is the size of the rest."""
 
+_BRING_ONE = frozenset({7, 21, 32, 33, 37, 42})
+"""Requests with which one descriptor comes, always: SET_LOG_FD, SET_BACKEND_REQ_FD, SET_INFLIGHT_FD, GPU_SET_SOCKET,
+ADD_MEM_REG and SET_DEVICE_STATE_FD. By number, since `vhost_user.message` takes long to import."""
+
+_SET_MEM_TABLE, _SET_LOG_BASE, _VRING_FDS = 5, 6, (12, 13, 14)
+
 _LOOK = 8192
 """Bytes that are looked at: more than any message has, 4120."""
 
@@ -35,8 +41,9 @@ class StoredWire(Wire):
     A look goes further than one thinks. When it has as many bytes as it was to have, the kernel goes on in the queue to
     the next thing that was sent with descriptors, and gives these, too, with no byte of it. But it never goes on behind
     descriptors. So the look is for more than a message: it ends with what they were sent with. Where that is a message
-    or less, it is ours; where it is more, they are those of a message to come. A front end that sends two messages at
-    once with descriptors is not understood, which is seen when the message is taken out.
+    or less, it is ours; where it is more, others are behind it, and whether they were sent at once or one by one can't
+    be seen. Then descriptors are this message's if it has to bring some, else those of a message to come. Whether they
+    were is seen when it is taken out.
     """
 
     def __init__(self, sock: PeekedSocket, outbox: Outbox) -> None:
@@ -69,7 +76,7 @@ class StoredWire(Wire):
         data, ancillary, flags, _ = self._peeked.recvmsg(_LOOK, room, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
         looked_at, data = data, data[:size]
         self._peeked.look_again(after=len(data))
-        if not first or len(looked_at) > _length(looked_at):
+        if not first or (len(looked_at) > _length(looked_at) and not must_bring_fds(looked_at)):
             close_all(received_fds(ancillary))
             ancillary, flags = [], 0
         return data, ancillary, flags
@@ -103,6 +110,19 @@ class StoredWire(Wire):
 def _length(data: bytes) -> int:
     """Of the message that begins so, as far as that is known."""
     return _HEADER.size + _HEADER.unpack_from(data)[2] if len(data) >= _HEADER.size else _HEADER.size
+
+
+def must_bring_fds(data: bytes) -> bool:
+    """Whether the message that `data`, which has all of it, begins with is none without descriptors."""
+    request, _, size = _HEADER.unpack_from(data)
+    start = int.from_bytes(data[_HEADER.size : _HEADER.size + min(size, 8)], "little")
+    if request == _SET_MEM_TABLE:
+        return start & 0xFFFFFFFF != 0  # the number of regions
+    if request == _SET_LOG_BASE:
+        return size > 8  # size and offset, and not an address
+    if request in _VRING_FDS:
+        return not start & 0x100  # the flag that there is none
+    return request in _BRING_ONE
 
 
 class StoredWorker(WorkerProcess):
