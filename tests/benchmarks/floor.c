@@ -32,10 +32,10 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fd_message.h"
+#include "program.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -51,22 +51,6 @@ struct ring {
 	uint16_t head;
 	uint16_t chains;
 };
-
-static int64_t now(void)
-{
-	struct timespec time;
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
-static long number(const char *text)
-{
-	char *end;
-	long value = strtol(text, &end, 0);
-	if (*text == '\0' || *end != '\0')
-		errx(2, "%s is no number", text);
-	return value;
-}
 
 static void signal_event(int fd)
 {

@@ -20,10 +20,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fd_message.h"
+#include "program.h"
 
 enum request {
 	GET_FEATURES = 1,
@@ -203,14 +203,6 @@ static void negotiate(int sock)
 		errx(1, "it refuses to begin");
 }
 
-static int64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
-}
-
 static struct region slot_region(long number, long size)
 {
 	uint64_t at = (uint64_t)number * size;
@@ -241,16 +233,6 @@ static void front_end(int sock, int fd, long others, long size, long times)
 	if (fwrite(took, sizeof(*took), times, stdout) != (size_t)times)
 		err(1, "fwrite");
 	free(took);
-}
-
-static long number(const char *text)
-{
-	char *end;
-	long value = strtol(text, &end, 0);
-
-	if (*text == '\0' || *end != '\0')
-		errx(2, "%s is no number", text);
-	return value;
 }
 
 int main(int argc, char **argv)
