@@ -13,11 +13,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from vhost_user.device_status import Status
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
 from vhost_user.vring import DeviceQueue, PackedQueue, SplitQueue
-from virtio_mem.mmio_registers import MAGIC, VERSION, Interrupt, Register, Status
+from virtio_mem.mmio_registers import MAGIC, VERSION, Interrupt, Register
 from virtio_mem.protocol import CONFIG_SIZE, QUEUE_COUNT, VIRTIO_ID_MEM, Feature
 from virtio_mem.request_queue import GuestRequestQueue
 from virtio_mem.service import DeviceService

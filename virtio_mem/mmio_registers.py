@@ -43,17 +43,6 @@ class Register(IntEnum):
     CONFIG = 0x100
 
 
-class Status(IntFlag):
-    """Device status bits, section "Device Status Field"."""
-
-    ACKNOWLEDGE = 1
-    DRIVER = 2
-    DRIVER_OK = 4
-    FEATURES_OK = 8
-    NEEDS_RESET = 64
-    FAILED = 128
-
-
 class Interrupt(IntFlag):
     """Bits of InterruptStatus."""
 

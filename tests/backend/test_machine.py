@@ -23,9 +23,9 @@ from hypothesis.stateful import (
 from tests.backend.devices import Echo
 from tests.backend.rig import EVENT_IDX, INDIRECT_DESC, RING_PACKED, VERSION_1, Ram, Running, start_ring
 from vhost_user.backend import Server
-from vhost_user.backend.negotiated import DEVICE_NEEDS_RESET
 from vhost_user.backend.session import Session
 from vhost_user.connection import Connection
+from vhost_user.device_status import Status
 from vhost_user.errors import Refused
 from vhost_user.frontend import Frontend
 from vhost_user.message import (
@@ -191,7 +191,7 @@ class Ends(RuleBasedStateMachine):
         else:
             with pytest.raises(Refused):
                 self.front.status = status
-        assert self.front.status == self.status & ~DEVICE_NEEDS_RESET
+        assert self.front.status == self.status & ~Status.NEEDS_RESET
 
     @rule()
     def reset_device(self) -> None:
@@ -236,7 +236,7 @@ class Ends(RuleBasedStateMachine):
         assert {vring.index for vring in self.session.rings.vrings if vring.started} == self.started
         assert {vring.index for vring in self.session.rings.vrings if vring.enabled} == self.enabled
         assert self.device.config == self.config
-        assert negotiated.status in (self.device.status & ~DEVICE_NEEDS_RESET, 0)
+        assert negotiated.status in (self.device.status & ~Status.NEEDS_RESET, 0)
         assert (negotiated.active_log is not None) == self.logging
         for index in self.started:
             queue = self.session.rings.vrings[index].queue

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.backend.rig import Pair, Running, pair, start_ring
-from vhost_user.backend.negotiated import DEVICE_NEEDS_RESET, DRIVER_OK
+from vhost_user.device_status import Status
 from vhost_user.frontend import Frontend
 from vhost_user.units import GuestAddress
 
@@ -41,20 +41,20 @@ def test_a_ring_that_broke_shows_and_is_told_of_once() -> None:
         both.frontend.status = RUNNING
         assert (both.frontend.status, notices(both)) == (RUNNING, 0)
         break_ring(both, broken)
-        assert both.frontend.status == RUNNING | DEVICE_NEEDS_RESET
+        assert both.frontend.status == RUNNING | Status.NEEDS_RESET
         good.echo(b"the other one lives")
-        assert (both.frontend.status, notices(both)) == (RUNNING | DEVICE_NEEDS_RESET, 1)
+        assert (both.frontend.status, notices(both)) == (RUNNING | Status.NEEDS_RESET, 1)
 
 
 @pytest.mark.clause("STATUS-5")
 def test_a_driver_that_does_not_run_yet_is_told_when_it_does() -> None:
     with pair() as both:
         break_ring(both, start_ring(both.frontend, both.ram))
-        assert (both.frontend.status, notices(both)) == (DEVICE_NEEDS_RESET, 0)
-        both.frontend.status = RUNNING & ~DRIVER_OK
-        assert (both.frontend.status, notices(both)) == (RUNNING & ~DRIVER_OK | DEVICE_NEEDS_RESET, 0)
+        assert (both.frontend.status, notices(both)) == (Status.NEEDS_RESET, 0)
+        both.frontend.status = RUNNING & ~Status.DRIVER_OK
+        assert (both.frontend.status, notices(both)) == (RUNNING & ~Status.DRIVER_OK | Status.NEEDS_RESET, 0)
         both.frontend.status = RUNNING
-        assert (both.frontend.status, notices(both)) == (RUNNING | DEVICE_NEEDS_RESET, 1)
+        assert (both.frontend.status, notices(both)) == (RUNNING | Status.NEEDS_RESET, 1)
         both.frontend.status = both.frontend.status
         assert notices(both) == 1, "it runs, and has been told"
 
@@ -102,7 +102,7 @@ def test_a_status_of_0_leaves_rings_that_run() -> None:
 def test_no_driver_sets_it() -> None:
     with pair() as both:
         start_ring(both.frontend, both.ram)
-        both.frontend.status = RUNNING | DEVICE_NEEDS_RESET
+        both.frontend.status = RUNNING | Status.NEEDS_RESET
         assert (both.frontend.status, notices(both)) == (RUNNING, 0)
 
 
@@ -112,7 +112,7 @@ def test_the_notice_waits_while_the_endpoint_is_quiet() -> None:
         both.frontend.status = RUNNING
         with both.endpoint.quiet(30):
             break_ring(both, ring)
-            assert (both.frontend.status, notices(both)) == (RUNNING | DEVICE_NEEDS_RESET, 0)
+            assert (both.frontend.status, notices(both)) == (RUNNING | Status.NEEDS_RESET, 0)
         over = threading.Event()
         both.server.loop.call_soon(over.set)
         assert over.wait(20)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.host import HugePagePool
+from vhost_user.device_status import Status
 from vhost_user.errors import UsageError
 from vhost_user.units import GIB, MIB
 from virtio_mem.config import VmMemoryConfig
@@ -24,7 +25,7 @@ from virtio_mem.device import VirtioMemDevice
 from virtio_mem.guest.process import pattern
 from virtio_mem.machine import Machine
 from virtio_mem.manager import MemoryManager
-from virtio_mem.mmio_registers import MAGIC, Status
+from virtio_mem.mmio_registers import MAGIC
 from virtio_mem.service import Section
 
 LINE = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=1G,hotplugged_size=256M"

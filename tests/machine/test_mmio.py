@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from tests.device.helpers import ADDR, BLOCK, REGION, make_device, plug
 from tests.machine.helpers import RAM_SIZE, RING, Rig, guest_ram
+from vhost_user.device_status import Status
 from vhost_user.errors import PeerError
 from vhost_user.units import GuestAddress
 from vhost_user.vring import SplitDriver, SplitLayout
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
-from virtio_mem.mmio_registers import MAGIC, REGISTER_SPACE, Interrupt, Register, Status
+from virtio_mem.mmio_registers import MAGIC, REGISTER_SPACE, Interrupt, Register
 from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
 
 PLUG_FIRST = Request(RequestType.PLUG, GuestAddress(ADDR), 1)

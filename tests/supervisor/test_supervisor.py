@@ -18,8 +18,8 @@ from tests.backend.rig import EVERYTHING, SPLIT, Ram, Running, start_ring
 from tests.iotlb.rig import FEATURES, Behind
 from tests.supervisor.numbered import Load, Numbered
 from tests.supervisor.rig import RESUMED, WORKER, WORKERS, Board, Counter, Service, service
-from vhost_user.backend.negotiated import DEVICE_NEEDS_RESET
 from vhost_user.chain import Chain
+from vhost_user.device_status import Status
 from vhost_user.errors import Disconnected, FieldError, UsageError
 from vhost_user.frontend import Frontend
 from vhost_user.message import LOG_PAGE, U64, VIRTIO_F_IOMMU_PLATFORM, FrontendRequest, VringState
@@ -135,7 +135,7 @@ def test_a_ring_that_broke_is_broken_for_the_next_worker_too_until_a_reset(tmp_p
         for worker in range(1, 3):
             supervised.kill_worker()
             supervised.wait_for(RESUMED, worker)
-            assert frontend.status == 15 | DEVICE_NEEDS_RESET
+            assert frontend.status == 15 | Status.NEEDS_RESET
         frontend.status = 0
         supervised.kill_worker()
         supervised.wait_for(RESUMED, 3)

@@ -19,10 +19,6 @@ VIRTIO_F_EVENT_IDX = 1 << 29
 VIRTIO_F_VERSION_1 = 1 << 32
 VIRTIO_F_RING_PACKED = 1 << 34
 
-DRIVER_OK = 4
-DEVICE_NEEDS_RESET = 64
-"""Bits of the device status."""
-
 RING_FEATURES = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1 | VIRTIO_F_RING_PACKED
 """What every device has, because the rings are the back end's."""
 

@@ -24,11 +24,12 @@ from vhost_user.backend.device import DEVICE_SPECIFIC, Device
 from vhost_user.backend.iotlb import IotlbHandlers
 from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.memory import MemoryHandlers
-from vhost_user.backend.negotiated import DEVICE_NEEDS_RESET, DRIVER_OK, RING_FEATURES, Negotiated
+from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
 from vhost_user.backend.postcopy import PostcopyHandlers
 from vhost_user.backend.rings import RingHandlers
 from vhost_user.backend.structures import StructureHandlers
 from vhost_user.connection import Connection, Received
+from vhost_user.device_status import Status
 from vhost_user.errors import Disconnected, FieldError, PeerError
 from vhost_user.message import (
     F_LOG_ALL,
@@ -257,22 +258,23 @@ class Session:
     def _set_status(self, payload: U64, _: list[OwnedFd]) -> None:
         if payload.value > 0xFF:
             raise PeerError("status", payload.value, "at most 255, the device status field being one byte")
-        before, status = self.negotiated.status, payload.value & ~DEVICE_NEEDS_RESET  # they write back what they read
+        before = self.negotiated.status
+        status = payload.value & ~int(Status.NEEDS_RESET)  # they write back what they read
         self.device.set_status(status)
         self.negotiated.status = status
         if payload.value == 0:
             self.rings.stop_broken()
-        if self.rings.any_broken and not before & DRIVER_OK:
+        if self.rings.any_broken and not before & Status.DRIVER_OK:
             self._broke()  # QEMU starts rings before it says DRIVER_OK
 
     @property
     def status(self) -> int:
         """The device status: what the driver wrote, and whether a ring broke, which only a reset can mend."""
-        return self.negotiated.status | (DEVICE_NEEDS_RESET if self.rings.any_broken else 0)
+        return self.negotiated.status | (Status.NEEDS_RESET if self.rings.any_broken else 0)
 
     def _broke(self) -> None:
         # virtio 2.1.2, "Device Status Field": a notice follows DEVICE_NEEDS_RESET where DRIVER_OK is set.
-        if self.negotiated.status & DRIVER_OK:
+        if self.negotiated.status & Status.DRIVER_OK:
             self.tell_of_reset()
 
     def config_changed(self) -> None:

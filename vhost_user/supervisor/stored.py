@@ -114,6 +114,8 @@ def _length(data: bytes) -> int:
 
 def must_bring_fds(data: bytes) -> bool:
     """Whether the message that `data`, which has all of it, begins with is none without descriptors."""
+    request: int
+    size: int
     request, _, size = _HEADER.unpack_from(data)
     start = int.from_bytes(data[_HEADER.size : _HEADER.size + min(size, 8)], "little")
     if request == _SET_MEM_TABLE:

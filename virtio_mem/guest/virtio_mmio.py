@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vhost_user.device_status import Status
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
 from vhost_user.vring import PackedDriver, PackedLayout, SplitDriver, SplitLayout
 from vhost_user.vring.driver import DriverQueue
 from virtio_mem.mmio_bus import Registers
-from virtio_mem.mmio_registers import MAGIC, VERSION, Interrupt, Register, Status
+from virtio_mem.mmio_registers import MAGIC, VERSION, Interrupt, Register
 from virtio_mem.protocol import (
     CONFIG_SIZE,
     REQUEST_SIZE,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tests.conformance.wrong.fault import fault
 from tests.conformance.wrong.rings import memory_of
 from vhost_user.chain import Chain
+from vhost_user.device_status import Status
 from vhost_user.units import GuestAddress
 from vhost_user.vring import SplitLayout
 from virtio_mem.conformance.targets.behind_ring import RingTransport
-from virtio_mem.mmio_registers import Interrupt, Status
+from virtio_mem.mmio_registers import Interrupt
 from virtio_mem.request_queue import GuestRequestQueue, Progress
 
 

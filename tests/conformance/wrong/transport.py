@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tests.conformance.wrong.fault import fault
+from vhost_user.device_status import Status
 from vhost_user.units import ByteCount
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.conformance.target import TargetFailure
 from virtio_mem.conformance.targets.behind_ring import RingTransport
 from virtio_mem.conformance.targets.ours import OurSubject
-from virtio_mem.mmio_registers import Interrupt, Register, Status
+from virtio_mem.mmio_registers import Interrupt, Register
 from virtio_mem.protocol import Feature
 
 

@@ -5,6 +5,7 @@ And what a driver may do there that it has no reason to: write to the configurat
 
 from __future__ import annotations
 
+from vhost_user.device_status import Status
 from vhost_user.units import is_power_of_two
 from virtio_mem.conformance.check import (
     Unsuitable,
@@ -22,7 +23,6 @@ from virtio_mem.conformance.checks.notices import PATIENCE
 from virtio_mem.conformance.checks.notifications import OPEN, split
 from virtio_mem.conformance.session import KNOWN_FEATURES, Session
 from virtio_mem.conformance.target import Capability, TargetFailure
-from virtio_mem.mmio_registers import Status
 from virtio_mem.protocol import CONFIG_SIZE, QUEUE_COUNT, VIRTIO_ID_MEM, BlockState, Feature, ResponseType
 
 MOST_ENTRIES = 32768

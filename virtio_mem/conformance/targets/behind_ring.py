@@ -9,6 +9,7 @@ import mmap
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from vhost_user.device_status import Status
 from vhost_user.errors import UsageError
 from vhost_user.mapping import Mapping
 from vhost_user.memory import GuestMemory, Region
@@ -17,7 +18,7 @@ from virtio_mem.conformance.target import RING_SIZE, Asks, Capability, Chain, Re
 from virtio_mem.conformance.targets.in_process import OURS, InProcess, InProcessTarget, Made, Parts, alive
 from virtio_mem.conformance.targets.ring_driver import CurrentRing, RingDriver
 from virtio_mem.mmio import MmioTransport
-from virtio_mem.mmio_registers import Interrupt, Register, Status
+from virtio_mem.mmio_registers import Interrupt, Register
 from virtio_mem.protocol import CONFIG_SIZE, ConfigSpace, Feature
 from virtio_mem.request_queue import GuestRequestQueue
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from vhost_user.device_status import Status
 from vhost_user.errors import HostError, UsageError
 from vhost_user.message import ProtocolFeature
 from virtio_mem.conformance.target import (
@@ -30,7 +31,6 @@ from virtio_mem.conformance.target import (
 from virtio_mem.conformance.targets.ring_driver import CurrentRing, RingDriver
 from virtio_mem.conformance.targets.vhost_user_host import HostSide
 from virtio_mem.conformance.targets.vhost_user_link import PATIENCE, RAM_SIZE, Link
-from virtio_mem.mmio_registers import Status
 from virtio_mem.protocol import ConfigSpace
 
 MEMORIES = ("memfd", "hugetlb")

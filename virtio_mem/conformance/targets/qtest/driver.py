@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vhost_user.device_status import Status
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import MIB, GuestAddress
@@ -21,7 +22,7 @@ from virtio_mem.conformance.target import RING_SIZE, Asks, Chain, Registers, See
 from virtio_mem.conformance.targets.qtest.client import Failure, QTest
 from virtio_mem.conformance.targets.qtest.pci import MSIX, VENDOR, PciFunction
 from virtio_mem.conformance.targets.ring_driver import CurrentRing, RingDriver
-from virtio_mem.mmio_registers import Interrupt, Status
+from virtio_mem.mmio_registers import Interrupt
 from virtio_mem.protocol import CONFIG_SIZE, VIRTIO_ID_MEM, ConfigSpace
 
 VIRTIO_VENDOR = 0x1AF4
