@@ -37,10 +37,13 @@ class Row:
         return asdict(self)
 
 
-def in_turn(pairs: int, ours: Callable[[], Found], theirs: Callable[[], Found]) -> list[tuple[Found, Found]]:
-    """`pairs` of both; who goes first alternates, so that neither always finds the machine warm."""
+def in_turn(
+    pairs: int, ours: Callable[[], Found], theirs: Callable[[], Found], *, first: int = 0
+) -> list[tuple[Found, Found]]:
+    """`pairs` of both; who goes first alternates, so that neither always finds the machine warm. `first` is the number
+    of pairs before these."""
     found = []
-    for number in range(pairs):
+    for number in range(first, first + pairs):
         if number % 2:
             other = theirs()
             found.append((ours(), other))

@@ -49,6 +49,9 @@ def test_who_goes_first_alternates() -> None:
 
     assert in_turn(3, ours, theirs) == [(1, 2)] * 3
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    order.clear()
+    assert in_turn(1, ours, theirs, first=1) == [(1, 2)]
+    assert order == ["theirs", "ours"]
 
 
 def test_a_ratio_is_the_median_of_the_pairs_and_not_of_the_medians() -> None:
