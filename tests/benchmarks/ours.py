@@ -100,6 +100,7 @@ class OurDevice:
         self.vmm = vmm
         self._ring = RingDriver(vmm.ram.memory, GuestAddress(0), RAM_SIZE, vmm.ring_features, entries)
         self._offered = 0
+        self._answered_at = time.perf_counter()
         self._vring = vmm.start(self._ring.layout)
         self._calls = select.poll()
         self._calls.register(self._vring.call.fileno(), select.POLLIN)
@@ -111,7 +112,7 @@ class OurDevice:
         wanted = ring.offer(chains(requests))
         self._offered += len(requests)
         assert wanted, "the device wants no kick"
-        settle()
+        settle(self._answered_at)
         start = time.perf_counter()
         kick.signal()
         self._wait()
@@ -120,8 +121,14 @@ class OurDevice:
             if not ring.queue.enable_interrupts():
                 self._wait()
                 seconds = time.perf_counter() - start
+        self._answered_at = start + seconds
         require_granted(ring, requests)
         return seconds
+
+    def rouse(self) -> None:
+        """Have the device do something, so that it has slept no longer than before any other kick. For whoever made it
+        wait."""
+        self.kick(block_requests(RequestType.STATE, 1))
 
     def _until_asleep(self) -> None:
         """The device looks at its ring for a while; what is put there afterwards waits for the kick."""

@@ -26,6 +26,7 @@ class QemuDevice(PciDriver):
     def __init__(self, machine: Machine, memory: GuestMemory, release: str) -> None:
         super().__init__(machine.qtest, memory, SLOT, machine.failure, machine.patience)
         self.name = f"QEMU {release.split(maxsplit=1)[0]}"
+        self._answered_at = time.perf_counter()
         self.set_up()
         accepted = self.begin(self.offered_features())
         assert accepted, "the device refuses what it offers"
@@ -37,10 +38,11 @@ class QemuDevice(PciDriver):
         wanted = ring.offer(chains(requests))
         assert wanted, "the device wants no notification"
         qtest, notify = self._qtest, self._notify
-        settle()
+        settle(self._answered_at)
         start = time.perf_counter()
         qtest.store(notify, 0, 2)
         seconds = time.perf_counter() - start
+        self._answered_at = start + seconds
         assert ring.collect(), ring.missing
         require_granted(ring, requests)
         return seconds

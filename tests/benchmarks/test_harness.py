@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.fragmented import fragmented, random_bits, system_reset, timed, unplug_all
 from tests.benchmarks.fragmented import rows as fragmented_rows
-from tests.benchmarks.measure import in_turn, plain_row, quantile, ratio_row, speed_row, table
+from tests.benchmarks.measure import SETTLE_SECONDS, in_turn, plain_row, quantile, ratio_row, settle, speed_row, table
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
 from tests.benchmarks.page import PAGE, figures, filled
 from tests.benchmarks.qemu import qemu_device
@@ -100,6 +101,31 @@ def test_what_is_populated_and_what_is_punched(floor: Floor) -> None:
         assert data_size(fd, HostOffset(0), whole) == BLOCK_SIZE
     finally:
         os.close(fd)
+
+
+def test_what_is_timed_begins_so_long_after_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def clock() -> float:
+        asked.append(9.0 + SETTLE_SECONDS * len(asked) / 2)
+        return asked[-1]
+
+    monkeypatch.setattr("tests.benchmarks.measure.time.perf_counter", clock)
+    settle(9.0)
+    assert asked[-1] == 9.0 + SETTLE_SECONDS
+    asked.clear()
+    settle(8.0)
+    assert len(asked) == 1, "it was long ago"
+
+
+def test_a_device_has_slept_since_it_answered_last(device: OurDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[float] = []
+    monkeypatch.setattr("tests.benchmarks.ours.settle", found.append)
+    times = [time.perf_counter()]
+    for _ in range(3):
+        device.rouse()
+        times.append(time.perf_counter())
+    assert times[0] < found[1] < times[1] < found[2] < times[2]
 
 
 def test_requests_are_timed_that_the_device_grants(device: OurDevice) -> None:
