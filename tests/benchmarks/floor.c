@@ -8,8 +8,9 @@
  *                                             each, from descriptor HEAD on, are made available in turn, one each time.
  *                                             The file RAM has the rings of SIZE entries at AVAIL and USED, and their
  *                                             indices are at FROM
- *   floor punch FD BLOCK TIMES                punch TIMES holes of BLOCK bytes, one behind the other: nanoseconds of all
- *   floor populate FD BLOCK TIMES             MADV_POPULATE_WRITE of such ranges: nanoseconds of all
+ *   floor punch FD BLOCK TIMES KICK           wait for the eventfd KICK unless it is -1, then punch TIMES holes of BLOCK
+ *                                             bytes, one behind the other: nanoseconds of all holes
+ *   floor populate FD BLOCK TIMES KICK        the same with MADV_POPULATE_WRITE of such ranges
  *   floor walk FD BYTES                       find the runs of set bits in the file, a bitmap: nanoseconds, runs and bits
  *   floor save FD BYTES                       write so much to the file, and fsync: nanoseconds
  *   floor slots FD BYTES TIMES                pass the file to another process, which maps so much of it and answers; have
@@ -64,6 +65,12 @@ static void take_event(int fd)
 	uint64_t value;
 	if (read(fd, &value, sizeof(value)) != sizeof(value))
 		err(1, "read");
+}
+
+static void await_kick(int kick)
+{
+	if (kick >= 0)
+		take_event(kick);
 }
 
 static void echo(int kick, int call)
@@ -121,8 +128,9 @@ static struct ring ring_of(char **words)
 	};
 }
 
-static int64_t punch(int fd, long block, long times)
+static int64_t punch(int fd, long block, long times, int kick)
 {
+	await_kick(kick);
 	int64_t start = now();
 	for (long at = 0; at < times; at++)
 		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at * block, block) != 0)
@@ -130,11 +138,12 @@ static int64_t punch(int fd, long block, long times)
 	return now() - start;
 }
 
-static int64_t populate(int fd, long block, long times)
+static int64_t populate(int fd, long block, long times, int kick)
 {
 	char *memory = mmap(NULL, block * times, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (memory == MAP_FAILED)
 		err(1, "mmap");
+	await_kick(kick);
 	int64_t start = now();
 	for (long at = 0; at < times; at++)
 		if (madvise(memory + at * block, block, MADV_POPULATE_WRITE) != 0)
@@ -261,10 +270,10 @@ int main(int argc, char **argv)
 	} else if (strcmp(what, "trips") == 0 && argc == 12) {
 		struct ring ring = ring_of(argv + 5);
 		trips(number(argv[2]), number(argv[3]), number(argv[4]), &ring);
-	} else if (strcmp(what, "punch") == 0 && argc == 5) {
-		printf("%ld\n", (long)punch(number(argv[2]), number(argv[3]), number(argv[4])));
-	} else if (strcmp(what, "populate") == 0 && argc == 5) {
-		printf("%ld\n", (long)populate(number(argv[2]), number(argv[3]), number(argv[4])));
+	} else if (strcmp(what, "punch") == 0 && argc == 6) {
+		printf("%ld\n", (long)punch(number(argv[2]), number(argv[3]), number(argv[4]), number(argv[5])));
+	} else if (strcmp(what, "populate") == 0 && argc == 6) {
+		printf("%ld\n", (long)populate(number(argv[2]), number(argv[3]), number(argv[4]), number(argv[5])));
 	} else if (strcmp(what, "walk") == 0 && argc == 4) {
 		walk(number(argv[2]), number(argv[3]));
 	} else if (strcmp(what, "save") == 0 && argc == 4) {

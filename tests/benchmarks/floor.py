@@ -6,11 +6,14 @@ import array
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.benchmarks.measure import settle
+from tests.benchmarks.processors import on_processor
 from vhost_user.vring import SplitLayout
 
 SOURCE = Path(__file__).with_name("floor.c")
@@ -42,6 +45,15 @@ def compiled(source: Path, directory: Path) -> str:
     return program
 
 
+@contextmanager
+def _eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Floor:
     """The program, compiled into `directory`. subprocess.CalledProcessError where something fails."""
 
@@ -51,16 +63,15 @@ class Floor:
     @contextmanager
     def echo(self) -> Iterator[Echo]:
         """A process that answers signals, and does nothing else."""
-        kick, call = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(2))
-        try:
-            with subprocess.Popen([self._program, "echo", str(kick), str(call)], pass_fds=[kick, call]) as process:
-                try:
-                    yield Echo(process.pid, kick, call)
-                finally:
-                    process.kill()
-        finally:
-            os.close(kick)
-            os.close(call)
+        with (
+            _eventfd() as kick,
+            _eventfd() as call,
+            subprocess.Popen([self._program, "echo", str(kick), str(call)], pass_fds=[kick, call]) as process,
+        ):
+            try:
+                yield Echo(process.pid, kick, call)
+            finally:
+                process.kill()
 
     def trips(self, kick: int, call: int, times: int, ring: Ring | None = None) -> list[float]:
         """Seconds from each signal to its answer, in a process of its own; with `ring`, of a request in it."""
@@ -74,11 +85,25 @@ class Floor:
 
     def punch(self, fd: int, block_size: int, times: int) -> float:
         """Seconds to punch `times` holes, from the file's beginning on."""
-        return int(self._run("punch", [fd, block_size, times], [fd])) / 1e9
+        return int(self._run("punch", [fd, block_size, times, -1], [fd])) / 1e9
 
-    def populate(self, fd: int, block_size: int, times: int) -> float:
-        """Seconds to populate as many ranges, one call each."""
-        return int(self._run("populate", [fd, block_size, times], [fd])) / 1e9
+    def kicked(self, what: str, fd: int, block_size: int, times: int, processor: int) -> float:
+        """Seconds to "punch" or to "populate" as many ranges, one call each, for a process on this processor that is
+        woken up for it, as a device is by its driver: what comes after a sleep is slower."""
+        with _eventfd() as kick:
+            command = [self._program, what, *map(str, (fd, block_size, times, kick))]
+            with on_processor(processor):
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[fd, kick])
+            with process:
+                try:
+                    settle(time.perf_counter())
+                    os.eventfd_write(kick, 1)
+                    printed, _ = process.communicate()
+                finally:
+                    process.kill()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return int(printed) / 1e9
 
     def walk(self, bits: bytes) -> tuple[float, int]:
         """Seconds to find all runs of set bits, and how many there are."""

@@ -2,7 +2,8 @@
 
 Ours gets some requests in one kick. The C loop makes a call for each request, in the same file, which the same
 processes have mapped. Requests are of 64 blocks, 128 MiB, as Linux makes them, which adds and removes memory in such
-pieces; or of one block, 2 MiB.
+pieces; or of one block, 2 MiB. What comes after a sleep is slower, and so is what another processor has filled: so
+both are woken up by the process that filled the memory, on the processor that it doesn't have.
 
 To wake a device up and to be called by it takes as long as to give back a gibibyte of huge pages. What that costs is
 measured by itself (requests.py). So, as there, a kick with all of the requests and one with the first of them are set
@@ -27,6 +28,7 @@ from tests import host
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.measure import Row, in_turn, plain_row, speed_row
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, our_device
+from tests.benchmarks.processors import a_processor_each
 from vhost_user.units import GIB, MIB, GuestAddress, format_size
 from virtio_mem.protocol import Request, RequestType
 
@@ -69,6 +71,9 @@ class Pages:
     memfd_flags: int = 0
     huge: bool = False
     """Whether they are huge by luck, and that is to be looked at."""
+    times: int = 3
+    """How often each kick is made, for its median. Where memory goes back in no time, what is left is how long the
+    device takes to wake up, which differs by as much."""
 
 
 @contextmanager
@@ -85,11 +90,12 @@ def _setting(made: AbstractContextManager[None]) -> Iterator[None]:
 
 KINDS = (
     Pages("4 KiB pages", nullcontext),
-    Pages("THP", lambda: _setting(host.changed(host.SHMEM_THP, "always")), huge=True),
+    Pages("THP", lambda: _setting(host.changed(host.SHMEM_THP, "always")), huge=True, times=9),
     Pages(
         "hugetlb",
         lambda: _setting(host.HugePagePool(2 * MIB).with_free(LINUX.requests * LINUX.blocks)),
         os.MFD_HUGETLB | os.MFD_HUGE_2MB,
+        times=9,
     ),
 )
 
@@ -127,19 +133,20 @@ def _two_rows(what: str, against: str, volume: Volume, found: list[tuple[Took, T
 
 
 def _discards(floor: Floor, pages: Pages, volume: Volume, pairs: int) -> Iterator[Row]:
-    with our_device(memfd_flags=pages.memfd_flags) as device:
+    with our_device(memfd_flags=pages.memfd_flags) as device, a_processor_each(device.vmm.service) as processor:
 
         def ours(volume: Volume) -> float:
             fill(device, pages, volume)
+            device.rouse()  # to fill more takes longer
             return device.kick(volume.of(RequestType.UNPLUG))
 
         def theirs(volume: Volume) -> float:
             fill(device, pages, volume)
-            seconds = floor.punch(device.vmm.fd, volume.blocks * BLOCK_SIZE, volume.requests)
+            seconds = floor.kicked("punch", device.vmm.fd, volume.blocks * BLOCK_SIZE, volume.requests, processor)
             device.kick(volume.of(RequestType.UNPLUG))
             return seconds
 
-        found = _in_turn(pairs, volume, ours, theirs)
+        found = _in_turn(pairs, pages.times, volume, ours, theirs)
     yield from _two_rows(f"UNPLUG of populated memory, {pages.name}", "punching holes in C", volume, found)
 
 
@@ -158,28 +165,31 @@ def _mapped_huge() -> int:
 
 
 def _prefault(floor: Floor, volume: Volume, pairs: int) -> Iterator[Row]:
-    with our_device(prefault=True) as device:
+    with our_device(prefault=True) as device, a_processor_each(device.vmm.service) as processor:
 
         def ours(volume: Volume) -> float:
+            device.rouse()  # it has waited for C's turn
             seconds = device.kick(volume.of(RequestType.PLUG))
             device.kick(volume.of(RequestType.UNPLUG))
             return seconds
 
         def theirs(volume: Volume) -> float:
-            seconds = floor.populate(device.vmm.fd, volume.blocks * BLOCK_SIZE, volume.requests)
-            floor.punch(device.vmm.fd, volume.blocks * BLOCK_SIZE, volume.requests)
+            size = volume.blocks * BLOCK_SIZE
+            seconds = floor.kicked("populate", device.vmm.fd, size, volume.requests, processor)
+            floor.punch(device.vmm.fd, size, volume.requests)
             return seconds
 
-        found = _in_turn(pairs, volume, ours, theirs)
+        found = _in_turn(pairs, 3, volume, ours, theirs)
     yield from _two_rows("PLUG with prefault, 4 KiB pages", "MADV_POPULATE_WRITE in C", volume, found)
 
 
 def _in_turn(
-    pairs: int, volume: Volume, ours: Callable[[Volume], float], theirs: Callable[[Volume], float]
+    pairs: int, times: int, volume: Volume, ours: Callable[[Volume], float], theirs: Callable[[Volume], float]
 ) -> list[tuple[Took, Took]]:
     def took(act: Callable[[Volume], float]) -> Took:
-        """Medians of three."""
-        return Took(*(statistics.median(act(part) for _ in range(3)) for part in (volume, volume.one)))
+        """Medians of `times`."""
+        kicks = [(act(volume), act(volume.one)) for _ in range(times)]
+        return Took(*map(statistics.median, zip(*kicks, strict=True)))
 
     ours(volume), theirs(volume)
     return in_turn(pairs, lambda: took(ours), lambda: took(theirs))

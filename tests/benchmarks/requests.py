@@ -9,11 +9,10 @@ eventfds. Who kicks and waits is the same C program for both, on a processor of 
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +21,8 @@ from typing import NamedTuple, Protocol
 from tests.benchmarks.floor import Floor, Ring
 from tests.benchmarks.measure import Row, in_turn, plain_row, quantile, ratio_row
 from tests.benchmarks.ours import ADDR, Vmm, block_requests, our_device, our_vmm
+from tests.benchmarks.processors import a_processor_each
 from tests.benchmarks.qemu import qemu_device
-from tests.benchmarks.start import tree
 from vhost_user.errors import HostError
 from vhost_user.units import GuestAddress
 from vhost_user.vring import SplitLayout
@@ -111,7 +110,7 @@ def _against_echo(pairs: int, times: int) -> Iterator[Row]:
         floor = Floor(Path(stack.enter_context(TemporaryDirectory())))
         vmm, echo = stack.enter_context(our_vmm()), stack.enter_context(floor.echo())
         ring = OneRequestRing(vmm, floor)
-        stack.enter_context(_a_processor_each(vmm.service, echo.pid))
+        stack.enter_context(a_processor_each(vmm.service, echo.pid))
         found = [
             in_turn(pairs, partial(asked, times), lambda: _waits(floor.trips(echo.kick, echo.call, times)))
             for asked in (ring.state_waits, ring.plug_waits)
@@ -123,23 +122,6 @@ def _against_echo(pairs: int, times: int) -> Iterator[Row]:
             # A change has to be on record before the host acts, and again before the driver hears of it.
             no_goal = kind.startswith("PLUG")
             yield plain_row(what, against, "us", values) if no_goal else ratio_row(what, against, "us", values, most)
-
-
-@contextmanager
-def _a_processor_each(*pids: int) -> Iterator[None]:
-    """These processes and those that they started have one processor, and what this one starts has another.
-
-    Where the scheduler chooses, it chooses anew all the time: two that wake each other take a tenth of the time on one.
-    """
-    before = os.sched_getaffinity(0)
-    for pid in (each for root in pids for each in tree(root)):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), {max(before)})
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 class OneRequestRing:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.benchmarks.fragmented import rows as fragmented_rows
 from tests.benchmarks.measure import SETTLE_SECONDS, in_turn, plain_row, quantile, ratio_row, settle, speed_row, table
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
 from tests.benchmarks.page import PAGE, figures, filled
+from tests.benchmarks.processors import on_processor
 from tests.benchmarks.qemu import qemu_device
 from tests.benchmarks.requests import OneRequestRing, costs
 from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset
@@ -95,12 +98,36 @@ def test_what_is_populated_and_what_is_punched(floor: Floor) -> None:
     try:
         os.ftruncate(fd, 4 * BLOCK_SIZE)
         whole = ByteCount(4 * BLOCK_SIZE)
-        assert floor.populate(fd, BLOCK_SIZE, 3) > 0
+        assert floor.kicked("populate", fd, BLOCK_SIZE, 3, min(os.sched_getaffinity(0))) > 0
         assert data_size(fd, HostOffset(0), whole) == 3 * BLOCK_SIZE
         assert floor.punch(fd, BLOCK_SIZE, 2) > 0
         assert data_size(fd, HostOffset(0), whole) == BLOCK_SIZE
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(("what", "held"), [("populate", 3), ("punch", 0)])
+def test_what_is_timed_of_a_process_that_is_kicked_is_done(floor: Floor, what: str, held: int) -> None:
+    fd = os.memfd_create("kicked", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, 3 * BLOCK_SIZE)
+        os.pwrite(fd, b"x", 0)
+        assert floor.kicked(what, fd, BLOCK_SIZE, 3, min(os.sched_getaffinity(0))) > 0
+        assert data_size(fd, HostOffset(0), ByteCount(3 * BLOCK_SIZE)) == held * BLOCK_SIZE
+    finally:
+        os.close(fd)
+
+
+def test_a_kicked_process_that_fails_is_an_error(floor: Floor, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file, pytest.raises(subprocess.CalledProcessError):
+        floor.kicked("populate", file.fileno(), BLOCK_SIZE, 1, min(os.sched_getaffinity(0)))
+
+
+def test_a_processor_is_had_for_a_while_only() -> None:
+    before = os.sched_getaffinity(0)
+    with on_processor(max(before)):
+        assert os.sched_getaffinity(0) == {max(before)}
+    assert os.sched_getaffinity(0) == before
 
 
 def test_what_is_timed_begins_so_long_after_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
