@@ -38,6 +38,10 @@ assert MAX_FDS <= _native.MOST_FDS
 
 _WHOLE = _native.WHOLE
 
+LONGEST_LOOK = 100_000
+"""Nanoseconds for which a message that is about to come is looked for before anybody sleeps: on another processor than
+the sender's, to be woken takes longer than most answers."""
+
 _NEVER = 9e9
 """Seconds of time.monotonic(): 285 years, in nanoseconds about as many as 64 bits have."""
 
@@ -153,12 +157,12 @@ class Connection:
     def receive_beside(self, watched: Collection[int], deadline: float) -> Received | None:
         """The next message, unless it has not come by `deadline`, a time of time.monotonic(), or one of the descriptors
         `watched` has something or is broken. Raises Disconnected or PeerError."""
-        nanoseconds, fds = int(min(deadline, _NEVER) * 1e9), tuple(watched)
+        nanoseconds, fds = int(min(deadline, _NEVER) * 1e9), tuple(watched) if watched else ()
         try:
             with self._receiving:
                 while True:
                     try:
-                        return self._taken(self._incoming.wait(self._sock.fileno(), fds, nanoseconds))
+                        return self._taken(self._incoming.wait(self._sock.fileno(), fds, nanoseconds, LONGEST_LOOK))
                     except InterruptedError:
                         continue  # the signal's handler has run
         except OSError as error:
@@ -167,11 +171,12 @@ class Connection:
             if self._closed:
                 self._close_unless_used()
 
-    def receive_now(self) -> Received | None:
-        """The next message if all of it has come, without waiting. Raises Disconnected or PeerError."""
+    def receive_now(self, patience: int = 0) -> Received | None:
+        """The next message if all of it has come, without sleeping: or comes within `patience` nanoseconds of looking
+        for it. Raises Disconnected or PeerError."""
         try:
             with self._receiving:
-                return self._taken(self._incoming.receive(self._sock.fileno()))
+                return self._taken(self._incoming.receive(self._sock.fileno(), patience))
         except OSError as error:
             raise self._ended(error.strerror) from error
         finally:
@@ -180,10 +185,8 @@ class Connection:
 
     def _taken(self, result: int) -> Received | None:
         if result == _WHOLE:
-            request, flags, size, fd_count = self._incoming.head
-            body = self._incoming.payload(size) if size else b""
-            fds = [OwnedFd(fd) for fd in self._incoming.fds(fd_count)] if fd_count else []
-            return Received(Header(request, flags, size), body, fds)
+            request, flags, body, fds = self._incoming.take()
+            return Received(Header(request, flags, len(body)), body, [OwnedFd(fd) for fd in fds] if fds else [])
         if result in (_native.NOT_YET, _native.WATCHED):
             return None
         raise self._refusal(result)

@@ -37,15 +37,18 @@ class Incoming:
         self._pointer = ffi.gc(ffi.new("struct vu_incoming *", limits), lib.vu_incoming_drop)
         self._bytes = ffi.buffer(self._pointer, _PAYLOAD + largest)
 
-    def receive(self, sock: int) -> int:
-        """What `enum vu_received` in csrc/socket_api.h says of what has come. OSError where the socket fails."""
-        if (result := lib.vu_receive(sock, self._pointer)) < 0:
+    def receive(self, sock: int, patience: int = 0) -> int:
+        """What `enum vu_received` in csrc/socket_api.h says of what has come, and comes within `patience` nanoseconds
+        of looking. OSError where the socket fails."""
+        if (result := lib.vu_receive(sock, self._pointer, patience)) < 0:
             raise error(result)
         return int(result)
 
-    def wait(self, sock: int, watched: Sequence[int], deadline: int) -> int:
-        """The same, waiting until `deadline`, in nanoseconds of time.monotonic_ns(), or for one of `watched`."""
-        if (result := lib.vu_await(sock, self._pointer, watched, len(watched), deadline)) < 0:
+    def wait(self, sock: int, watched: Sequence[int], deadline: int, patience: int = 0) -> int:
+        """The same, and then what comes until `deadline`, in nanoseconds of time.monotonic_ns(), or one of `watched`
+        has something."""
+        descriptors = watched or ffi.NULL
+        if (result := lib.vu_await(sock, self._pointer, descriptors, len(watched), deadline, patience)) < 0:
             raise error(result)
         return int(result)
 
@@ -60,14 +63,11 @@ class Incoming:
         """Request, flags, size of the payload, how many descriptors."""
         return _HEAD.unpack_from(self._bytes)
 
-    def payload(self, size: int) -> bytes:
-        """A copy of its first bytes."""
-        data: bytes = self._bytes[_PAYLOAD : _PAYLOAD + size]
-        return data
-
-    def fds(self, count: int) -> Iterable[int]:
-        """Its descriptors, which are the caller's once the message is whole."""
-        return self._pointer.fds[0:count]  # type: ignore[no-any-return]
+    def take(self) -> tuple[int, int, bytes, Iterable[int]]:
+        """Request, flags, payload, and the descriptors, which are the caller's, of a message that is whole."""
+        request, flags, size, count = _HEAD.unpack_from(self._bytes)
+        payload: bytes = self._bytes[_PAYLOAD : _PAYLOAD + size] if size else b""
+        return request, flags, payload, self._pointer.fds[0:count] if count else ()
 
     def drop(self) -> None:
         """Close the descriptors of a message that is not whole."""
@@ -76,6 +76,6 @@ class Incoming:
 
 def send(sock: int, data: bytes, fds: Sequence[int]) -> int:
     """How much of `data` was sent, which is what can be without waiting; OSError where nothing can."""
-    if (sent := lib.vu_send(sock, data, len(data), fds, len(fds))) < 0:
+    if (sent := lib.vu_send(sock, data, len(data), fds or ffi.NULL, len(fds))) < 0:
         raise error(sent)
     return int(sent)

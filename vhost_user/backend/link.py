@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from vhost_user.backend.answer import Answer, Deferred
 from vhost_user.backend.device import Device
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.backend.session import Session
-from vhost_user.connection import Connection
+from vhost_user.connection import LONGEST_LOOK, Connection
 from vhost_user.errors import Disconnected, FieldError, TimedOut
 from vhost_user.message import ProtocolFeature, encode_message
 from vhost_user.owned_fd import close_all
@@ -22,6 +23,9 @@ MESSAGE_TIME_LIMIT = 10.0
 
 _MESSAGES_AT_ONCE = 32
 """After so many it is another front end's turn."""
+
+_QUICK = 3 * LONGEST_LOOK
+"""Nanoseconds within which a front end asks again that is about to go on asking. To be woken takes a part of them."""
 
 
 class SessionLink(Protocol):
@@ -52,16 +56,19 @@ class Link:
         self._connection = connection
         self._gone = gone
         self._closed = False
+        self._idle_since = 0
         self._timer: Call | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
         self.session.rings.on_trouble = self._check_memory
         loop.watch(connection, self._readable)
         log.info("%s: connected", connection.name)
 
     def _readable(self) -> None:
+        patience = self._patience()
         try:
             for _ in range(_MESSAGES_AT_ONCE):
-                received = self._connection.receive_now()
+                received = self._connection.receive_now(patience)
                 if received is None:
+                    self._idle_since = time.monotonic_ns() - patience
                     break
                 if self._timer is not None:
                     self._set_timer(None)
@@ -75,7 +82,8 @@ class Link:
                 self._check_memory()
                 if self._closed:
                     return
-            self._watch_progress()
+            if self._connection.within_message and self._timer is None:
+                self._set_timer(self._loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow))
         except Disconnected as error:
             log.info("%s", error)
             self.close()
@@ -86,6 +94,11 @@ class Link:
             log.exception("%s: closed, by a mistake of ours", self._connection.name)
             self.close()
 
+    def _patience(self) -> int:
+        """How many nanoseconds the next message is looked for: one that comes so soon need not wake anybody up. A front
+        end that takes longer is not waited for again until it was as quick once more."""
+        return LONGEST_LOOK if time.monotonic_ns() - self._idle_since < _QUICK else 0
+
     def _send(self, request: int, answer: Answer) -> None:
         data, owned = encode_message(request, answer.payload, reply=True), answer.fds
         try:
@@ -94,7 +107,8 @@ class Link:
             error.limit = "reads the replies to what it asks"
             raise
         finally:
-            close_all(owned)
+            if owned:
+                close_all(owned)
 
     def _defer(self, request: int, deferred: Deferred) -> None:
         """Read on when the answer is known and sent."""
@@ -112,12 +126,6 @@ class Link:
             self._loop.watch(self._connection, self._readable)
 
         deferred.when_known(resume)
-
-    def _watch_progress(self) -> None:
-        if not self._connection.within_message:
-            return
-        if self._timer is None:
-            self._set_timer(self._loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow))
 
     def _set_timer(self, timer: Call | None) -> None:
         if self._timer is not None:

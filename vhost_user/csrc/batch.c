@@ -1,7 +1,6 @@
 /* Taking and giving back many chains in one call; see ring_batch_api.h. */
 
-#include <time.h>
-
+#include "awake.h"
 #include "event_api.h"
 #include "guard.h"
 #include "inflight.h"
@@ -166,24 +165,6 @@ int vu_batch_give(struct vu_queue *queue, const struct vu_memory *memory, struct
 	return result ? result : empty;
 }
 
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * UINT64_C(1000000000) + time.tv_nsec;
-}
-
-/* Leaves the processor's other thread more of it. */
-static void relax(void)
-{
-#if defined(__x86_64__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
-}
-
 static int is_available(struct vu_queue *queue, const struct vu_memory *memory)
 {
 	struct areas areas;
@@ -199,7 +180,7 @@ __attribute__((noinline)) static int is_available_guarded(struct vu_queue *queue
 
 int vu_queue_await(struct vu_queue *queue, const struct vu_memory *memory, uint64_t nanoseconds)
 {
-	uint64_t end = now() + nanoseconds;
+	int64_t end = now() + (int64_t)nanoseconds;
 	int result;
 
 	do {
@@ -246,7 +227,7 @@ static uint32_t most_of(const struct vu_batch *batch, uint32_t left)
 int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch, uint32_t most,
 		   struct vu_inflight *inflight, struct vu_answerer *answerer)
 {
-	uint64_t end = now() + answerer->longest;
+	int64_t end = now() + (int64_t)answerer->longest;
 
 	answerer->answered = 0;
 	answerer->idle = false;

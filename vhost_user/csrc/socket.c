@@ -3,18 +3,22 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "awake.h"
 #include "socket_api.h"
 
 enum { VERSION_MASK = 3, VERSION = 1, NS_PER_S = 1000000000 };
+
+/* How often a processor is left to others between two looks at a socket, each of which is a system call. */
+enum { RELAXED = 10 };
 
 /* SCM_MAX_FD of the kernel: more than it lets anybody send at once. */
 enum { SENT_FDS = 253 };
@@ -106,7 +110,7 @@ static bool good_header(const struct vu_incoming *incoming)
 	return (incoming->flags & VERSION_MASK) == VERSION && incoming->size <= incoming->largest;
 }
 
-int vu_receive(int sock, struct vu_incoming *incoming)
+static int receive_now(int sock, struct vu_incoming *incoming)
 {
 	if (!incoming->have)
 		incoming->fd_count = 0;
@@ -132,16 +136,29 @@ int vu_receive(int sock, struct vu_incoming *incoming)
 	}
 }
 
+int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience)
+{
+	int result = receive_now(sock, incoming);
+	int64_t end;
+
+	if (result != VU_NOT_YET || patience <= 0)
+		return result;
+	end = now() + patience;
+	do {
+		/* Who is to send may need this very processor, or what its other thread has of it. */
+		for (int i = 0; i < RELAXED; i++)
+			relax();
+		sched_yield();
+		result = receive_now(sock, incoming);
+	} while (result == VU_NOT_YET && now() < end);
+	return result;
+}
+
 static struct timespec until(int64_t deadline)
 {
-	struct timespec now, left = { 0, 0 };
-	int64_t rest;
+	int64_t left = deadline - now();
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	rest = deadline - (now.tv_sec * (int64_t)NS_PER_S + now.tv_nsec);
-	if (rest > 0)
-		left = (struct timespec){ rest / NS_PER_S, rest % NS_PER_S };
-	return left;
+	return left > 0 ? (struct timespec){ left / NS_PER_S, left % NS_PER_S } : (struct timespec){ 0, 0 };
 }
 
 /* VU_NOT_YET when time is up, VU_WATCHED, VU_WHOLE where the socket alone has something, or a negated errno. */
@@ -167,12 +184,13 @@ static int wait_for(int sock, const int *watched, size_t count, int64_t deadline
 	return result;
 }
 
-int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline)
+int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline,
+	     int64_t patience)
 {
 	int result;
 
-	for (;;) {
-		result = vu_receive(sock, incoming);
+	for (;; patience = 0) {
+		result = vu_receive(sock, incoming, patience);
 		if (result != VU_NOT_YET)
 			return result;
 		result = wait_for(sock, watched, count, deadline);

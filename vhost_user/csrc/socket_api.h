@@ -32,16 +32,18 @@ enum vu_received {
 };
 
 /*
- * Takes what has come, without waiting: a value of `enum vu_received`, or a negated errno. After any but the first two
+ * Takes what has come, and what comes within `patience` nanoseconds of looking again and again: who is about to send is
+ * met awake then, and has nobody to wake. A value of `enum vu_received`, or a negated errno. After any but the first two
  * the stream can't be read on.
  */
-int vu_receive(int sock, struct vu_incoming *incoming);
+int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience);
 
 /*
- * The same, waiting for what is VU_NOT_YET until `deadline`, in nanoseconds of CLOCK_MONOTONIC, or until one of the
+ * The same, and then waiting for what is VU_NOT_YET until `deadline`, in nanoseconds of CLOCK_MONOTONIC, or until one of the
  * `count` descriptors at `watched` can be read or is broken.
  */
-int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline);
+int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline,
+	     int64_t patience);
 
 /* Closes what a message brought that is not whole, and forgets it. */
 void vu_incoming_drop(struct vu_incoming *incoming);
