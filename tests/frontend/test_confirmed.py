@@ -1,4 +1,4 @@
-"""Memory that comes and goes: what is acknowledged is confirmed by one more question, and what is refused is not."""
+"""Memory that comes: what is acknowledged is confirmed by one more question, which is sent with it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def regions() -> Iterator[list[SharedRegion]]:
         yield [SharedRegion(GuestAddress(n * SIZE), SIZE, fd.fileno(), HostOffset(n * SIZE)) for n in range(3)]
 
 
-def test_the_last_message_only_is_confirmed(regions: list[SharedRegion]) -> None:
+def test_the_last_region_that_comes_is_confirmed_and_none_that_goes(regions: list[SharedRegion]) -> None:
     with fake() as back, Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend:
         before = len(back.requests)
         frontend.regions.share(regions)
         frontend.regions.unshare(regions[:2])
         added, removed = [R.ADD_MEM_REG] * 3, [R.REM_MEM_REG] * 2
-        assert back.requests[before:] == [*added, R.GET_FEATURES, *removed, R.GET_FEATURES]
+        assert back.requests[before:] == [*added, R.GET_FEATURES, *removed]
         assert list(frontend.regions) == regions[2:]
 
 
@@ -48,6 +48,54 @@ def test_a_whole_table_is_confirmed(regions: list[SharedRegion], offered: Protoc
     ):
         frontend.regions.share(regions)
         assert back.requests[-2:] == [R.SET_MEM_TABLE, R.GET_FEATURES]
+
+
+def test_a_region_that_goes_is_gone_with_a_back_end_that_ends_then(regions: list[SharedRegion]) -> None:
+    with (
+        fake(behaviour={R.REM_MEM_REG: backs.acknowledge_and_leave}) as back,
+        Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend,
+    ):
+        frontend.regions.share(regions)
+        frontend.regions.remove(regions[0])
+        with pytest.raises(Disconnected):
+            frontend.requests.confirm()
+        assert list(frontend.regions) == regions[1:]
+
+
+@pytest.mark.parametrize("kind", ["wrong", "none"])
+def test_what_answers_the_question_behind_a_refusal_is_looked_at_with_the_next(
+    regions: list[SharedRegion], kind: str
+) -> None:
+    def refuse_and_answer_wrongly(back: FakeBackend, request: R, received: Received) -> None:
+        refuse(back, request, received)
+        with back.own.receive(LATE) as question:
+            assert question.header.request == R.GET_FEATURES
+        if kind == "wrong":
+            back.reply(R.GET_QUEUE_NUM, U64(1))
+
+    with (
+        fake(behaviour={R.ADD_MEM_REG: refuse_and_answer_wrongly}) as back,
+        Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend,
+    ):
+        with pytest.raises(Refused):
+            frontend.regions.add(regions[0])
+        assert frontend.connected
+        with pytest.raises(PeerError, match="the reply to GET_FEATURES"):
+            frontend.requests.ask(R.GET_QUEUE_NUM, U64)
+        assert not frontend.connected
+
+
+def test_the_next_back_end_owes_nothing(regions: list[SharedRegion]) -> None:
+    with (
+        fake(behaviour={R.ADD_MEM_REG: refuse}) as back,
+        fake() as other,
+        Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend,
+    ):
+        with pytest.raises(Refused):
+            frontend.regions.add(regions[0])
+        frontend.reconnect(other.connection)
+        frontend.regions.add(regions[0])
+        assert other.requests[-2:] == [R.ADD_MEM_REG, R.GET_FEATURES]
 
 
 class RefuseAndWait:
@@ -79,7 +127,7 @@ def test_memory_is_refused_by_a_back_end_that_is_silent_then(
         assert not len(frontend.regions)
         silent.again.set()
         frontend.regions.add(regions[0])
-        assert back.requests[-3:] == [refused, refused, R.GET_FEATURES]
+        assert back.requests[-4:] == [refused, R.GET_FEATURES] * 2
 
 
 def test_memory_is_kept_by_a_back_end_that_is_silent_then(regions: list[SharedRegion]) -> None:

@@ -2,7 +2,8 @@
 
 Two ways to tell. With CONFIGURE_MEM_SLOTS each region comes and goes by a message of its own; without, the whole table
 is sent anew, which holds eight regions at most. Either way a region counts as shared when the back end said so, and as
-gone when it said so *and* proved by another round trip that it is still there, or is not there any more at all.
+gone when it said so, or is not there any more at all. Of what was added it has to prove by another round trip that it
+is still there: some acknowledge what they refuse, and end the connection.
 
 Several regions come or go together, or none of them does. What can't be put back as it was, because the back end
 refuses that too, costs the connection: nobody would know what it has.
@@ -205,19 +206,17 @@ class SharedRegions:
         if not self.by_region:
             table = tuple(whole_table())
             payload = MemoryTable(tuple([region.wire for region in table]))
-            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
-            self._requests.confirm()
+            fds = [region.fd for region in table]
+            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, fds, confirmed=True)
             return
         undo: list[Callable[[], None]] = []
         try:
             for region in old:
                 self._tell_removed(region)
                 undo.append(partial(self._tell_added, region))
-            for region in new:
-                self._tell_added(region)
+            for count, region in enumerate(new, 1):
+                self._tell_added(region, confirmed=count == len(new))
                 undo.append(partial(self._tell_removed, region))
-            # An acknowledgement with 0 that is followed by the end of the connection was none.
-            self._requests.confirm()
         except BaseException:
             self._undo(undo)
             raise
@@ -232,8 +231,9 @@ class SharedRegions:
         except FieldError:
             self._requests.give_up()
 
-    def _tell_added(self, region: SharedRegion) -> None:
-        self._requests.tell(FrontendRequest.ADD_MEM_REG, SingleMemoryRegion(region.wire), (region.fd,))
+    def _tell_added(self, region: SharedRegion, *, confirmed: bool = False) -> None:
+        payload = SingleMemoryRegion(region.wire)
+        self._requests.tell(FrontendRequest.ADD_MEM_REG, payload, (region.fd,), confirmed=confirmed)
 
     def _tell_removed(self, region: SharedRegion) -> None:
         self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire))
