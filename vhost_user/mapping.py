@@ -70,6 +70,22 @@ class _Owner(mmap.mmap):
     __del__ = unguard
 
 
+def _reserve(size: int, alignment: int) -> tuple[_Owner, HostAddress, int]:
+    """Addresses for a mapping: their owner, the first that is aligned, and how many of the owner's are before that."""
+    # Linux aligns what is large by itself, from 6.7 on. Otherwise the slack stays reserved, and is never populated.
+    for slack in (0, alignment):
+        try:
+            owner = _Owner(-1, size + slack, flags=_RESERVED)
+        except (OSError, OverflowError, ValueError) as error:
+            raise HostError("size", format_size(size), f"no room in the address space ({error})") from error
+        start = _native.address_of(owner)
+        skip = align_up(start, alignment) - start
+        if skip <= slack:
+            break
+        owner.close()
+    return owner, HostAddress(start + skip), skip
+
+
 class Mapping:
     """`size` bytes of host memory at `address`, unmapped by `close()` and never under a live view.
 
@@ -102,14 +118,7 @@ class Mapping:
             raise UsageError("offset", offset, f"a mapping's offset is a multiple of the page size, {page_size}")
         self.size = size
         self.flags = flags
-        # mmap of size + alignment; the slack stays reserved, never populated.
-        try:
-            self._owner = _Owner(-1, size + alignment, flags=_RESERVED)
-        except (OSError, OverflowError, ValueError) as error:
-            raise HostError("size", format_size(size), f"no room in the address space ({error})") from error
-        start = _native.address_of(self._owner)
-        self._skip = align_up(start, alignment) - start
-        self.address = HostAddress(start + self._skip)
+        self._owner, self.address, self._skip = _reserve(size, alignment)
         if fd == -1:
             flags |= mmap.MAP_ANONYMOUS
         try:

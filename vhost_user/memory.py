@@ -96,11 +96,11 @@ def _pin(region: Region) -> tuple[memoryview, bytes]:
 def _spliced(pinned: _Pinned, start: int, end: int, *new: Region) -> _Pinned:
     """`pinned` with `new` in the place of those from `start` to `end`."""
     regions, views, rows = pinned
-    pins = [_pin(region) for region in new]
+    new_views, new_rows = zip(*map(_pin, new), strict=True) if new else ((), ())
     return _Pinned(
         regions[:start] + new + regions[end:],
-        views[:start] + tuple([view for view, _ in pins]) + views[end:],
-        rows[: start * _ROW] + b"".join([row for _, row in pins]) + rows[end * _ROW :],
+        views[:start] + new_views + views[end:],
+        rows[: start * _ROW] + b"".join(new_rows) + rows[end * _ROW :],
     )
 
 

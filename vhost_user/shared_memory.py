@@ -29,7 +29,6 @@ from operator import attrgetter
 from typing import NamedTuple
 from weakref import WeakSet
 
-from vhost_user import _native
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import map_part
 from vhost_user.memory import GuestMemory, Region, RegionFile
@@ -79,7 +78,6 @@ class SharedMemory:
         self._keeps_file = keeps_file
         self._lock = threading.Lock()
         self._lingering: WeakSet[object] = WeakSet()
-        self._faults_looked_at = _native.guard_faults()
         self._spans: tuple[bool, list[UserSpan]] | None = None
 
     def replace(self, regions_with_fds: Sequence[tuple[MemoryRegion, OwnedFd]]) -> None:
@@ -140,14 +138,8 @@ class SharedMemory:
         return len(self._lingering)
 
     def dead_region(self) -> Region | None:
-        """A region whose memory an access found missing, if there is one. Costs next to nothing as long as not."""
-        faults = _native.guard_faults()
-        if faults == self._faults_looked_at:
-            return None
-        dead = next((region for region in self.guest_memory.regions if region.mapping.dead), None)
-        if dead is None:  # a mapping of somebody else's
-            self._faults_looked_at = faults
-        return dead
+        """A region whose memory an access found missing, if there is one."""
+        return next((region for region in self.guest_memory.regions if region.mapping.dead), None)
 
     def host_address(self, region: MemoryRegion) -> HostAddress:
         """Where a region begins in this process, as postcopy tells it to the front end (P3).

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+from vhost_user import _native
 from vhost_user.backend.answer import Answer, Deferred, Handler
 from vhost_user.backend.channel import BackendChannel, require_channel
 from vhost_user.backend.device import DEVICE_SPECIFIC, Device
@@ -84,6 +85,7 @@ class Session:
         own_names: Callable[[], set[object]] = set,
     ) -> None:
         self._own_names = own_names
+        self._faults_looked_at = _native.guard_faults()
         self.device = device
         self._loop = loop
         self.offered = device.features | RING_FEATURES | F_LOG_ALL | F_PROTOCOL_FEATURES
@@ -131,7 +133,7 @@ class Session:
         """What to answer to a message, whose descriptors are taken or closed. Any error but ours ends the session."""
         header = received.header
         acked = self.negotiated.protocol_features
-        with received:
+        try:
             # Whether to acknowledge is decided by what was agreed before the message.
             wants_ack = header.need_reply and ProtocolFeature.REPLY_ACK in acked
             if header.reply:
@@ -155,6 +157,8 @@ class Session:
                     raise
                 log.warning("%s refused: %s", name, error)
                 return _FAILURE
+        finally:
+            received.close()
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s: %s", spec.name, payload)
         if answer is None and wants_ack and spec.reply is Reply.ACK:
@@ -298,15 +302,21 @@ class Session:
         return self.channel is not None and self.channel.unread
 
     def require_memory(self) -> None:
-        """Raise PeerError where memory that the front end shares is gone, because its file was truncated."""
-        negotiated = self.negotiated
+        """Raise PeerError where memory that the front end shares is gone, because its file was truncated.
+
+        Costs next to nothing as long as no access has found any memory missing.
+        """
+        negotiated, faults = self.negotiated, _native.guard_faults()
+        if faults == self._faults_looked_at:
+            return
         if (region := negotiated.memory.dead_region()) is not None:
             gone = f"region {region}"
         elif negotiated.log is not None and negotiated.log.dead:
             gone = "dirty log"
         elif negotiated.inflight is not None and negotiated.inflight.dead:
             gone = "inflight area"
-        else:
+        else:  # somebody else's
+            self._faults_looked_at = faults
             return
         raise PeerError("memory", gone, "stays as long as it is shared", "don't truncate its file")
 
