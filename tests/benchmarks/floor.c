@@ -13,8 +13,9 @@
  *   floor populate FD BLOCK TIMES KICK        the same with MADV_POPULATE_WRITE of such ranges
  *   floor walk FD BYTES                       find the runs of set bits in the file, a bitmap: nanoseconds, runs and bits
  *   floor save FD BYTES                       write so much to the file, and fsync: nanoseconds
- *   floor slots FD BYTES TIMES                pass the file to another process, which maps so much of it and answers; have
- *                                             it unmapped, and answered; nanoseconds of each such round, as 64-bit words
+ *   floor slots FD BYTES TIMES PROCESSOR      pass the file to a process on that processor, which maps so much of it and
+ *                                             answers; have it unmapped, and answered; nanoseconds of each such round, as
+ *                                             64-bit words
  *
  * Descriptors are inherited. Whatever fails ends the program with a message.
  */
@@ -24,6 +25,7 @@
 #include <err.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -233,7 +235,17 @@ static void ask(int sock, int fd)
 		err(1, "recv");
 }
 
-static void slots(int fd, long size, long times)
+static void run_on(long processor)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(processor, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) != 0)
+		err(1, "sched_setaffinity");
+}
+
+static void slots(int fd, long size, long times, long processor)
 {
 	int ends[2];
 	int64_t *took = calloc(times, sizeof(*took));
@@ -242,6 +254,7 @@ static void slots(int fd, long size, long times)
 		err(1, "socketpair");
 	if (fork() == 0) {
 		close(ends[0]);
+		run_on(processor);
 		map_what_comes(ends[1], size);
 		_exit(0);
 	}
@@ -278,8 +291,8 @@ int main(int argc, char **argv)
 		walk(number(argv[2]), number(argv[3]));
 	} else if (strcmp(what, "save") == 0 && argc == 4) {
 		printf("%ld\n", (long)save(number(argv[2]), number(argv[3])));
-	} else if (strcmp(what, "slots") == 0 && argc == 5) {
-		slots(number(argv[2]), number(argv[3]), number(argv[4]));
+	} else if (strcmp(what, "slots") == 0 && argc == 6) {
+		slots(number(argv[2]), number(argv[3]), number(argv[4]), number(argv[5]));
 	} else {
 		errx(2, "see the head of floor.c");
 	}

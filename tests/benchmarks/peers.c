@@ -5,7 +5,7 @@
  *   peers back-end SOCK                        serve a front end: regions come and go, all else is acknowledged
  *   peers front-end SOCK FD OTHERS BYTES TIMES share OTHERS slots of BYTES each of the file, and then TIMES times the one
  *                                              behind them, which is taken back at once; either is acknowledged, and
- *                                              confirmed by GET_FEATURES. Nanoseconds of each such round, as 64-bit words
+ *                                              the first is confirmed by GET_FEATURES. Nanoseconds of each such round, as 64-bit words
  *
  * Descriptors are inherited. Whatever fails ends the program with a message.
  */
@@ -180,13 +180,18 @@ static uint64_t ask(int sock, enum request request)
 	return await(sock, request);
 }
 
-/* As our front end does it: what was acknowledged is confirmed. */
+/* As our front end does it: that what was added is there to stay is asked in the same breath. */
 static void change(int sock, enum request request, const struct region *region, int fd)
 {
+	struct message question = { .header = { GET_FEATURES, VERSION, 0 } };
+
 	tell(sock, request, region, sizeof(*region), fd);
+	if (request == ADD_MEM_REG)
+		send_message(sock, &question, -1);
 	if (await(sock, request) != 0)
 		errx(1, "%d was refused", request);
-	ask(sock, GET_FEATURES);
+	if (request == ADD_MEM_REG)
+		await(sock, GET_FEATURES);
 }
 
 static void negotiate(int sock)

@@ -2,12 +2,12 @@
 
 Our front end in this process asks our back end in another one. What it is set against is the least that can do it:
 two processes in C, a message of the same length with a descriptor, an mmap, an answer; a message, a munmap, an answer.
-Our front end asks once more behind either, so that it knows that the back end is there still: an acknowledgement that
-is followed by the end of the connection is none. So a round has four questions and not two. What each of our sides
-costs is seen where the other one is in C (peers.c), and asks the same four.
+Our front end asks once more behind what is added, so that it knows that the back end is there still: an acknowledgement
+that is followed by the end of the connection is none. So a round has three questions and not two. What each of our
+sides costs is seen where the other one is in C (peers.c), and asks the same three.
 
-All run on one processor: who asks waits for the answer anyway, and where the scheduler chooses, a pair of processes is
-fast at one time and slow at another.
+Who asks has one processor, and who answers has another one, as a VMM and its daemon have; or they share one. Where the
+scheduler chooses, a pair of processes is fast at one time and slow at another.
 """
 
 from __future__ import annotations
@@ -35,33 +35,83 @@ from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
 
 SLOT_SIZE = ByteCount(64 * MIB)
 
+Connected = Callable[[], AbstractContextManager[socket.socket]]
+"""Makes a back end, and a connection to it."""
+
+_FLOOR = "fd, mmap, munmap in C"
+
 
 def rows(*, quick: bool, rounds: int = 200) -> Iterator[Row]:
-    """The table's lines: with no other slot there, and with many; and with one side in C."""
-    pairs = 10 if quick else 20
+    """The table's lines: with no other slot there, and with many; with one side in C; and on a single processor."""
+    processors = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        stack.callback(os.sched_setaffinity, 0, processors)
         directory = Path(stack.enter_context(TemporaryDirectory()))
-        floor, peers = Floor(directory), Peers(directory)
         fd = stack.enter_context(memory(512 * SLOT_SIZE))
+        bench = _Bench(directory, fd, pairs=10 if quick else 20, rounds=rounds)
+        bench.place(processors[0], processors[-1])
+        yield from bench.beside(0, 400)
+        yield from bench.with_a_side_in_c()
+        bench.place(processors[0], processors[0])
+        yield bench.on_one_processor()
 
-        def against_floor(ours: Callable[[], float]) -> list[tuple[float, float]]:
-            ours(), floor.slots(fd, SLOT_SIZE, rounds)
-            return in_turn(pairs, ours, lambda: 1e6 * statistics.median(floor.slots(fd, SLOT_SIZE, rounds)))
 
-        what = "ADD_MEM_REG and REM_MEM_REG beside {} slots, with acknowledgements"
-        with front_end(back_end()) as frontend:
-            for others in (0, 400):
-                frontend.regions.share(slot(fd, number) for number in range(len(frontend.regions), others))
-                found = against_floor(lambda: round_trips(frontend, fd, rounds))
-                yield ratio_row(what.format(others), "fd, mmap, munmap in C", "us", found, 1.3)
-        with front_end(peers.back_end()) as frontend:
-            found = against_floor(lambda: round_trips(frontend, fd, rounds))
-            yield plain_row("the same beside 0 slots, a back end in C", "fd, mmap, munmap in C", "us", found)
-        for back, side in ((back_end, "a front end in C"), (peers.back_end, "both in C")):
-            found = against_floor(partial(asked_by, peers, back, fd, rounds))
-            yield plain_row(f"the same beside 0 slots, {side}", "fd, mmap, munmap in C", "us", found)
+class _Bench:
+    """Who asks and who answers, on the processors that `place` says, against C on the same ones."""
+
+    def __init__(self, directory: Path, fd: int, *, pairs: int, rounds: int) -> None:
+        self._floor, self._peers = Floor(directory), Peers(directory)
+        self._fd, self._pairs, self._rounds = fd, pairs, rounds
+
+    def place(self, asks: int, answers: int) -> None:
+        """The processors."""
+        self._asks, self._answers = asks, answers
+        os.sched_setaffinity(0, {asks})
+
+    @contextmanager
+    def _started(self, back: Connected) -> Iterator[socket.socket]:
+        """What answers, on its processor."""
+        os.sched_setaffinity(0, {self._answers})
+        with back() as sock:
+            os.sched_setaffinity(0, {self._asks})
+            yield sock
+
+    def _against_floor(self, ours: Callable[[], float]) -> list[tuple[float, float]]:
+        def theirs() -> float:
+            return 1e6 * statistics.median(self._floor.slots(self._fd, SLOT_SIZE, self._rounds, self._answers))
+
+        ours(), theirs()
+        return in_turn(self._pairs, ours, theirs)
+
+    def _rounds_of(self, frontend: Frontend) -> list[tuple[float, float]]:
+        return self._against_floor(lambda: round_trips(frontend, self._fd, self._rounds))
+
+    def beside(self, *counts: int) -> Iterator[Row]:
+        """Both sides ours, with so many slots there already."""
+        with front_end(self._started(back_end)) as frontend:
+            for others in counts:
+                frontend.regions.share(slot(self._fd, number) for number in range(len(frontend.regions), others))
+                what = f"ADD_MEM_REG and REM_MEM_REG beside {others} slots, with acknowledgements"
+                yield ratio_row(what, _FLOOR, "us", self._rounds_of(frontend), 1.3)
+
+    def with_a_side_in_c(self) -> Iterator[Row]:
+        """What our front end has of it, and our back end, and neither."""
+        with front_end(self._started(self._peers.back_end)) as frontend:
+            yield plain_row("the same beside 0 slots, a back end in C", _FLOOR, "us", self._rounds_of(frontend))
+        for back, side in ((back_end, "a front end in C"), (self._peers.back_end, "both in C")):
+            found = self._against_floor(partial(self._asked_by_c, back))
+            yield plain_row(f"the same beside 0 slots, {side}", _FLOOR, "us", found)
+
+    def _asked_by_c(self, back: Connected) -> float:
+        """As `round_trips`, of a front end in C and a back end that is new."""
+        with self._started(back) as sock:
+            return 1e6 * statistics.median(self._peers.front_end(sock, self._fd, 0, SLOT_SIZE, self._rounds))
+
+    def on_one_processor(self) -> Row:
+        """Both sides ours, and no slot besides."""
+        with front_end(self._started(back_end)) as frontend:
+            found = self._rounds_of(frontend)
+        return plain_row("the same beside 0 slots, both sides on one processor", _FLOOR, "us", found)
 
 
 @contextmanager
@@ -124,9 +174,3 @@ def round_trips(frontend: Frontend, fd: int, rounds: int) -> float:
         frontend.regions.remove(region)
         took.append(time.perf_counter() - start)
     return 1e6 * statistics.median(took)
-
-
-def asked_by(peers: Peers, back: Callable[[], AbstractContextManager[socket.socket]], fd: int, rounds: int) -> float:
-    """As `round_trips`, of a front end in C and a back end that is new."""
-    with back() as sock:
-        return 1e6 * statistics.median(peers.front_end(sock, fd, 0, SLOT_SIZE, rounds))
