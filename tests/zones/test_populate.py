@@ -15,8 +15,10 @@ from tests.zones.helpers import (
     HUGETLB,
     KINDS,
     MEMFD,
+    PRIVATE_FILE,
     SHARED_DIRECTORY,
     SHARED_FILE,
+    SHARED_TMPFS_FILE,
     Kind,
     Maker,
     allocate,
@@ -252,10 +254,19 @@ def test_a_file_that_has_some_of_its_blocks_needs_room_for_the_others(make: Make
 def test_a_tmpfs_that_fills_up_meanwhile_leaves_what_was_there(make: Maker, blind: None) -> None:
     memory = on_small_tmpfs(make)
     fill(memory, 6 * MIB, MIB)
-    with pytest.raises(HostError, match="MADV_POPULATE_WRITE failed: EFAULT"):
+    with pytest.raises(HostError, match=r"MADV_POPULATE_WRITE failed: EFAULT.*; make room there"):
         memory.populate(HostOffset(0), memory.size)
     assert memory.held() == memory.held(HostOffset(6 * MIB), ByteCount(MIB)) == MIB
     assert content(memory, 6 * MIB) == b"virtio-m"
+
+
+@each(SHARED_FILE, PRIVATE_FILE, SHARED_TMPFS_FILE)
+def test_a_file_that_was_truncated_is_told(make: Maker, kind: Kind) -> None:
+    memory = make.memory(kind, 8 * MIB)
+    with open(f"/proc/self/fd/{memory.backing.fd}", "r+b") as file:
+        file.truncate(4 * MIB)
+    with pytest.raises(HostError, match=r"MADV_POPULATE_WRITE failed: EFAULT.*; its file is shorter"):
+        memory.populate(HostOffset(0), memory.size)
 
 
 def on_small_tmpfs(make: Maker) -> HostMemory:

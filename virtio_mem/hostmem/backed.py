@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import MIB, ByteCount, HostOffset
-from virtio_mem.hostmem import facts
+from virtio_mem.hostmem import facts, files, headroom
 from virtio_mem.hostmem.backing import Backing, Hugetlb
 
 ZEROS = bytes(2 * MIB)
@@ -154,14 +154,27 @@ class BackedMemory(ABC):
             yield from self._holes(HostOffset(offset + half), ByteCount(size - half))
 
     def _no_memory(self, offset: HostOffset, size: ByteCount, error: OSError) -> HostError:
-        """Why populating failed, with the state of the pool where it is one of huge pages."""
-        remedy = "free memory on the host"
+        """Why populating failed, and what can be done about it."""
+        remedy = self._way_out(offset, size, error)
+        return HostError.from_os_error("populate", f"{offset:#x}+{size:#x}", self.allocating, error, remedy)
+
+    def _way_out(self, offset: HostOffset, size: ByteCount, error: OSError) -> str:
+        """With the state of the pool where it is one of huge pages. EFAULT is whatever would be a SIGBUS at a touch,
+        madvise(2): beyond a file's end, on a full file system, from an empty pool."""
+        fd = self.backing.fd
+        if fd >= 0 and os.fstat(fd).st_size < self.backing.offset + offset + size:
+            return "its file is shorter: don't truncate it"
         if isinstance(self.backing, Hugetlb):
             limit, way_out = facts.huge_pool(self.page_size, self._node).shortage(size // self.page_size)
-            remedy = f"{limit}; {way_out}"
-        elif error.errno == errno.EINVAL:
-            remedy = "MADV_POPULATE_WRITE needs Linux 5.14"
-        return HostError.from_os_error("populate", f"{offset:#x}+{size:#x}", self.allocating, error, remedy)
+            return f"{limit}; {way_out}"
+        if error.errno == errno.EINVAL:
+            return "MADV_POPULATE_WRITE needs Linux 5.14"
+        if fd >= 0:
+            growth = min(size, files.unallocated(fd))
+            for room in headroom.file_limits(fd):
+                if growth > room.available:
+                    return room.remedy
+        return "free memory on the host"
 
     def _check(self, offset: HostOffset, size: ByteCount) -> None:
         if self.closed:

@@ -88,8 +88,11 @@ class OthersMemory(BackedMemory):
                 inside = HostOffset(region.offset + start - region.guest_address)
                 parts.append((region.mapping, inside, ByteCount(stop - start)))
         if sum(length for _, _, length in parts) != size:
-            raise OSError(errno.EFAULT, "not all of it is mapped here")
+            raise _TheirsError(errno.EFAULT, "share all of it")
         return parts
+
+    def _way_out(self, offset: HostOffset, size: ByteCount, error: OSError) -> str:
+        return str(error.strerror) if isinstance(error, _TheirsError) else super()._way_out(offset, size, error)
 
     def write(self, offset: HostOffset, data: bytes) -> None:
         """As of BackedMemory, by a mapping for this alone: where rings are served, all would be lost with the file."""
@@ -120,8 +123,12 @@ class OthersMemory(BackedMemory):
         self._writer = -1
 
 
+class _TheirsError(OSError):
+    """What those whose memory it is have done to it; in the place of a text it has what they are to do."""
+
+
 def _truncated() -> OSError:
-    return OSError(errno.EFAULT, "the file was truncated")
+    return _TheirsError(errno.EFAULT, "don't truncate its file, and share it anew")
 
 
 def _touch(mapping: Mapping, offset: HostOffset, size: ByteCount, page_size: ByteCount) -> None:
