@@ -284,10 +284,10 @@ def test_what_is_owed_behind_an_iommu_comes_again_to_the_next_process(form: str,
 # A system reset that is refused.
 
 
-def opened(state: OwnedFd, *, granted: bool) -> None:
+def opened(state: OwnedFd, *, granted: bool, head: int = 0) -> None:
     """What a process leaves that is killed within a PLUG of the blocks 2 to 4."""
     before = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
-    before.serving = Chains.of(ChainKey(0, 0, request_for(PLUG, 2, 3)))
+    before.serving = Chains.of(ChainKey(head, 0, request_for(PLUG, 2, 3)))
     before.opening(PLUGGED)
     if granted:
         before.granted(PLUGGED)
@@ -349,6 +349,30 @@ def test_a_system_reset_that_is_granted_leaves_nothing_of_the_record_before_it(s
     again = DeviceState(state.fileno(), ZONE.geometry, requested_size=ZONE.hotplugged_size)
     assert again.intent is None
     again.close()
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["no reset", "reset"])
+def test_what_was_granted_before_a_system_reset_is_served_afresh(state: OwnedFd, reset: bool) -> None:
+    """The chain is in the ring still, and its blocks are unplugged: ACK has to mean that they are plugged."""
+    opened(state, granted=True, head=RING_SIZE - 2)
+    found = MemDevice(ZONE, state.fileno())
+    if reset:
+        for step in (found.state.opening, found.state.granted):
+            step(RESET)
+        found.device.finish(RESET.type, RESET.run)
+        found.state.changed()
+        found.state.done()
+    found.close()
+    device = MemDevice(ZONE, state.fileno())
+    assert device.device.plugged_size == (0 if reset else 3 * BLOCK_SIZE)
+    with (
+        guest() as machine,
+        served(device) as (_, connection),
+        Frontend(connection, features=machine.features) as frontend,
+    ):
+        machine.start(frontend)
+        assert machine.ask(frontend, PLUG, 2, 3) is ACK
+        assert device.device.plugged_size == 3 * BLOCK_SIZE
 
 
 @pytest.mark.parametrize("granted", [False, True], ids=["open", "granted"])

@@ -41,6 +41,12 @@ is still true and still needed. So the reset has a phase of its own, which hides
 store opens the reset, and one store has the record be there again. When the reset has come to its end the record goes
 first: a death between the two has the reset finished once more.
 
+A request that was granted before such a reset, and whose chain the ring has still, is then served afresh. A system
+reset is no device reset: the ring goes on, and its chains are the driver's requests. But the blocks are as the reset
+left them, and an ACK without a second look would say of a PLUG that they are plugged. Nor is an UNPLUG's ERROR wrong:
+there is nothing to unplug. The driver that made these requests is most likely gone, as its machine was reset; one that
+is there hears nothing but what is true.
+
 The stores of step 3, 5 and 8 that decide are one word each. The process is all that is killed, not the machine, so the
 next one sees what this one stored, in that order, and needs no checksum here; what a file of somebody else's holds is
 checked field by field.
