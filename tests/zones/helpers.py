@@ -164,12 +164,11 @@ def _entry(address: int) -> str:
 
 
 def numa_policy(address: int) -> tuple[str, dict[int, int]]:
-    """The policy of the mapping that begins at `address`, and its pages on each node; see numa(7)."""
-    for line in Path("/proc/self/numa_maps").read_text().splitlines():
-        start, policy, *items = line.split()
-        if int(start, 16) == address:
-            return policy, {int(node): int(pages) for node, pages in re.findall(r"N(\d+)=(\d+)", " ".join(items))}
-    raise LookupError(f"no mapping begins at {address:#x}")
+    """The policy of the mapping that has `address`, and its pages on each node; see numa(7). Of private memory the kernel
+    makes one mapping with a neighbour that has the same policy."""
+    lines = [line.split() for line in Path("/proc/self/numa_maps").read_text().splitlines()]
+    _, policy, *items = max((line for line in lines if int(line[0], 16) <= address), key=lambda line: int(line[0], 16))
+    return policy, {int(node): int(pages) for node, pages in re.findall(r"N(\d+)=(\d+)", " ".join(items))}
 
 
 def allocate(file: Path) -> None:
