@@ -164,8 +164,10 @@ def _entry(address: int) -> str:
 
 
 def numa_policy(address: int) -> tuple[str, dict[int, int]]:
-    """The policy of the mapping that has `address`, and its pages on each node; see numa(7). Of private memory the kernel
-    makes one mapping with a neighbour that has the same policy."""
+    """The policy of the mapping that has `address`, and its pages on each node; see numa(7).
+
+    Of private memory the kernel makes one mapping with a neighbour that has the same policy.
+    """
     lines = [line.split() for line in Path("/proc/self/numa_maps").read_text().splitlines()]
     _, policy, *items = max((line for line in lines if int(line[0], 16) <= address), key=lambda line: int(line[0], 16))
     return policy, {int(node): int(pages) for node, pages in re.findall(r"N(\d+)=(\d+)", " ".join(items))}
