@@ -12,6 +12,10 @@ to a hole then is lost, and a file that is truncated then may get its length bac
 first is unplugged memory, which has no content, and to which no driver may write. After the second a PLUG is granted
 only where the file holds all of the range.
 
+Nothing else closes that moment. fallocate(2) makes no file longer, but what it gets is not zeroed before it is touched,
+is a hole to SEEK_DATA and so to every count, and stays behind the end of a file that was truncated. A write by a
+mapping is the touch that this is to spare. Seals are the front end's to set.
+
 Huge pages can't be written, and a file on a disk would be slower: those are touched where rings are served, and the
 entries dropped. No new mapping is made for that: of a file that was sealed meanwhile there might be none.
 """
