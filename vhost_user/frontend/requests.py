@@ -80,10 +80,11 @@ class Requests:
     def lingering(self) -> bool:
         """Whether a back end that was given up has its end open still, and may use all that it was given."""
         with self.lock:
-            if self._given_up is not None and self._given_up.hung_up:
-                self._given_up.close()
-                self._given_up = None
-            return self._given_up is not None
+            given_up = self._given_up  # close() does not wait for the lock
+            if given_up is not None and given_up.hung_up:
+                given_up.close()
+                self._given_up = given_up = None
+            return given_up is not None
 
     def notice_end(self) -> None:
         """Close the connection if the back end closed its end; nothing is sent or awaited."""
