@@ -27,8 +27,8 @@ class ServiceObserver(Protocol):
     lock; what they raise is logged, and keeps no request from being answered."""
 
     def answered(self, request: Request, response: Response) -> None:
-        """`request` is answered by `response`, which its driver may have or not have yet, and the device is as it says,
-        or as requests after it have left it."""
+        """`request` is answered by `response`, which its driver may have or not have yet. The device is as it says, or
+        as those left it that were served together with it: see `DeviceService.serve`."""
 
     def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
         """`unplugged` bytes were given back, of which the host still holds `kept`; None where it can't tell."""
@@ -44,7 +44,9 @@ class Tally:
         self._held: list[Callable[[], None]] | None = None
 
     def hold(self) -> None:
-        """Keep what is to be counted and told until `release()`, before which nobody else has the service's lock."""
+        """Keep what is to be counted and told from now on until `release()`, or until this is called again: before more
+        is served, or who is told would see what that left. Nobody else has the service's lock meanwhile."""
+        self.release()
         self._held = []
 
     def release(self) -> None:

@@ -26,6 +26,8 @@ from vhost_user.errors import Refused
 from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.mapping import Mapping
 from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
+from virtio_mem.control import Control, ControlledZone
+from virtio_mem.operation import State
 from virtio_mem.protocol import BlockState, Request, RequestType, Response, ResponseType
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_memfd
@@ -139,6 +141,36 @@ def test_the_driver_is_called_before_who_only_wants_to_know(form: str) -> None:
             assert frontend.vring(0).call.take()
             assert machine.receive() is not None
         assert here.device.service.answers["PLUG", "ERROR"] == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_told_of_requests_that_come_together_is_true_of_each(form: str) -> None:
+    with guest(form) as machine, served(zone(hotplugged=0)) as here:
+        service = here.device.service
+        with Control([ControlledZone(id="mem0", service=service, notify=here.device.notify)]) as control:
+            frontend = here.start(machine)
+            operation = control.resize_zone("mem0", 2 * BLOCK_SIZE)
+            machine.driver.enable_interrupts()
+            with service.lock:  # all are there before the device looks
+                for type_, nb_blocks in ((PLUG, 2), (UNPLUG, 1), (STATE, 1), (UNPLUG_ALL, 0), (PLUG, 1)):
+                    machine.send_typed(frontend, type_, 0, nb_blocks)
+            assert [machine.wait(frontend).type for _ in range(5)] == [ACK] * 5
+            found = []
+            with service.lock, control.events.subscribe(after=0) as subscription:  # the last is told by now
+                while event := subscription.get(0):
+                    told = event.as_dict()
+                    found.append((told["kind"], told.get("size"), told.get("plugged")))
+            assert found == [
+                ("requested", None, 0),
+                ("plugged", 2 * BLOCK_SIZE, 2 * BLOCK_SIZE),
+                ("reached", None, 2 * BLOCK_SIZE),
+                ("freed", BLOCK_SIZE, None),
+                ("unplugged", BLOCK_SIZE, BLOCK_SIZE),
+                ("freed", BLOCK_SIZE, None),
+                ("unplugged", BLOCK_SIZE, 0),
+                ("plugged", BLOCK_SIZE, BLOCK_SIZE),
+            ]
+            assert (operation.state, operation.plugged) == (State.REACHED, 2 * BLOCK_SIZE)
 
 
 def test_what_a_driver_and_its_vmm_do_leaves_blocks_alone() -> None:

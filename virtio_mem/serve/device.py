@@ -169,15 +169,17 @@ class MemDevice(Device):
     def _serve(self, batches: RingBatches) -> None:
         """Serve requests, from the look at them until their driver has the answers: see intent.py.
 
-        The driver is called first, and then they are counted and told of, which a guest need not wait for.
+        The driver is called before the last of them are counted and told of, which a guest need not wait for: Linux
+        has one request under way. Those before them are told of once they have gone back, while the device is as they
+        left it.
         """
         batch, tally = batches.batch, self.service.tally
         with self.service.lock:
-            tally.hold()
             try:
                 for first, end in batch.asking():
                     answered = first
                     while answered < end:
+                        tally.hold()
                         answered += self._answer(*batch.part(answered, end))
                         self._give(batches, answered)
                 batches.call()
