@@ -206,17 +206,19 @@ class SharedRegions:
         if not self.by_region:
             table = tuple(whole_table())
             payload = MemoryTable(tuple([region.wire for region in table]))
-            fds = [region.fd for region in table]
-            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, fds, confirmed=True)
+            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
+            self._requests.confirm()
             return
         undo: list[Callable[[], None]] = []
         try:
             for region in old:
                 self._tell_removed(region)
                 undo.append(partial(self._tell_added, region))
-            for count, region in enumerate(new, 1):
-                self._tell_added(region, confirmed=count == len(new))
+            for region in new:
+                self._tell_added(region)
                 undo.append(partial(self._tell_removed, region))
+            if new:  # an acknowledgement with 0 that is followed by the end of the connection was none
+                self._requests.confirm()
         except BaseException:
             self._undo(undo)
             raise
@@ -231,9 +233,8 @@ class SharedRegions:
         except FieldError:
             self._requests.give_up()
 
-    def _tell_added(self, region: SharedRegion, *, confirmed: bool = False) -> None:
-        payload = SingleMemoryRegion(region.wire)
-        self._requests.tell(FrontendRequest.ADD_MEM_REG, payload, (region.fd,), confirmed=confirmed)
+    def _tell_added(self, region: SharedRegion) -> None:
+        self._requests.tell(FrontendRequest.ADD_MEM_REG, SingleMemoryRegion(region.wire), (region.fd,))
 
     def _tell_removed(self, region: SharedRegion) -> None:
         self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire))

@@ -24,7 +24,6 @@ from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, Time
 from vhost_user.frontend.ending import Ending
 from vhost_user.message import (
     U64,
-    Empty,
     FrontendRequest,
     MessageSpec,
     Payload,
@@ -42,9 +41,6 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer", bound=Payload)
 
 _Answer = tuple[Payload, list[OwnedFd]]
-
-_SUCCESS: _Answer = U64(0), []
-_NO_ANSWER: _Answer = Empty(), []
 
 
 def _nothing() -> None:
@@ -64,7 +60,6 @@ class Requests:
         self.watched: dict[int, Callable[[], None]] = {}
         """What to look after while an answer is waited for: by descriptor, what is called when it can be read."""
         self._busy = False
-        self._owed = 0
         self._afterwards: deque[Callable[[], None]] = deque()
         self._connection: Connection | None = connection
         self._given_up: Connection | None = None
@@ -92,18 +87,8 @@ class Requests:
             if self._connection is not None and self._connection.hung_up:
                 self.close()
 
-    def tell(
-        self,
-        request: FrontendRequest,
-        payload: Payload | None = None,
-        fds: Sequence[int] = (),
-        *,
-        confirmed: bool = False,
-    ) -> None:
+    def tell(self, request: FrontendRequest, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
         """Send a message that has no reply of its own, and wait for its acknowledgement if there can be one.
-
-        With `confirmed` it is to be more than acknowledged: see `confirm`. The question for that is sent along, and its
-        answer is waited for unless the message is refused.
 
         Raises Refused where the back end acknowledges a failure, which leaves the connection as good as it was;
         Disconnected, TimedOut and PeerError as `ask` does.
@@ -112,16 +97,12 @@ class Requests:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
             assert spec.reply is Reply.ACK
             acked = ProtocolFeature.REPLY_ACK in self.acked
-            data = _encode(spec, payload, need_reply=acked)
-            if not acked:
-                self._exchange(data, fds, None)
-                if confirmed:
-                    self.confirm()
-                return
-            code, _ = self._exchange(data, fds, spec, confirmed=confirmed)
-            assert isinstance(code, U64)
-            if code.value:
-                raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
+            answer = self._exchange(_encode(spec, payload, need_reply=acked), fds, spec if acked else None)
+            if answer is not None:
+                code, _ = answer
+                assert isinstance(code, U64)
+                if code.value:
+                    raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
 
     def ask(
         self, request: FrontendRequest, kind: type[Answer], payload: Payload | None = None, fds: Sequence[int] = ()
@@ -143,7 +124,9 @@ class Requests:
         with self.lock:
             spec = spec_of(request, self.acked, postcopy=self.postcopy)
             assert spec.reply is Reply.ALWAYS
-            body, received = self._exchange(_encode(spec, payload), fds, spec)
+            answer = self._exchange(_encode(spec, payload), fds, spec)
+            assert answer is not None
+            body, received = answer
             if not isinstance(body, kind):
                 for fd in received:
                     fd.close()
@@ -161,7 +144,7 @@ class Requests:
 
         An acknowledgement alone does not prove that: there are back ends that acknowledge with 0 and then close.
         """
-        self.ask(_CONFIRMING, U64)
+        self.ask(FrontendRequest.GET_FEATURES, U64)
 
     def when_free(self, call: Callable[[], None]) -> None:
         """Have `call` make a request of its own: now, or where one waits for its answer at this moment, after that.
@@ -174,13 +157,11 @@ class Requests:
             else:
                 call()
 
-    def _exchange(
-        self, data: bytes, fds: Sequence[int], answered: MessageSpec | None, *, confirmed: bool = False
-    ) -> _Answer:
-        """Send a message, and return what answers it: `_NO_ANSWER` where nothing does."""
+    def _exchange(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None) -> _Answer | None:
+        """Send a message, and return what answers it, unless nothing does."""
         outermost, self._busy = not self._busy, True
         try:
-            return self._exchange_now(data, fds, answered, confirmed)
+            return self._exchange_now(data, fds, answered)
         finally:
             try:
                 if outermost and self._afterwards:
@@ -198,39 +179,19 @@ class Requests:
             except FieldError as error:
                 log.warning("%s: %s", self._name, error)
 
-    def _exchange_now(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None, confirmed: bool) -> _Answer:
+    def _exchange_now(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None) -> _Answer | None:
         connection = self._connection
         if connection is None:
             raise Disconnected(self._name, "before", "was closed")
         try:
             connection.send_bytes(data, fds, timeout=self.timeout)
-            if confirmed:
-                connection.send_bytes(_QUESTION, timeout=self.timeout)
-            return self._answers(connection, answered, confirmed)
+            return None if answered is None else self._answer(answered, connection)
         except Disconnected:
             self.close()
             raise
         except BaseException:  # an interrupt, too, leaves an answer behind that the next request would take for its own
             self.give_up()
             raise
-
-    def _answers(self, connection: Connection, answered: MessageSpec | None, confirmed: bool) -> _Answer:
-        """What answers a message, and with `confirmed` the question behind it, too, unless the message is refused: the
-        answer to that is owed then, and comes before the next one."""
-        if answered is None:
-            return _NO_ANSWER
-        self._take_owed(connection)
-        answer = self._answer(answered, connection)
-        if confirmed:
-            self._owed += 1
-            if answer == _SUCCESS:
-                self._take_owed(connection)
-        return answer
-
-    def _take_owed(self, connection: Connection) -> None:
-        while self._owed:
-            self._answer(_CONFIRMATION, connection)
-            self._owed -= 1
 
     def _answer(self, spec: MessageSpec, connection: Connection) -> _Answer:
         received = self._receive(connection)
@@ -290,7 +251,6 @@ class Requests:
                 self._connection, self._name = connection, connection.name
             self.ending.name = connection.name
             self._afterwards.clear()
-            self._owed = 0
             self.acked, self.postcopy = ProtocolFeature.NONE, False
 
     def fileno(self) -> int:
@@ -318,8 +278,3 @@ class Requests:
 
 def _encode(spec: MessageSpec, payload: Payload | None, *, need_reply: bool = False) -> bytes:
     return encode_message(spec.request, payload.encode() if payload else b"", need_reply=need_reply)
-
-
-_CONFIRMING = FrontendRequest.GET_FEATURES
-_CONFIRMATION = spec_of(_CONFIRMING, ProtocolFeature.NONE)
-_QUESTION = _encode(_CONFIRMATION, None)
