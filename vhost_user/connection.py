@@ -27,6 +27,7 @@ from contextlib import suppress
 from typing import Self
 
 from vhost_user import _native
+from vhost_user.awake import LONGEST_LOOK
 from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
 from vhost_user.message.header import Header
 from vhost_user.message.message import encode_message
@@ -37,10 +38,6 @@ from vhost_user.owned_fd import OwnedFd, close_all
 assert MAX_FDS <= _native.MOST_FDS
 
 _WHOLE = _native.WHOLE
-
-LONGEST_LOOK = 100_000
-"""Nanoseconds for which a message that is about to come is looked for before anybody sleeps: on another processor than
-the sender's, to be woken takes longer than most answers."""
 
 _NEVER = 9e9
 """Seconds of time.monotonic(): 285 years, in nanoseconds about as many as 64 bits have."""
@@ -171,12 +168,13 @@ class Connection:
             if self._closed:
                 self._close_unless_used()
 
-    def receive_now(self, patience: int = 0) -> Received | None:
+    def receive_now(self, patience: int = 0, others: int = -1) -> Received | None:
         """The next message if all of it has come, without sleeping: or comes within `patience` nanoseconds of looking
-        for it. Raises Disconnected or PeerError."""
+        for it. `others` may be an epoll that watches this connection: the first that it tells of ends the look. Raises
+        Disconnected or PeerError."""
         try:
             with self._receiving:
-                return self._taken(self._incoming.receive(self._sock.fileno(), patience))
+                return self._taken(self._incoming.receive(self._sock.fileno(), patience, others))
         except OSError as error:
             raise self._ended(error.strerror) from error
         finally:

@@ -17,8 +17,9 @@ from tests.backend.rig import DATA, EVERYTHING, SPLIT, Pair, Running, pair, star
 from tests.backend.test_notices import wait_for_calls
 from tests.rings.answerer import PythonAnswerer
 from tests.rings.two_processes import other_process
+from vhost_user.awake import LONGEST_LOOK
 from vhost_user.backend import Device, Vring, batches
-from vhost_user.backend.batches import LONGEST_LOOK, RingBatches
+from vhost_user.backend.batches import RingBatches
 from vhost_user.errors import PeerError
 from vhost_user.memory import GuestMemory
 from vhost_user.message import FrontendRequest, VringFd
@@ -279,7 +280,7 @@ def test_a_process_with_one_processor_looks_at_no_ring() -> None:
     """Who looks there keeps the driver from asking."""
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from vhost_user.backend import batches; raise SystemExit(batches._looking.acquire(blocking=False))"
+        "from vhost_user import awake; raise SystemExit(awake.looking.acquire(blocking=False))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -68,6 +68,7 @@ from vhost_user._native.socket import (
     WATCHED,
     WHOLE,
     Incoming,
+    can_be_read,
     send,
 )
 from vhost_user._native.system import (
@@ -120,6 +121,7 @@ __all__ = [
     "Ring",
     "SplitInflight",
     "address_of",
+    "can_be_read",
     "chain_read",
     "chain_write",
     "die_with_parent",

@@ -37,10 +37,10 @@ class Incoming:
         self._pointer = ffi.gc(ffi.new("struct vu_incoming *", limits), lib.vu_incoming_drop)
         self._bytes = ffi.buffer(self._pointer, _PAYLOAD + largest)
 
-    def receive(self, sock: int, patience: int = 0) -> int:
+    def receive(self, sock: int, patience: int = 0, others: int = -1) -> int:
         """What `enum vu_received` in csrc/socket_api.h says of what has come, and comes within `patience` nanoseconds
-        of looking. OSError where the socket fails."""
-        if (result := lib.vu_receive(sock, self._pointer, patience)) < 0:
+        of looking, or until another is ready of the epoll `others`. OSError where the socket fails."""
+        if (result := lib.vu_receive(sock, self._pointer, patience, others)) < 0:
             raise error(result)
         return int(result)
 
@@ -79,3 +79,8 @@ def send(sock: int, data: bytes, fds: Sequence[int]) -> int:
     if (sent := lib.vu_send(sock, data, len(data), fds or ffi.NULL, len(fds))) < 0:
         raise error(sent)
     return int(sent)
+
+
+def can_be_read(fd: int) -> bool:
+    """Whether a descriptor can be read now, or is broken; of an epoll, whether one that it watches is ready."""
+    return bool(lib.vu_can_be_read(fd))

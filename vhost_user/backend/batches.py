@@ -8,17 +8,13 @@ costs nothing where it gains nothing.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable
 
+from vhost_user.awake import LONGEST_LOOK, looking
 from vhost_user.backend.vring import Vring
 from vhost_user.chain import Chain
 from vhost_user.vring import Answerer, Batch, BatchedQueue
-
-LONGEST_LOOK = 100_000
-"""Nanoseconds for which a ring is looked at."""
 
 LONGEST_TURN = 1_000_000
 """Nanoseconds after which whatever else the event loop has to do comes first: a driver that asks again just before the
@@ -26,8 +22,6 @@ end of each look would hold up everybody for a ringful of looks."""
 
 LONGEST_STAY = 100_000_000
 """Nanoseconds for which turn follows turn while the event loop has nothing else to do."""
-
-_looking = threading.Semaphore(len(os.sched_getaffinity(0)) - 1)
 
 
 class RingBatches:
@@ -53,7 +47,7 @@ class RingBatches:
         for LONGEST_STAY while nobody else waits: True if more may wait, and the ring is to be served again without a
         kick. RingBroken and PeerError as `DeviceQueue`."""
         quick = time.monotonic_ns() - self._idle_since < LONGEST_LOOK
-        if not (quick and _looking.acquire(blocking=False)):
+        if not (quick and looking.acquire(blocking=False)):
             return self._turn(0)
         try:
             end = time.monotonic_ns() + LONGEST_STAY
@@ -62,7 +56,7 @@ class RingBatches:
                     break
             return more
         finally:
-            _looking.release()
+            looking.release()
 
     def _others_wait(self) -> bool:
         """Whether it is somebody else's turn. A kick of this ring's is not: it is taken, and the ring looked at."""

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from vhost_user import _native
+from vhost_user.awake import LONGEST_LOOK, looking
 from vhost_user.backend.answer import Answer, Deferred
 from vhost_user.backend.device import Device
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.backend.session import Session
-from vhost_user.connection import LONGEST_LOOK, Connection
+from vhost_user.connection import Connection
 from vhost_user.errors import Disconnected, FieldError, TimedOut
 from vhost_user.message import ProtocolFeature, encode_message
 from vhost_user.owned_fd import close_all
@@ -56,19 +58,28 @@ class Link:
         self._connection = connection
         self._gone = gone
         self._closed = False
-        self._idle_since = 0
+        self._served_at = 0
         self._timer: Call | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
         self.session.rings.on_trouble = self._check_memory
         loop.watch(connection, self._readable)
         log.info("%s: connected", connection.name)
 
     def _readable(self) -> None:
-        patience = self._patience()
+        """Serve what has come; and what comes soon, unless something else is there to do. A front end that takes longer
+        than it was looked for is not looked for again until it was quick once more."""
+        if time.monotonic_ns() - self._served_at < _QUICK and looking.acquire(blocking=False):
+            try:
+                self._serve(LONGEST_LOOK)
+            finally:
+                looking.release()
+        else:
+            self._serve(0)
+
+    def _serve(self, patience: int) -> None:
         try:
             for _ in range(_MESSAGES_AT_ONCE):
-                received = self._connection.receive_now(patience)
+                received = self._connection.receive_now(patience, self._loop.fileno())
                 if received is None:
-                    self._idle_since = time.monotonic_ns() - patience
                     break
                 if self._timer is not None:
                     self._set_timer(None)
@@ -82,6 +93,9 @@ class Link:
                 self._check_memory()
                 if self._closed:
                     return
+                self._served_at = time.monotonic_ns()
+                if patience and _native.can_be_read(self._loop.fileno()):
+                    break  # each in its turn
             if self._connection.within_message and self._timer is None:
                 self._set_timer(self._loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow))
         except Disconnected as error:
@@ -93,11 +107,6 @@ class Link:
         except Exception:
             log.exception("%s: closed, by a mistake of ours", self._connection.name)
             self.close()
-
-    def _patience(self) -> int:
-        """How many nanoseconds the next message is looked for: one that comes so soon need not wake anybody up. A front
-        end that takes longer is not waited for again until it was as quick once more."""
-        return LONGEST_LOOK if time.monotonic_ns() - self._idle_since < _QUICK else 0
 
     def _send(self, request: int, answer: Answer) -> None:
         data, owned = encode_message(request, answer.payload, reply=True), answer.fds

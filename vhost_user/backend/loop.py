@@ -53,13 +53,17 @@ class EventLoop:
     """
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()
         self._wake = _new_eventfd()
         self._soon: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Call]] = []
         self._order = itertools.count()
         self._stopped = False
         self.watch(self._wake, lambda: os.eventfd_read(self._wake.fileno()))
+
+    def fileno(self) -> int:
+        """What can be read while something waits that is watched: for who looks for something else meanwhile."""
+        return self._selector.fileno()
 
     def watch(self, file: HasFileno, callback: Callable[[], object], *, write: bool = False) -> None:
         """Have `callback` called whenever `file` can be read, or written. OSError for what can't be waited for."""

@@ -136,21 +136,28 @@ static int receive_now(int sock, struct vu_incoming *incoming)
 	}
 }
 
-int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience)
+int vu_can_be_read(int fd)
+{
+	struct pollfd one = { .fd = fd, .events = POLLIN };
+
+	return poll(&one, 1, 0) > 0;
+}
+
+int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience, int others)
 {
 	int result = receive_now(sock, incoming);
-	int64_t end;
+	int64_t end = patience > 0 ? now() + patience : 0;
+	bool ready = false;
 
-	if (result != VU_NOT_YET || patience <= 0)
-		return result;
-	end = now() + patience;
-	do {
+	while (result == VU_NOT_YET && !ready && now() < end) {
 		/* Who is to send may need this very processor, or what its other thread has of it. */
 		for (int i = 0; i < RELAXED; i++)
 			relax();
 		sched_yield();
-		result = receive_now(sock, incoming);
-	} while (result == VU_NOT_YET && now() < end);
+		ready = others >= 0 && vu_can_be_read(others);
+		if (ready || others < 0)
+			result = receive_now(sock, incoming);
+	}
 	return result;
 }
 
@@ -190,7 +197,7 @@ int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t 
 	int result;
 
 	for (;; patience = 0) {
-		result = vu_receive(sock, incoming, patience);
+		result = vu_receive(sock, incoming, patience, -1);
 		if (result != VU_NOT_YET)
 			return result;
 		result = wait_for(sock, watched, count, deadline);

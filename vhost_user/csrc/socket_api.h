@@ -33,10 +33,11 @@ enum vu_received {
 
 /*
  * Takes what has come, and what comes within `patience` nanoseconds of looking again and again: who is about to send is
- * met awake then, and has nobody to wake. A value of `enum vu_received`, or a negated errno. After any but the first two
- * the stream can't be read on.
+ * met awake then, and has nobody to wake. `others` may be an epoll that watches the socket, among others: then to look
+ * ends with the first of them that can be read. A value of `enum vu_received`, or a negated errno. After any but the
+ * first two the stream can't be read on.
  */
-int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience);
+int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience, int others);
 
 /*
  * The same, and then waiting for what is VU_NOT_YET until `deadline`, in nanoseconds of CLOCK_MONOTONIC, or until one of the
@@ -44,6 +45,9 @@ int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience);
  */
 int vu_await(int sock, struct vu_incoming *incoming, const int *watched, size_t count, int64_t deadline,
 	     int64_t patience);
+
+/* Whether something can be read now, or is broken: of an epoll, whether one of those that it watches is ready. */
+int vu_can_be_read(int fd);
 
 /* Closes what a message brought that is not whole, and forgets it. */
 void vu_incoming_drop(struct vu_incoming *incoming);
