@@ -13,9 +13,9 @@
  *   floor populate FD BLOCK TIMES KICK        the same with MADV_POPULATE_WRITE of such ranges
  *   floor walk FD BYTES                       find the runs of set bits in the file, a bitmap: nanoseconds, runs and bits
  *   floor save FD BYTES                       write so much to the file, and fsync: nanoseconds
- *   floor slots FD BYTES TIMES PROCESSOR      pass the file to a process on that processor, which maps so much of it and
+ *   floor slots FD BYTES TIMES PROCESSOR LOOK pass the file to a process on that processor, which maps so much of it and
  *                                             answers; have it unmapped, and answered; nanoseconds of each such round, as
- *                                             64-bit words
+ *                                             64-bit words. Either looks for LOOK nanoseconds before it sleeps
  *
  * Descriptors are inherited. Whatever fails ends the program with a message.
  */
@@ -207,30 +207,46 @@ static void answer(int sock)
 	send_bytes(sock, data, sizeof(data), -1);
 }
 
-static void map_what_comes(int sock, long size)
+static void look(int sock, int64_t patience)
+{
+	struct pollfd watched = { .fd = sock, .events = POLLIN };
+	int64_t end = patience ? now() + patience : 0;
+
+	while (patience && poll(&watched, 1, 0) == 0 && now() < end)
+		;
+}
+
+static bool next_message(int sock, char *data, int *fd, int64_t patience)
+{
+	look(sock, patience);
+	return receive_bytes(sock, data, MESSAGE, fd);
+}
+
+static void map_what_comes(int sock, long size, int64_t patience)
 {
 	char data[MESSAGE];
 	int fd;
 
-	while (receive_bytes(sock, data, sizeof(data), &fd)) {
+	while (next_message(sock, data, &fd, patience)) {
 		void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 
 		if (memory == MAP_FAILED)
 			err(1, "mmap");
 		close(fd);
 		answer(sock);
-		if (!receive_bytes(sock, data, sizeof(data), &fd))
+		if (!next_message(sock, data, &fd, patience))
 			return;
 		munmap(memory, size);
 		answer(sock);
 	}
 }
 
-static void ask(int sock, int fd)
+static void ask(int sock, int fd, int64_t patience)
 {
 	char data[MESSAGE] = { 0 };
 
 	send_bytes(sock, data, sizeof(data), fd);
+	look(sock, patience);
 	if (recv(sock, data, ANSWER, MSG_WAITALL) != ANSWER)
 		err(1, "recv");
 }
@@ -245,7 +261,7 @@ static void run_on(long processor)
 		err(1, "sched_setaffinity");
 }
 
-static void slots(int fd, long size, long times, long processor)
+static void slots(int fd, long size, long times, long processor, int64_t patience)
 {
 	int ends[2];
 	int64_t *took = calloc(times, sizeof(*took));
@@ -255,15 +271,15 @@ static void slots(int fd, long size, long times, long processor)
 	if (fork() == 0) {
 		close(ends[0]);
 		run_on(processor);
-		map_what_comes(ends[1], size);
+		map_what_comes(ends[1], size, patience);
 		_exit(0);
 	}
 	close(ends[1]);
 	for (long round = 0; round < times; round++) {
 		int64_t start = now();
 
-		ask(ends[0], fd);
-		ask(ends[0], -1);
+		ask(ends[0], fd, patience);
+		ask(ends[0], -1, patience);
 		took[round] = now() - start;
 	}
 	close(ends[0]);
@@ -291,8 +307,8 @@ int main(int argc, char **argv)
 		walk(number(argv[2]), number(argv[3]));
 	} else if (strcmp(what, "save") == 0 && argc == 4) {
 		printf("%ld\n", (long)save(number(argv[2]), number(argv[3])));
-	} else if (strcmp(what, "slots") == 0 && argc == 6) {
-		slots(number(argv[2]), number(argv[3]), number(argv[4]), number(argv[5]));
+	} else if (strcmp(what, "slots") == 0 && argc == 7) {
+		slots(number(argv[2]), number(argv[3]), number(argv[4]), number(argv[5]), number(argv[6]));
 	} else {
 		errx(2, "see the head of floor.c");
 	}

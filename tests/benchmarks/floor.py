@@ -119,10 +119,10 @@ class Floor:
         with tempfile.TemporaryFile(dir=directory) as file:
             return int(self._run("save", [file.fileno(), size], [file.fileno()])) / 1e9
 
-    def slots(self, fd: int, size: int, times: int, processor: int) -> list[float]:
+    def slots(self, fd: int, size: int, times: int, processor: int, look: int = 0) -> list[float]:
         """Seconds of each round in which a process on `processor` gets a file and maps so much of it, and unmaps it
-        again."""
-        found = array.array("q", self._run("slots", [fd, size, times, processor], [fd]))
+        again. Who waits for the other one looks for `look` nanoseconds before it sleeps."""
+        found = array.array("q", self._run("slots", [fd, size, times, processor, look], [fd]))
         return [nanoseconds / 1e9 for nanoseconds in found]
 
     def _run(self, what: str, words: Sequence[int], fds: Sequence[int]) -> bytes:

@@ -180,18 +180,14 @@ static uint64_t ask(int sock, enum request request)
 	return await(sock, request);
 }
 
-/* As our front end does it: that what was added is there to stay is asked in the same breath. */
+/* As our front end does it: what was added is confirmed. */
 static void change(int sock, enum request request, const struct region *region, int fd)
 {
-	struct message question = { .header = { GET_FEATURES, VERSION, 0 } };
-
 	tell(sock, request, region, sizeof(*region), fd);
-	if (request == ADD_MEM_REG)
-		send_message(sock, &question, -1);
 	if (await(sock, request) != 0)
 		errx(1, "%d was refused", request);
 	if (request == ADD_MEM_REG)
-		await(sock, GET_FEATURES);
+		ask(sock, GET_FEATURES);
 }
 
 static void negotiate(int sock)
