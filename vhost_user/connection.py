@@ -212,12 +212,16 @@ class Connection:
     @property
     def hung_up(self) -> bool:
         """Whether the peer has closed its end. What it sent before may not be read yet."""
-        with self._sending:
+        try:
+            with self._sending:
+                if self._closed:
+                    return True
+                poll = select.poll()
+                poll.register(self._sock, 0)
+                return bool(poll.poll(0))
+        finally:
             if self._closed:
-                return True
-            poll = select.poll()
-            poll.register(self._sock, 0)
-            return bool(poll.poll(0))
+                self._close_unless_used()
 
     def end(self) -> None:
         """Send nothing more, for good: the peer sees the end, and that it saw it is seen by `hung_up`."""

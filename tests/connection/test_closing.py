@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import threading
@@ -144,6 +145,21 @@ def test_the_handler_of_a_signal_may_close(ends: tuple[Connection, socket.socket
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert connection.fileno() == -1
+
+
+def test_a_close_while_it_is_asked_whether_the_peer_is_there(
+    ends: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, _ = ends
+    poll = select.poll
+
+    def close_first() -> select.poll:
+        connection.close()
+        return poll()
+
+    monkeypatch.setattr(select, "poll", close_first)
+    assert connection.hung_up
     assert connection.fileno() == -1
 
 
