@@ -8,6 +8,7 @@ over.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 from vhost_user.errors import Disconnected
@@ -15,28 +16,40 @@ from vhost_user.event import Event
 
 
 class Ending:
-    """A call of the front end `name` is made `with` it: Disconnected where the end has come before.
+    """A call of the front end `name` is made `with ending.call()`: Disconnected where the end has come before.
 
-    Calls may be nested, and a signal's handler may end it: who has the lock may take it again.
+    Calls may be nested, and a signal's handler may end it: who has the lock may take it again. An interrupt may come
+    between any two steps. So calls aren't counted: one is under way as long as its object is, which belongs to who is
+    in the call, and at the latest goes with the traceback.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.RLock()
-        self._calls = 0
+        self._calls: set[weakref.ref[_Call]] = set()
         self._came = False
         self._let_go: Callable[[], None] | None = None
         self._wake: Event | None = None
 
-    def __enter__(self) -> None:
+    def call(self) -> _Call:
+        """What a call is made with; it begins with the block."""
+        return _Call(self)
+
+    def begin(self, call: _Call) -> None:
+        """From now on `call` is under way, unless the end has come."""
+        reference = weakref.ref(call, self._over)
         with self._lock:
             if self._came:
                 raise Disconnected(self.name, "before", "was closed")
-            self._calls += 1
+            self._calls.add(reference)
 
-    def __exit__(self, *_: object) -> None:
+    def finish(self, call: _Call) -> None:
+        """`call` is over."""
+        self._over(weakref.ref(call))
+
+    def _over(self, reference: weakref.ref[_Call]) -> None:
         with self._lock:
-            self._calls -= 1
+            self._calls.discard(reference)
         if self._came:
             self._let_go_if_unused()
 
@@ -68,10 +81,25 @@ class Ending:
 
     def _let_go_if_unused(self) -> None:
         with self._lock:
-            if self._calls or self._let_go is None:
+            if self._let_go is None or any(reference() is not None for reference in tuple(self._calls)):
                 return
             close, self._let_go = self._let_go, None
             if self._wake is not None:
                 self._wake.close()
                 self._wake = None
         close()
+
+
+class _Call:
+    """One call; see `Ending`."""
+
+    __slots__ = ("__weakref__", "_ending")
+
+    def __init__(self, ending: Ending) -> None:
+        self._ending = ending
+
+    def __enter__(self) -> None:
+        self._ending.begin(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.finish(self)

@@ -157,7 +157,7 @@ class Frontend:
 
     def vring(self, index: int) -> FrontendVring:
         """Ring `index`, made when it is asked for. PeerError for one that the back end says it doesn't have."""
-        with self.requests.ending:
+        with self.requests.ending.call():
             if index not in self.vrings:
                 if self.queue_count is not None and index >= self.queue_count:
                     raise PeerError("ring", index, f"the back end has {self.queue_count}")
@@ -255,7 +255,7 @@ class Frontend:
     def track_inflight(self, num_queues: int, queue_size: int) -> None:
         """Have the back end note which requests it has, in memory that outlives it. Before rings are started."""
         self._require(ProtocolFeature.INFLIGHT_SHMFD)
-        with self.requests.ending:
+        with self.requests.ending.call():
             self._inflight.track(num_queues, queue_size)
 
     def start_logging(self, highest_address: GuestAddress) -> None:
@@ -267,17 +267,17 @@ class Frontend:
         self._require(ProtocolFeature.LOG_SHMFD)
         if not self.offered & F_LOG_ALL:
             raise Refused("LOG_ALL", "not offered", "the back end has to offer it")
-        with self.requests.ending:
+        with self.requests.ending.call():
             self._logging.start(highest_address, self.features)
 
     def take_dirty_pages(self) -> set[int]:
         """The numbers of the pages of LOG_PAGE bytes that were logged since the last call. UsageError without a log."""
-        with self.requests.ending:
+        with self.requests.ending.call():
             return self._logging.take()
 
     def stop_logging(self) -> set[int]:
         """Have the back end log no more; the pages that it had logged and that nobody took."""
-        with self.requests.ending:
+        with self.requests.ending.call():
             return self._logging.stop()
 
     # Another connection.
@@ -292,7 +292,7 @@ class Frontend:
         """
         with self.requests.lock:
             try:
-                with self.requests.ending:
+                with self.requests.ending.call():
                     self._close_channel()
                     self.requests.renew(connection)
                     self.requests.ending.check()  # who closed it before that closed the connection before this one

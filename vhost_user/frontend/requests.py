@@ -220,7 +220,7 @@ class Requests:
         """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
         can. Raises Disconnected when the front end is closed."""
         deadline = time.monotonic() + timeout
-        with self.ending:
+        with self.ending.call():
             others = fd, self.ending.fileno()
             while True:
                 left = max(0.0, deadline - time.monotonic())

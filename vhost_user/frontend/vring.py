@@ -45,7 +45,7 @@ class FrontendVring:
         """
         if self.started:
             raise UsageError("ring", self.index, "is not started", "stop it first")
-        with self._requests.ending:
+        with self._requests.ending.call():
             self._start(layout, base, enabled=enabled)
 
     def _start(self, layout: SplitLayout | PackedLayout, base: int | None, *, enabled: bool) -> None:
@@ -125,13 +125,13 @@ class FrontendVring:
     def wait(self, timeout: float) -> bool:
         """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked
         after meanwhile. Raises Disconnected when the front end is closed."""
-        with self._requests.ending:
+        with self._requests.ending.call():
             return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
 
     @property
     def failed(self) -> bool:
         """Whether the back end signalled an error of this ring since the last look."""
-        with self._requests.ending:
+        with self._requests.ending.call():
             return self.err.take()
 
     def close(self) -> None:
