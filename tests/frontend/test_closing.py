@@ -7,15 +7,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import pytest
 
 from tests.frontend.fake import LATE, VERSION_1, FakeBackend, fake
+from tests.leaks import open_files
 from vhost_user.connection import Connection, Received
-from vhost_user.errors import Disconnected, PeerError
+from vhost_user.errors import Disconnected, PeerError, UsageError
 from vhost_user.event import Event
 from vhost_user.frontend import Frontend, SharedRegion
+from vhost_user.frontend.log import DirtyLogging, SharedLog
 from vhost_user.frontend.requests import Requests
 from vhost_user.message import FrontendRequest
 from vhost_user.owned_fd import OwnedFd
@@ -162,6 +164,121 @@ def test_a_log_is_not_replaced_under_who_takes_from_it(all_time_in_c: None, fron
             frontend.start_logging(GuestAddress(size * GIB - 1))
         frontend.close()
     require_closed_here(ended)
+
+
+@contextmanager
+def threads() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Has another thread do something: as much as it can for now, and the rest by the end of the block."""
+    begun: list[threading.Thread] = []
+
+    def begin(call: Callable[[], object]) -> None:
+        begun.append(threading.Thread(target=call))
+        begun[-1].start()
+        begun[-1].join(0.05)
+
+    yield begin
+    for thread in begun:
+        thread.join()
+
+
+@contextmanager
+def handlers() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Does something here and now, as the handler of a signal does."""
+
+    def begin(call: Callable[[], object]) -> None:
+        call()
+
+    yield begin
+
+
+by_others = pytest.mark.parametrize("others", [threads, handlers])
+Others = Callable[[], AbstractContextManager[Callable[[Callable[[], object]], None]]]
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
+    """What is done, once, at the moment when the back end has taken a log."""
+    calls: list[Callable[[], object]] = []
+    send = DirtyLogging._send
+
+    def send_then_call(logging: DirtyLogging, log: SharedLog, *, switch: bool) -> None:
+        send(logging, log, switch=switch)
+        if calls:
+            calls.pop()()
+
+    monkeypatch.setattr(DirtyLogging, "_send", send_then_call)
+    yield calls
+    assert not calls
+
+
+def require_no_log() -> None:
+    assert not [name for name in open_files() if "dirty-log" in name]
+
+
+@by_others
+def test_a_close_while_memory_has_the_log_replaced(
+    others: Others, taken: list[Callable[[], object]], frontend: Frontend
+) -> None:
+    frontend.start_logging(GuestAddress(MIB - 1))
+    with OwnedFd(os.memfd_create("ram", os.MFD_CLOEXEC)) as fd, others() as begin:
+        os.ftruncate(fd.fileno(), MIB)
+        taken.append(lambda: begin(frontend.close))
+        with pytest.raises(Disconnected):
+            frontend.regions.share([SharedRegion(GuestAddress(200 * GIB), ByteCount(MIB), fd.fileno())])
+    require_no_log()
+
+
+@by_others
+def test_a_close_while_logging_starts(others: Others, taken: list[Callable[[], object]], frontend: Frontend) -> None:
+    with others() as begin:
+        taken.append(lambda: begin(frontend.close))
+        frontend.start_logging(GuestAddress(MIB - 1))
+    require_no_log()
+
+
+@by_others
+def test_a_stop_while_the_log_is_replaced(
+    others: Others, taken: list[Callable[[], object]], frontend: Frontend, memory: SharedRegion
+) -> None:
+    frontend.start_logging(GuestAddress(MIB - 1))
+    with others() as begin:
+        taken.append(lambda: begin(frontend.stop_logging))
+        frontend.start_logging(GuestAddress(200 * GIB - 1))
+    frontend.regions.share([memory])
+    require_no_log()
+    with pytest.raises(UsageError):
+        frontend.take_dirty_pages()
+
+
+def test_the_log_is_replaced_while_it_is_stopped(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontend.start_logging(GuestAddress(MIB - 1))
+    close = DirtyLogging.close
+    with threads() as begin:
+
+        def others_first(logging: DirtyLogging) -> None:
+            begin(lambda: frontend.start_logging(GuestAddress(200 * GIB - 1)))
+            close(logging)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DirtyLogging, "close", others_first)
+            frontend.stop_logging()
+    assert frontend.take_dirty_pages() == set()
+
+
+def test_a_log_is_not_let_go_of_under_who_takes_from_it(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    frontend.start_logging(GuestAddress(MIB - 1))
+    take = SharedLog.take
+    closed: list[bool] = []
+
+    def close_first(log: SharedLog) -> set[int]:
+        begin(frontend._logging.close)
+        closed.append(log._fd.closed)
+        return take(log)
+
+    with threads() as begin:
+        monkeypatch.setattr(SharedLog, "take", close_first)
+        assert frontend.take_dirty_pages() == set()
+    assert closed == [False]
 
 
 def test_nothing_is_asked_of_one_that_is_closed(frontend: Frontend) -> None:

@@ -267,8 +267,7 @@ class Frontend:
         self._require(ProtocolFeature.LOG_SHMFD)
         if not self.offered & F_LOG_ALL:
             raise Refused("LOG_ALL", "not offered", "the back end has to offer it")
-        with self.requests.ending.call():
-            self._logging.start(highest_address, self.features)
+        self._logging.start(highest_address, self.features)
 
     def take_dirty_pages(self) -> set[int]:
         """The numbers of the pages of LOG_PAGE bytes that were logged since the last call. UsageError without a log."""

@@ -97,7 +97,7 @@ class DirtyLogging:
 
     def start(self, highest: GuestAddress, features: int) -> None:
         """Log up to address `highest`, under the virtio `features`; see `Frontend.start_logging`."""
-        with self._requests.lock:
+        with self._requests.lock, self._requests.ending.call():
             before, self._features = self._log, features
             if before is not None and before.covers(highest):
                 return
@@ -107,9 +107,12 @@ class DirtyLogging:
             except BaseException:
                 log.close()
                 raise
-            self._regions.prepare = lambda end: self.start(end, features)
             with self._taking:
+                if self._log is not before:  # by what the back end's channel, or a signal, had us call meanwhile
+                    log.close()
+                    return
                 self._log = log
+                self._regions.prepare = lambda end: self.start(end, features)
                 if before is not None:
                     log.put_back(before.take())
                     before.close()
@@ -134,11 +137,12 @@ class DirtyLogging:
 
     def stop(self) -> set[int]:
         """Log no more; the pages that nobody took."""
-        pages = self.take()
-        self._requests.tell(FrontendRequest.SET_FEATURES, U64(self._features))
-        pages |= self.take()
-        self.close()
-        return pages
+        with self._requests.lock:  # who makes it larger meanwhile would go on with one that is closed
+            pages = self.take()
+            self._requests.tell(FrontendRequest.SET_FEATURES, U64(self._features))
+            pages |= self.take()
+            self.close()
+            return pages
 
     def close(self) -> None:
         """Let go of the log; nothing is told to the back end."""
