@@ -368,3 +368,107 @@ def test_it_is_closed_at_whatever_moment_of_a_reconnect(memory: SharedRegion) ->
                 thread.join()
                 assert second.connection.fileno() == -1
             assert not frontend.connected
+
+
+def at_use(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: Callable[[], object], use: int = 1
+) -> Callable[[], bool]:
+    """Have `call` done right after attribute `name` of `owner` is looked at, or set, time `use`; whether that was."""
+    uses = 0
+
+    def used(by: object) -> None:
+        nonlocal uses
+        uses += by is owner
+        if by is owner and uses == use:
+            call()
+
+    def look(self: object) -> object:
+        value = vars(self)[name]
+        used(self)
+        return value
+
+    def put(self: object, value: object) -> None:
+        vars(self)[name] = value
+        used(self)
+
+    monkeypatch.setattr(type(owner), name, property(look, put), raising=False)
+    return lambda: uses >= use
+
+
+def test_a_close_between_two_looks_at_what_it_takes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: tuple[tuple[Callable[[Frontend], object], str, Callable[[Frontend], object]], ...] = (
+        (lambda frontend: frontend.requests, "_connection", lambda frontend: frontend.requests.notice_end()),
+        (lambda frontend: frontend.requests, "_given_up", lambda frontend: frontend.requests.lingering),
+        (lambda frontend: frontend, "channel", Frontend.serve_channel),
+    )
+    for owner, name, call in looks:
+        with fake() as back, Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend:
+            if name == "_given_up":
+                frontend.requests.give_up()
+            with monkeypatch.context() as patch:
+                used = at_use(patch, owner(frontend), name, frontend.close)
+                call(frontend)
+                assert used()
+
+
+@pytest.mark.parametrize("call", [Frontend.reset_device, Frontend.save_state])
+def test_a_close_while_all_rings_are_gone_through(
+    call: Callable[[Frontend], object], frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, _ = frontend.vring(0), frontend.vring(1)
+    with monkeypatch.context() as patch:
+        used = at_use(patch, ring, "started", frontend.close)
+        with suppress(Disconnected):
+            call(frontend)
+        assert used()
+
+
+@by_others
+@pytest.mark.parametrize(("moment", "use"), [("_connection", 1), ("_connection", 2), ("_given_up", 1), ("end", 1)])
+def test_a_close_while_the_back_end_is_given_up(
+    moment: str, use: int, others: Others, frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = frontend.requests._connection
+    assert connection is not None
+    end = connection.end
+    with others() as begin, monkeypatch.context() as patch:
+        if moment == "end":
+            patch.setattr(connection, "end", lambda: (begin(frontend.close), end()))
+        else:
+            at_use(patch, frontend.requests, moment, lambda: begin(frontend.close), use)
+        frontend.requests.give_up()
+    assert connection.fileno() == -1
+    assert not frontend.connected
+    assert not frontend.requests.lingering
+
+
+def test_another_connection_that_comes_within_a_close_is_not_forgotten(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = frontend.requests
+    with fake() as second:
+
+        def renew() -> None:
+            patch.setattr(requests, "close", lambda: None)  # as if that one had closed the old one a moment before
+            begin(lambda: requests.renew(second.connection))
+
+        with threads() as begin, monkeypatch.context() as patch:
+            at_use(patch, requests, "_given_up", renew)
+            requests.close()
+        assert requests.fileno() == second.connection.fileno() != -1
+
+
+def test_the_connection_is_closed_before_what_a_request_may_send(
+    frontend: Frontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vring, close = frontend.vring(0), Requests.close
+    closed: list[bool] = []
+
+    def look_and_close(requests: Requests) -> None:
+        closed.append(vring.call._fd.closed)
+        close(requests)
+
+    monkeypatch.setattr(Requests, "close", look_and_close)
+    frontend.close()
+    assert closed == [False]
+    assert vring.call._fd.closed

@@ -179,10 +179,11 @@ class Frontend:
     def serve_channel(self) -> None:
         """Take what the back end asks on its channel; to be called when `channel` can be read."""
         with self.requests.lock:
-            if self.channel is None:
+            channel = self.channel  # close() does not wait for the lock
+            if channel is None:
                 return
             try:
-                self.channel.serve()
+                channel.serve()
             except PeerError as error:
                 self._close_channel()
                 if not isinstance(error, Disconnected):
@@ -226,7 +227,7 @@ class Frontend:
         """RESET_DEVICE: the device is as before the driver came, and every ring stopped and disabled."""
         self._require(ProtocolFeature.RESET_DEVICE)
         self.requests.tell(FrontendRequest.RESET_DEVICE)
-        for vring in self.vrings.values():
+        for vring in tuple(self.vrings.values()):
             vring.started = vring.enabled = False
 
     def save_state(self, *, limit: int = MAX_STATE, timeout: float = TIME_LIMIT) -> bytes:
@@ -247,7 +248,7 @@ class Frontend:
 
     def _require_suspended(self) -> None:
         self._require(ProtocolFeature.DEVICE_STATE)
-        if started := [vring.index for vring in self.vrings.values() if vring.started]:
+        if started := [vring.index for vring in tuple(self.vrings.values()) if vring.started]:
             raise UsageError("rings", started, "all are stopped while state is transferred", "stop them first")
 
     # What outlives the back end, and what follows it.

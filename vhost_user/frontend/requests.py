@@ -84,7 +84,8 @@ class Requests:
     def notice_end(self) -> None:
         """Close the connection if the back end closed its end; nothing is sent or awaited."""
         with self.lock:
-            if self._connection is not None and self._connection.hung_up:
+            connection = self._connection  # close() does not wait for the lock
+            if connection is not None and connection.hung_up:
                 self.close()
 
     def tell(self, request: FrontendRequest, payload: Payload | None = None, fds: Sequence[int] = ()) -> None:
@@ -261,10 +262,11 @@ class Requests:
     def give_up(self) -> None:
         """End the connection, since nobody knows any more what the back end makes of it."""
         with self.lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.end()
+            connection = self._connection
+            if connection is not None:  # close() waits for nothing: in this order it finds it between any two steps
                 self._given_up = connection
+                self._connection = None
+                connection.end()
 
     def close(self) -> None:
         """Close the connection; closing twice is allowed. A request of another thread ends with Disconnected."""
