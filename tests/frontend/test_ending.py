@@ -56,6 +56,33 @@ def test_an_interrupt_does_not_leave_a_call_under_way(
     assert closed == [True]
 
 
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_an_interrupt_behind_the_end_leaves_nothing_open(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending, closed = Ending("fake"), []
+
+    def interrupted() -> None:
+        with ending.call():
+            ending.come()
+            ending.let_go(lambda: closed.append(True))
+            assert not closed
+            monkeypatch.setattr(ending, "_lock", Interrupting(step))
+
+    with pytest.raises(KeyboardInterrupt) as told:
+        interrupted()
+    del told
+    assert closed
+
+
+def test_it_is_let_go_of_by_the_last_call() -> None:
+    ending, closed = Ending("fake"), []
+    with ending.call():
+        with ending.call():
+            ending.come()
+            ending.let_go(lambda: closed.append(True))
+        assert not closed
+    assert closed == [True]
+
+
 def test_who_would_wait_for_an_end_that_has_come_is_told() -> None:
     ending = Ending("fake")
     with ending.call():

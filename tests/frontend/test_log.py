@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from tests.frontend.fake import ALL, FEATURES, VERSION_1, FakeBackend, answer, fake, leave
+from tests.frontend.fake import ALL, FEATURES, VERSION_1, FakeBackend, answer, fake, leave, refuse
 from vhost_user.connection import Received
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.errors import Disconnected, HostError, Refused, UsageError
@@ -96,6 +96,18 @@ class Keeping:
         theirs.close()
 
 
+class RefuseWithoutLog:
+    """Features are refused that end a log which was begun."""
+
+    def __init__(self) -> None:
+        self._logs = False
+
+    def __call__(self, back: FakeBackend, request: R, received: Received) -> None:
+        logs = bool(U64.decode(received.body).value & F_LOG_ALL)
+        (refuse if self._logs and not logs else answer)(back, request, received)
+        self._logs = logs
+
+
 def test_a_log_grows_with_memory_and_loses_nothing() -> None:
     keeping = Keeping()
     with fake(behaviour={R.SET_LOG_BASE: keeping}) as back, Frontend(back.connection, features=VERSION_1) as frontend:
@@ -144,6 +156,19 @@ def test_a_larger_log_that_is_not_taken_leaves_the_old_one() -> None:
         with pytest.raises(Disconnected):
             frontend.start_logging(HIGHEST)
         assert frontend.take_dirty_pages() == {5}
+
+
+def test_a_stop_that_is_refused_loses_no_page() -> None:
+    keeping = Keeping()
+    with (
+        fake(behaviour={R.SET_LOG_BASE: keeping, R.SET_FEATURES: RefuseWithoutLog()}) as back,
+        Frontend(back.connection, features=VERSION_1) as frontend,
+    ):
+        frontend.start_logging(HIGHEST)
+        keeping.mark(7)
+        with pytest.raises(Refused, match="failure 1"):
+            frontend.stop_logging()
+        assert frontend.take_dirty_pages() == {7}
 
 
 @pytest.mark.parametrize(

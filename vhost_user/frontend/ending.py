@@ -37,21 +37,21 @@ class Ending:
 
     def begin(self, call: _Call) -> None:
         """From now on `call` is under way, unless the end has come."""
-        reference = weakref.ref(call, self._over)
         with self._lock:
             if self._came:
                 raise Disconnected(self.name, "before", "was closed")
-            self._calls.add(reference)
+            self._calls.add(weakref.ref(call, self._over))
 
     def finish(self, call: _Call) -> None:
         """`call` is over."""
         self._over(weakref.ref(call))
 
     def _over(self, reference: weakref.ref[_Call]) -> None:
+        # Listed until all is done: where an interrupt comes before that, it is done again when the object goes.
+        if self._came:
+            self._let_go_if_unused(besides=reference)
         with self._lock:
             self._calls.discard(reference)
-        if self._came:
-            self._let_go_if_unused()
 
     def check(self) -> None:
         """For a call under way: raises Disconnected if the end has come."""
@@ -74,20 +74,22 @@ class Ending:
                 self._wake.signal()
 
     def let_go(self, close: Callable[[], None]) -> None:
-        """Have `close` called after the end has come: now, or by the last of the calls that are under way."""
+        """Have `close` called after the end has come: now, or by the last of the calls that are under way. It may be
+        called twice, and by two threads at once."""
         with self._lock:
             self._let_go = close
         self._let_go_if_unused()
 
-    def _let_go_if_unused(self) -> None:
+    def _let_go_if_unused(self, besides: weakref.ref[_Call] | None = None) -> None:
         with self._lock:
-            if self._let_go is None or any(reference() is not None for reference in tuple(self._calls)):
+            close = self._let_go
+            if close is None or any(each() is not None and each != besides for each in tuple(self._calls)):
                 return
-            close, self._let_go = self._let_go, None
             if self._wake is not None:
                 self._wake.close()
                 self._wake = None
         close()
+        self._let_go = None
 
 
 class _Call:

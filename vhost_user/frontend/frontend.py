@@ -164,7 +164,8 @@ class Frontend:
                 by_message = lambda: bool(self.features & F_PROTOCOL_FEATURES)  # noqa: E731
                 vring = FrontendVring(index, self.requests, self.regions, enable=by_message)
                 vring.iommu = self.iommu if self.features & VIRTIO_F_IOMMU_PLATFORM else None
-                self.vrings[index] = vring
+                if self.vrings.setdefault(index, vring) is not vring:  # another thread asked for it as well
+                    vring.close()
             return self.vrings[index]
 
     # The back end's channel.
@@ -311,7 +312,7 @@ class Frontend:
         self._inflight.send()
         self.regions.share_again()
         self._logging.send_again()
-        for vring in self.vrings.values():
+        for vring in tuple(self.vrings.values()):
             vring.resume()
 
     def close(self) -> None:

@@ -131,16 +131,19 @@ class DirtyLogging:
     def take(self) -> set[int]:
         """The pages that were logged since they were last taken. UsageError without a log."""
         with self._taking:
-            if self._log is None:
-                raise UsageError("log", "none", "logging began", "call start_logging() first")
-            return self._log.take()
+            return self._present().take()
+
+    def _present(self) -> SharedLog:
+        if self._log is None:
+            raise UsageError("log", "none", "logging began", "call start_logging() first")
+        return self._log
 
     def stop(self) -> set[int]:
         """Log no more; the pages that nobody took."""
         with self._requests.lock:  # who makes it larger meanwhile would go on with one that is closed
-            pages = self.take()
+            self._present()
             self._requests.tell(FrontendRequest.SET_FEATURES, U64(self._features))
-            pages |= self.take()
+            pages = self.take()
             self.close()
             return pages
 
