@@ -13,4 +13,5 @@ LONGEST_LOOK = 100_000
 """Nanoseconds for which anything is looked for."""
 
 looking = threading.Semaphore(len(os.sched_getaffinity(0)) - 1)
-"""To be held by an event loop that looks. Of this process's loops so many may as there are processors but one."""
+"""To be held by an event loop that looks. Of a process's loops so many may as it had processors when it began, but
+one."""

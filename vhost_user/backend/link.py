@@ -65,8 +65,8 @@ class Link:
         log.info("%s: connected", connection.name)
 
     def _readable(self) -> None:
-        """Serve what has come; and what comes soon, unless something else is there to do. A front end that takes longer
-        than it was looked for is not looked for again until it was quick once more."""
+        """Serve what has come; and what comes soon, unless a descriptor of the loop's is ready. A front end that takes
+        longer than `_QUICK` is not looked for again until it was quick once more."""
         if time.monotonic_ns() - self._served_at < _QUICK and looking.acquire(blocking=False):
             try:
                 self._serve(LONGEST_LOOK)
