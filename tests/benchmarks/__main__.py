@@ -51,7 +51,9 @@ def main() -> int:
 def _machine() -> str:
     """What it is measured on, and how much else was going on there."""
     load, _, _ = os.getloadavg()
-    about = f"{os.cpu_count()} processors, Linux {platform.release()}, Python {platform.python_version()}"
+    about = (
+        f"{os.cpu_count()} processors, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+    )
     return f"{about}, at a load average of {load:.1f} when it began"
 
 

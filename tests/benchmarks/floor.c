@@ -213,7 +213,7 @@ static void look(int sock, int64_t patience)
 	int64_t end = patience ? now() + patience : 0;
 
 	while (patience && poll(&watched, 1, 0) == 0 && now() < end)
-		;
+		sched_yield();
 }
 
 static bool next_message(int sock, char *data, int *fd, int64_t patience)
