@@ -8,11 +8,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
 
+from tests.closing import meanwhile, require_closed_here
 from vhost_user.connection import Connection
 from vhost_user.errors import Disconnected, PeerError, TimedOut
 from vhost_user.event import Event
@@ -38,33 +39,6 @@ def fill(connection: Connection) -> None:
             connection.send(24, bytes(4000), timeout=0)
 
 
-@contextmanager
-def meanwhile(call: Callable[[], object]) -> Iterator[list[PeerError | None]]:
-    """Another thread, deep in `call` most likely when the block begins; how that ended, once the block has."""
-    ended: list[PeerError | None] = []
-
-    def run() -> None:
-        try:
-            call()
-            ended.append(None)
-        except PeerError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    time.sleep(0.05)
-    try:
-        yield ended
-    finally:
-        thread.join()
-
-
-def require_closed_here(ended: list[PeerError | None]) -> None:
-    (error,) = ended
-    assert isinstance(error, Disconnected)
-    assert error.limit == "was closed"
-
-
 @pytest.mark.parametrize("peer_leaves", [True, False])
 def test_the_number_is_not_the_next_one_s_while_it_is_read_from(
     ends: tuple[Connection, socket.socket], peer_leaves: bool
@@ -83,7 +57,7 @@ def test_the_number_is_not_the_next_one_s_while_it_is_read_from(
                     each.sendall(MESSAGE)
             if peer_leaves:
                 theirs.close()
-        require_closed_here(ended)
+        require_closed_here(ended, "connection")
         assert connection.fileno() == -1
         for pair in strangers:
             for each in pair:
@@ -100,7 +74,7 @@ def test_what_half_a_message_brought_is_closed_by_who_waits_for_the_rest(
     os.close(write)
     with meanwhile(lambda: connection.receive(LATE)) as ended:
         connection.close()
-    require_closed_here(ended)
+    require_closed_here(ended, "connection")
     assert os.read(read, 1) == b""
     os.close(read)
     assert not connection.within_message
@@ -111,7 +85,7 @@ def test_who_waits_to_send_is_told_too(ends: tuple[Connection, socket.socket]) -
     fill(connection)
     with meanwhile(lambda: connection.send(24, bytes(4000), timeout=LATE)) as ended:
         connection.close()
-    require_closed_here(ended)
+    require_closed_here(ended, "connection")
     assert connection.fileno() == -1
 
 
@@ -121,8 +95,8 @@ def test_the_last_of_two_who_use_it_closes_it(ends: tuple[Connection, socket.soc
     sending = meanwhile(lambda: connection.send(24, bytes(4000), timeout=LATE))
     with meanwhile(lambda: connection.receive(LATE)) as received, sending as sent:
         connection.close()
-    require_closed_here(received)
-    require_closed_here(sent)
+    require_closed_here(received, "connection")
+    require_closed_here(sent, "connection")
     assert connection.fileno() == -1
 
 
@@ -132,7 +106,7 @@ def test_who_waits_beside_others_is_told_too(ends: tuple[Connection, socket.sock
         beside = lambda: connection.receive_beside([event.fileno()], time.monotonic() + LATE)  # noqa: E731
         with meanwhile(beside) as ended:
             connection.close()
-        require_closed_here(ended)
+        require_closed_here(ended, "connection")
 
 
 def test_the_handler_of_a_signal_may_close(ends: tuple[Connection, socket.socket]) -> None:

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 
 import pytest
 
+from tests.closing import meanwhile, require_closed_here
 from tests.frontend.fake import LATE, VERSION_1, FakeBackend, fake
 from tests.leaks import open_files
 from vhost_user.connection import Connection, Received
-from vhost_user.errors import Disconnected, PeerError, UsageError
+from vhost_user.errors import Disconnected, UsageError
 from vhost_user.event import Event
 from vhost_user.frontend import Frontend, SharedRegion
 from vhost_user.frontend.log import DirtyLogging, SharedLog
@@ -45,32 +46,6 @@ def frontend() -> Iterator[Frontend]:
 
 
 @contextmanager
-def meanwhile(call: Callable[[], object]) -> Iterator[list[object]]:
-    """Another thread, deep in `call` most likely when the block begins; how that ended, once the block has."""
-    ended: list[object] = []
-
-    def run() -> None:
-        try:
-            ended.append(call())
-        except PeerError as error:
-            ended.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    time.sleep(0.05)
-    try:
-        yield ended
-    finally:
-        thread.join()
-
-
-def require_closed_here(ended: list[object], name: str = "fake") -> None:
-    (error,) = ended
-    assert isinstance(error, Disconnected), error
-    assert (error.field, error.limit) == (name, "was closed")
-
-
-@contextmanager
 def strangers_up_to(number: int) -> Iterator[list[Event]]:
     """Events that others open, until all descriptors up to `number` are taken. Each was rung once."""
     with ExitStack() as opened:
@@ -87,7 +62,7 @@ def test_who_waits_for_a_call_is_told(frontend: Frontend) -> None:
     began = time.monotonic()
     with meanwhile(lambda: vring.wait(LONG)) as ended:
         frontend.close()
-    require_closed_here(ended)
+    require_closed_here(ended, "fake")
     assert time.monotonic() - began < LONG
 
 
@@ -113,8 +88,8 @@ def test_the_numbers_are_not_the_next_ones_while_they_are_waited_for(frontend: F
                     time.sleep(0.001)
                 assert called not in [each.fileno() for each in strangers]
                 assert all(each.take() for each in strangers)
-        require_closed_here(ended)
-        require_closed_here(other_ended)
+        require_closed_here(ended, "fake")
+        require_closed_here(other_ended, "fake")
         assert vring.call._fd.closed
 
 
@@ -154,7 +129,7 @@ def test_a_log_is_not_unmapped_under_who_takes_from_it(all_time_in_c: None) -> N
             frontend.start_logging(GuestAddress(128 * GIB - 1))
             with meanwhile(lambda frontend=frontend: take_until_the_end(frontend)) as ended:  # type: ignore[misc]
                 frontend.close()
-            require_closed_here(ended)
+            require_closed_here(ended, "fake")
 
 
 def test_a_log_is_not_replaced_under_who_takes_from_it(all_time_in_c: None, frontend: Frontend) -> None:
@@ -163,7 +138,7 @@ def test_a_log_is_not_replaced_under_who_takes_from_it(all_time_in_c: None, fron
         for size in range(129, 149):
             frontend.start_logging(GuestAddress(size * GIB - 1))
         frontend.close()
-    require_closed_here(ended)
+    require_closed_here(ended, "fake")
 
 
 @contextmanager
@@ -322,7 +297,7 @@ def test_a_close_ends_a_reconnect(frontend: Frontend, memory: SharedRegion, aske
         with meanwhile(lambda: frontend.reconnect(second.connection)) as ended:
             assert held.came.wait(LONG)
             frontend.close()
-        require_closed_here(ended)
+        require_closed_here(ended, "fake")
         assert second.connection.fileno() == -1
     assert not frontend.connected
     assert frontend.channel is None
