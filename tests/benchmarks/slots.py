@@ -30,6 +30,7 @@ from tests.backend.rig import SPLIT
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.measure import Row, in_turn, plain_row, ratio_row
 from tests.benchmarks.peers import Peers
+from tests.benchmarks.processors import on_processor
 from vhost_user import awake
 from vhost_user.awake import LONGEST_LOOK
 from vhost_user.backend import Server
@@ -49,41 +50,37 @@ def rows(*, quick: bool, rounds: int = 200) -> Iterator[Row]:
     """The table's lines: with no other slot there, and with many; with one side in C; and on a single processor."""
     processors = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        stack.callback(os.sched_setaffinity, 0, processors)
+        stack.enter_context(on_processor(processors[0]))
         directory = Path(stack.enter_context(TemporaryDirectory()))
         fd = stack.enter_context(memory(512 * SLOT_SIZE))
-        bench = _Bench(directory, fd, pairs=10 if quick else 20, rounds=rounds)
-        bench.place(processors[0], processors[-1])
+        bench = _Bench(directory, fd, processors[-1], pairs=10 if quick else 20, rounds=rounds)
         yield from bench.beside(0, 400)
         yield from bench.with_a_side_in_c()
         yield bench.against_one_that_looks()
-        bench.place(processors[0], processors[0])
+        bench.answers = processors[0]
         yield bench.on_one_processor()
 
 
 class _Bench:
-    """Who asks and who answers, on the processors that `place` says, against C on the same ones."""
+    """Who asks, on the processor that this process has, and who answers, on another; against C on the same ones."""
 
-    def __init__(self, directory: Path, fd: int, *, pairs: int, rounds: int) -> None:
+    def __init__(self, directory: Path, fd: int, answers: int, *, pairs: int, rounds: int) -> None:
         self._floor, self._peers = Floor(directory), Peers(directory)
         self._fd, self._pairs, self._rounds = fd, pairs, rounds
-
-    def place(self, asks: int, answers: int) -> None:
-        """The processors."""
-        self._asks, self._answers = asks, answers
-        os.sched_setaffinity(0, {asks})
+        self.answers = answers
+        """The processor of who answers."""
 
     @contextmanager
     def _started(self, back: Connected) -> Iterator[socket.socket]:
         """What answers, on its processor."""
-        os.sched_setaffinity(0, {self._answers})
-        with back() as sock:
-            os.sched_setaffinity(0, {self._asks})
+        with ExitStack() as stack:
+            with on_processor(self.answers):
+                sock = stack.enter_context(back())
             yield sock
 
     def _against_floor(self, ours: Callable[[], float], look: int = 0) -> list[tuple[float, float]]:
         def theirs() -> float:
-            return 1e6 * statistics.median(self._floor.slots(self._fd, SLOT_SIZE, self._rounds, self._answers, look))
+            return 1e6 * statistics.median(self._floor.slots(self._fd, SLOT_SIZE, self._rounds, self.answers, look))
 
         ours(), theirs()
         return in_turn(self._pairs, ours, theirs)
