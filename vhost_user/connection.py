@@ -29,7 +29,7 @@ from typing import Self
 from vhost_user import _native
 from vhost_user.awake import LONGEST_LOOK
 from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
-from vhost_user.message.header import Header
+from vhost_user.message.header import HEADER, Header
 from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
 from vhost_user.message.table import MAX_PAYLOAD
@@ -43,15 +43,21 @@ _NEVER = 9e9
 """Seconds of time.monotonic(): 285 years, in nanoseconds about as many as 64 bits have."""
 
 
-class Received:
+class Received(Header):
     """A message as it came: its header, its payload as bytes, and its descriptors, which are closed with it."""
 
-    __slots__ = ("body", "fds", "header")
+    __slots__ = ("body", "fds")
 
-    def __init__(self, header: Header, body: bytes, fds: list[OwnedFd] | None = None) -> None:
-        self.header = header
+    def __init__(self, request: int, flags: int, body: bytes, fds: list[OwnedFd] | None = None) -> None:
+        super().__init__(request, flags, len(body))
         self.body = body
         self.fds = [] if fds is None else fds
+
+    @classmethod
+    def of(cls, data: bytes, fds: list[OwnedFd]) -> Self:
+        """The message that these bytes are, which somebody else received. PeerError where they begin with no header."""
+        header = Header.decode(data[: HEADER.size])
+        return cls(header.request, header.flags, data[HEADER.size :], fds)
 
     def close(self) -> None:
         """Close the descriptors that nobody took."""
@@ -184,7 +190,7 @@ class Connection:
     def _taken(self, result: int) -> Received | None:
         if result == _WHOLE:
             request, flags, body, fds = self._incoming.take()
-            return Received(Header(request, flags, len(body)), body, [OwnedFd(fd) for fd in fds] if fds else [])
+            return Received(request, flags, body, [OwnedFd(fd) for fd in fds] if fds else [])
         if result in (_native.NOT_YET, _native.WATCHED):
             return None
         raise self._refusal(result)

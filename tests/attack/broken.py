@@ -35,7 +35,7 @@ def leaks_descriptors(right: Handle) -> Handle:
     """Keeps what comes with GET_FEATURES."""
 
     def handle(session: Session, received: Received) -> Answer | Deferred | None:
-        if received.header.request == FrontendRequest.GET_FEATURES:
+        if received.request == FrontendRequest.GET_FEATURES:
             KEPT.extend(received.fds)
             received.fds.clear()
         return right(session, received)
@@ -48,7 +48,7 @@ def leaks_mappings(right: Handle) -> Handle:
 
     def handle(session: Session, received: Received) -> Answer | Deferred | None:
         answer = right(session, received)
-        if received.header.request == FrontendRequest.RESET_OWNER:
+        if received.request == FrontendRequest.RESET_OWNER:
             KEPT.extend(session.negotiated.memory.guest_memory.views(GuestAddress(GUEST), ByteCount(4096)))
         return answer
 
@@ -59,7 +59,7 @@ def crashes(right: Handle) -> Handle:
     """Dies of a ring index that it does not have."""
 
     def handle(session: Session, received: Received) -> Answer | Deferred | None:
-        if received.header.request == FrontendRequest.SET_VRING_NUM and received.body[:4] == b"\xc8\0\0\0":
+        if received.request == FrontendRequest.SET_VRING_NUM and received.body[:4] == b"\xc8\0\0\0":
             os.kill(os.getpid(), signal.SIGSEGV)
         return right(session, received)
 
@@ -70,7 +70,7 @@ def exits(right: Handle) -> Handle:
     """Ends, with status 1, when it gets a request that the protocol doesn't have."""
 
     def handle(session: Session, received: Received) -> Answer | Deferred | None:
-        if received.header.request == 0:
+        if received.request == 0:
             os._exit(1)
         return right(session, received)
 
@@ -81,7 +81,7 @@ def hangs(right: Handle) -> Handle:
     """Waits for ever when it gets a status that is too large."""
 
     def handle(session: Session, received: Received) -> Answer | Deferred | None:
-        if received.header.request == FrontendRequest.SET_STATUS and len(received.body) == 8 and received.body[1]:
+        if received.request == FrontendRequest.SET_STATUS and len(received.body) == 8 and received.body[1]:
             time.sleep(1000)
         return right(session, received)
 
@@ -104,7 +104,7 @@ def writes_elsewhere(right: Handle) -> Handle:
     """Writes into a region's file, before what is shared of it."""
 
     def handle(session: Session, received: Received) -> Answer | Deferred | None:
-        if received.header.request == FrontendRequest.SET_MEM_TABLE:
+        if received.request == FrontendRequest.SET_MEM_TABLE:
             for fd in received.fds:
                 os.pwrite(fd.fileno(), b"mine", 0)
         return right(session, received)

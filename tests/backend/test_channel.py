@@ -41,8 +41,8 @@ def test_an_answer_says_whether_it_was_granted(
     with open("/dev/null", "rb") as file:
         assert channel.send(BackendRequest.SHMEM_MAP, MAP, [file.fileno()], on_reply=heard.append)
     with other.receive(1) as received:
-        assert received.header.need_reply
-        assert (received.header.request, received.body, len(received.fds)) == (BackendRequest.SHMEM_MAP, MAP, 1)
+        assert received.need_reply
+        assert (received.request, received.body, len(received.fds)) == (BackendRequest.SHMEM_MAP, MAP, 1)
     channel.answer()
     assert heard == []
     other.send(BackendRequest.SHMEM_MAP, U64(code).encode(), reply=True, timeout=1)
@@ -54,7 +54,7 @@ def test_a_notice_wants_no_answer(ends: tuple[BackendChannel, Connection]) -> No
     channel, other = ends
     assert channel.send(BackendRequest.CONFIG_CHANGE_MSG)
     with other.receive(1) as received:
-        assert not received.header.need_reply
+        assert not received.need_reply
 
 
 def test_what_was_not_negotiated_is_not_sent(ends: tuple[BackendChannel, Connection]) -> None:

@@ -34,7 +34,7 @@ def test_what_comes_meanwhile_is_received_in_one_call() -> None:
         received = connection.receive_now(AGES)
         sender.join()
         assert received is not None
-        assert received.header.request == FrontendRequest.GET_FEATURES
+        assert received.request == FrontendRequest.GET_FEATURES
 
 
 def test_a_look_ends_with_its_time() -> None:
@@ -90,7 +90,7 @@ def test_an_answer_is_looked_for_and_then_waited_for(monkeypatch: pytest.MonkeyP
     with Connection(ours) as connection, theirs:
         sender = threading.Timer(0.01, theirs.sendall, [QUESTION])
         sender.start()
-        assert connection.receive(60).header.request == FrontendRequest.GET_FEATURES
+        assert connection.receive(60).request == FrontendRequest.GET_FEATURES
         sender.join()
     assert looks == [LONGEST_LOOK]
 

@@ -44,10 +44,10 @@ def test_what_is_sent_is_received_with_its_descriptors(ends: tuple[Connection, s
         connection.send(37, b"x" * 40, [file.fileno()] * 8, need_reply=True, timeout=1)
         connection.send(38, b"", reply=True, timeout=1)
         with other.receive(1) as first, other.receive(1) as second:
-            assert (first.header.request, first.body, len(first.fds)) == (37, b"x" * 40, 8)
+            assert (first.request, first.body, len(first.fds)) == (37, b"x" * 40, 8)
             assert all(Path(f"/proc/self/fd/{fd.fileno()}").readlink() == Path("/dev/zero") for fd in first.fds)
             assert not any(os.get_inheritable(fd.fileno()) for fd in first.fds)
-            assert second.header.reply
+            assert second.reply
             assert second.fds == []
 
 
@@ -107,7 +107,7 @@ def test_silence_has_a_limit_and_the_message_can_still_come(ends: tuple[Connecti
             connection.receive(0.01)
         theirs.sendall(MESSAGE[5:])
         with connection.receive(1) as received:
-            assert received.header.request == FrontendRequest.SET_OWNER
+            assert received.request == FrontendRequest.SET_OWNER
 
 
 def test_who_does_not_read_is_not_waited_for(ends: tuple[Connection, socket.socket]) -> None:
@@ -215,7 +215,7 @@ class TestBeside:
             theirs.sendall(MESSAGE[5:])
             received = connection.receive_beside([event.fileno()], time.monotonic() + 30)
             assert received is not None
-            assert received.header.request == FrontendRequest.SET_OWNER
+            assert received.request == FrontendRequest.SET_OWNER
 
     def test_many_are_watched(self, ends: tuple[Connection, socket.socket]) -> None:
         connection, theirs = ends
@@ -240,7 +240,7 @@ class TestBeside:
             with connection, theirs:
                 signal.setitimer(signal.ITIMER_REAL, 0.02)
                 with connection.receive(30) as received:
-                    assert received.header.request == FrontendRequest.SET_OWNER
+                    assert received.request == FrontendRequest.SET_OWNER
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

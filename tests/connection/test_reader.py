@@ -59,7 +59,7 @@ def test_in_any_pieces_it_is_the_same(piece: int) -> None:
     with stream() as (connection, theirs):
         got = list(feed(connection, theirs, MESSAGE * 2, piece))
         assert [each.body for each in got] == [bytes(range(8))] * 2
-        assert all(each.header.request == FrontendRequest.SET_FEATURES and each.header.need_reply for each in got)
+        assert all(each.request == FrontendRequest.SET_FEATURES and each.need_reply for each in got)
         assert not connection.within_message
 
 
@@ -86,7 +86,7 @@ def test_messages_in_a_row_come_out_one_by_one(messages: list[tuple[int, bytes]]
     data = b"".join(encode_message(request, payload) for request, payload in messages)
     with stream() as (connection, theirs):
         got = feed(connection, theirs, data, piece)
-        assert [(each.header.request, each.body) for each in got] == messages
+        assert [(each.request, each.body) for each in got] == messages
 
 
 def test_the_largest_payload_is_taken() -> None:

@@ -79,7 +79,7 @@ class FakeBackend:
         with self.own, suppress(PeerError, BrokenPipeError):  # the front end may be gone
             while True:
                 with self.own.receive(LATE) as received:
-                    request = R(received.header.request)
+                    request = R(received.request)
                     self.requests.append(request)
                     self.payloads.append(received.body)
                     self._behaviour.get(request, answer)(self, request, received)
@@ -107,7 +107,7 @@ class FakeBackend:
         elif request is R.POSTCOPY_LISTEN:
             self.postcopy = True
         if not always:
-            acked = received.header.need_reply and ProtocolFeature.REPLY_ACK in self.acked
+            acked = received.need_reply and ProtocolFeature.REPLY_ACK in self.acked
             return (U64(0), []) if acked else None
         match request:
             case R.GET_VRING_BASE:

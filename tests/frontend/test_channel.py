@@ -66,8 +66,8 @@ def ask(frontend: Frontend, theirs: Connection, request: int, payload: Payload, 
     theirs.send(request, payload.encode(), fds or (), need_reply=True, timeout=LATE)
     frontend.serve_channel()
     with theirs.receive(LATE) as received:
-        assert received.header.reply
-        assert received.header.request == request
+        assert received.reply
+        assert received.request == request
         return U64.decode(received.body).value
 
 

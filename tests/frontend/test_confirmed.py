@@ -114,7 +114,7 @@ def test_memory_is_kept_by_a_back_end_that_is_silent_then(regions: list[SharedRe
 def stay_silent_behind(back: FakeBackend, request: R, received: Received) -> None:
     answer(back, request, received)
     with back.own.receive(LATE) as question:
-        assert question.header.request == R.GET_FEATURES
+        assert question.request == R.GET_FEATURES
 
 
 def answer_twice(back: FakeBackend, request: R, _received: Received) -> None:

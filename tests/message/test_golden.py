@@ -92,7 +92,7 @@ def test_flags() -> None:
         "02000000 09000000 08000000 0100000000000000"
     )
     header = Header.decode(bytes.fromhex("02000000 09000000 08000000"))
-    assert header == (2, 9, 8)
+    assert (header.request, header.flags, header.size) == (2, 9, 8)
     assert (header.reply, header.need_reply) == (False, True)
 
 

@@ -107,7 +107,7 @@ def test_any_bytes_are_a_header_or_a_violation(data: bytes) -> None:
         header = Header.decode(data)
         assert len(data) == HEADER.size
         assert (header.version, header.size) == (1, min(header.size, MAX_PAYLOAD))
-        assert HEADER.pack(*header) == data
+        assert HEADER.pack(header.request, header.flags, header.size) == data
 
 
 @given(num=st.integers(0, 2**32 - 1))

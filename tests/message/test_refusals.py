@@ -157,7 +157,8 @@ def test_header_that_is_refused(data: bytes, field: str, value: object) -> None:
 
 
 def test_header_of_the_largest_payload() -> None:
-    assert Header.decode(struct.pack("=III", 77, 1, MAX_PAYLOAD)) == (77, 1, MAX_PAYLOAD)
+    header = Header.decode(struct.pack("=III", 77, 1, MAX_PAYLOAD))
+    assert (header.request, header.flags, header.size) == (77, 1, MAX_PAYLOAD)
 
 
 # What a caller may not encode, and the field of the refusal.

@@ -91,7 +91,7 @@ class FakeDaemon:
 
     def _serve_one(self, connection: Connection) -> bool:
         with connection.receive(LONG) as received:
-            request = FrontendRequest(received.header.request)
+            request = FrontendRequest(received.request)
             self.requests.append(request)
             spec = spec_of(request, self._acked)
             payload = decode_payload(spec, received.body, len(received.fds))
@@ -107,7 +107,7 @@ class FakeDaemon:
             self._awake.wait(LONG)
             return False
         answer = int(mood is self.refuses) if mood is not None else self._take(request, payload)
-        if spec.reply is Reply.ALWAYS or received.header.need_reply:
+        if spec.reply is Reply.ALWAYS or received.need_reply:
             connection.send(request, U64(answer).encode(), reply=True, timeout=LONG)
         return mood is not self.closes_after
 

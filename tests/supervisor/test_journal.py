@@ -38,7 +38,6 @@ from vhost_user.message import (
     VringFd,
     VringState,
 )
-from vhost_user.message.header import Header
 from vhost_user.message.payload import Payload
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import kept
@@ -167,7 +166,7 @@ class World:
         body = b"" if payload is None else payload.encode()
         current = [fd.duplicate() for fd in fds]
         try:
-            self.journal.follow(received := Received(Header(int(request), 1 | 8, len(body)), body, fds))
+            self.journal.follow(received := Received(int(request), 1 | 8, body, fds))
             self.session.handle(received)
         except FieldError:
             for fd in current:

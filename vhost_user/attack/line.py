@@ -94,8 +94,8 @@ class Line:
         """Send a request that has a reply of its own; the body of that. Descriptors with it are closed."""
         self.send(request, payload, fds, flags=VERSION)
         with self.receive() as received:
-            if received.header.request != request or not received.header.reply:
-                raise PeerError("reply", received.header.request, f"the reply to {request.name}")
+            if received.request != request or not received.reply:
+                raise PeerError("reply", received.request, f"the reply to {request.name}")
             return received.body
 
     def ask_number(self, request: FrontendRequest) -> int:
@@ -108,7 +108,7 @@ class Line:
         if not self.acknowledges:
             return
         with self.receive() as received:
-            if received.header.request != request or U64.decode(received.body).value:
+            if received.request != request or U64.decode(received.body).value:
                 raise PeerError(request.name, received.body.hex(), "acknowledged with 0")
 
     def answers(self) -> bool:
@@ -159,7 +159,7 @@ class Line:
 
     @staticmethod
     def _answers(received: Received, request: int) -> bool:
-        return received.header.reply and received.header.request == request != FrontendRequest.GET_FEATURES
+        return received.reply and received.request == request != FrontendRequest.GET_FEATURES
 
     def wait_for_silence(self, seconds: float) -> Outcome:
         """Say nothing for so long, and see whether the daemon closes."""

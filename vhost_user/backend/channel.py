@@ -81,11 +81,11 @@ class BackendChannel:
         """Take the answers that have come. PeerError for what answers nothing; Disconnected at the end."""
         while (received := self._connection.receive_now()) is not None:
             with received:
-                if not received.header.reply or not self._waiting:
-                    raise PeerError("back-end channel", received.header.request, "the answer to a request")
+                if not received.reply or not self._waiting:
+                    raise PeerError("back-end channel", received.request, "the answer to a request")
                 request, on_reply = self._waiting.popleft()
-                if received.header.request != request:
-                    raise PeerError("back-end channel", received.header.request, f"the answer to request {request}")
+                if received.request != request:
+                    raise PeerError("back-end channel", received.request, f"the answer to request {request}")
                 on_reply(U64.decode(received.body).value == 0)
 
     def close(self) -> None:

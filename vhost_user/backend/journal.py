@@ -72,7 +72,6 @@ from vhost_user.message import (
     VringState,
     encode_message,
 )
-from vhost_user.message.header import HEADER, Header
 from vhost_user.owned_fd import OwnedFd
 
 log = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ class Journal:
         """This message is handled next."""
         assert not self._changes
         self._areas.forget_made()
-        self._message = encode_message(received.header.request, received.body)
+        self._message = encode_message(received.request, received.body)
         self._fds = len(received.fds)
 
     def changes(self) -> list[Change]:
@@ -198,7 +197,7 @@ class Journal:
         if rank == Rank.AREA:
             self._areas.take_over(index, fds[0])
             return
-        received = Received(Header.decode(data[: HEADER.size]), data[HEADER.size :], fds)
+        received = Received.of(data, fds)
         self.follow(received)
         try:
             self._session.handle(received)

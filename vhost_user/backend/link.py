@@ -83,7 +83,7 @@ class Link:
                     break
                 if self._timer is not None:
                     self._set_timer(None)
-                request = received.header.request
+                request = received.request
                 answer = self.session.handle(received)
                 if isinstance(answer, Deferred):
                     self._defer(request, answer)

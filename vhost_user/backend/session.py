@@ -131,17 +131,16 @@ class Session:
 
     def handle(self, received: Received) -> Answer | Deferred | None:
         """What to answer to a message, whose descriptors are taken or closed. Any error but ours ends the session."""
-        header = received.header
         acked = self.negotiated.protocol_features
         try:
             # Whether to acknowledge is decided by what was agreed before the message.
-            wants_ack = header.need_reply and ProtocolFeature.REPLY_ACK in acked
-            if header.reply:
-                name = name_of(header.request)
-                raise PeerError("flags", f"{header.flags:#x}", f"{name} is a request, and not a reply")
+            wants_ack = received.need_reply and ProtocolFeature.REPLY_ACK in acked
+            if received.reply:
+                name = name_of(received.request)
+                raise PeerError("flags", f"{received.flags:#x}", f"{name} is a request, and not a reply")
             spec: MessageSpec | None = None
             try:
-                spec = spec_of(header.request, acked, postcopy=self.negotiated.postcopy)
+                spec = spec_of(received.request, acked, postcopy=self.negotiated.postcopy)
                 request = spec.request
                 assert isinstance(request, FrontendRequest)
                 handler = self._handler(request, spec)
@@ -151,7 +150,7 @@ class Session:
                 if self._config_due:
                     self.config_changed()
             except FieldError as error:
-                name = name_of(header.request)
+                name = name_of(received.request)
                 if isinstance(error, Disconnected) or not wants_ack or (spec and spec.reply is Reply.ALWAYS):
                     error.locate(name)
                     raise

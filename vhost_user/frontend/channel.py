@@ -62,20 +62,19 @@ class FrontendChannel:
             if received is None:
                 return
             with received:
-                header = received.header
-                if header.reply:
-                    raise PeerError("flags", f"{header.flags:#x}", "a request, and not a reply")
-                spec = spec_of(header.request, self._acked, backend_channel=True)
+                if received.reply:
+                    raise PeerError("flags", f"{received.flags:#x}", "a request, and not a reply")
+                spec = spec_of(received.request, self._acked, backend_channel=True)
                 try:
-                    granted = self._grant(header.request, received.body, received.fds)
+                    granted = self._grant(received.request, received.body, received.fds)
                 except FieldError as error:
                     log.warning("back-end channel: %s", error)
                     granted = False
             self.refused += not granted
-            acked = header.need_reply and ProtocolFeature.REPLY_ACK in self._acked
+            acked = received.need_reply and ProtocolFeature.REPLY_ACK in self._acked
             if acked or spec.reply is Reply.ALWAYS:
                 answer = U64(0 if granted else 1).encode()
-                self._connection.send(header.request, answer, reply=True, timeout=0)
+                self._connection.send(received.request, answer, reply=True, timeout=0)
 
     def _grant(self, number: int, body: bytes, fds: list[OwnedFd]) -> bool:
         spec = spec_of(number, self._acked, backend_channel=True)

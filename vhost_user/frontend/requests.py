@@ -197,9 +197,8 @@ class Requests:
     def _answer(self, spec: MessageSpec, connection: Connection) -> _Answer:
         received = self._receive(connection)
         try:
-            header = received.header
-            if not header.reply or header.request != spec.request:
-                raise PeerError("reply", name_of(header.request), f"the reply to {spec.name}")
+            if not received.reply or received.request != spec.request:
+                raise PeerError("reply", name_of(received.request), f"the reply to {spec.name}")
             return decode_reply(spec, received.body, len(received.fds)), received.fds
         except BaseException:
             received.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from vhost_user.errors import PeerError
 from vhost_user.message.numbers import VERSION
@@ -17,15 +16,18 @@ REPLY = 1 << 2
 NEED_REPLY = 1 << 3
 
 
-class Header(NamedTuple):
+class Header:
     """A message's request, flags and payload size in bytes. A reply has the request of the message that it answers.
 
     Bits of `flags` beyond the fourth have no meaning and are ignored. Some back ends leave NEED_REPLY in their replies.
     """
 
-    request: int
-    flags: int
-    size: int
+    __slots__ = ("flags", "request", "size")
+
+    def __init__(self, request: int, flags: int, size: int) -> None:
+        self.request = request
+        self.flags = flags
+        self.size = size
 
     @property
     def version(self) -> int:
@@ -42,15 +44,15 @@ class Header(NamedTuple):
         """Whether the sender wants a message acknowledged that has no reply of its own."""
         return bool(self.flags & NEED_REPLY)
 
-    @classmethod
-    def decode(cls, data: bytes) -> Header:
+    @staticmethod
+    def decode(data: bytes) -> Header:
         """The header that these twelve bytes are.
 
         Raises PeerError for another version of the protocol, and for a payload larger than any message has.
         """
         if len(data) != HEADER.size:
             raise PeerError("header", f"{len(data)} bytes", f"{HEADER.size} bytes")
-        header = cls(*HEADER.unpack(data))
+        header = Header(*HEADER.unpack(data))
         header.check()
         return header
 

@@ -15,7 +15,6 @@ from vhost_user.backend.session import Session
 from vhost_user.connection import Received
 from vhost_user.errors import Disconnected, FieldError
 from vhost_user.message import encode_message
-from vhost_user.message.header import HEADER, Header
 from vhost_user.owned_fd import OwnedFd, close_all
 from vhost_user.supervisor.packets import DONE, FD_REF, KEY, MESSAGE, SESSION, Kind, Source
 
@@ -104,10 +103,10 @@ class HandedLink:
         if suspect:
             self._control.tell(Kind.BEGUN, MESSAGE.pack(self.number, number, True))
         with self._ending("closed"):
-            received = Received(Header.decode(data[: HEADER.size]), data[HEADER.size :], fds)
+            received = Received.of(data, fds)
             self._journal.follow(received)
             answer = self.session.handle(received)
-            request = received.header.request
+            request = received.request
             if isinstance(answer, Deferred):
                 self.waits = True
                 answer.when_known(lambda answer: self._done(number, request, answer))
