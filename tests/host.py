@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from vhost_user import _native
-from vhost_user.units import format_size
+from vhost_user.mapping import PAGE_SIZE, Mapping
+from vhost_user.units import ByteCount, format_size
 
 KERNEL_MM = Path("/sys/kernel/mm")
 HUGEPAGES = KERNEL_MM / "hugepages"
@@ -228,9 +229,9 @@ def unwritable(path: Path) -> str | None:
 
 def _no_mbind() -> str | None:
     mpol_default = 0
-    with mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+    with Mapping(ByteCount(PAGE_SIZE), mmap.MAP_PRIVATE) as page:
         try:
-            _native.mbind(_native.address_of(page), len(page), mpol_default, [])
+            _native.mbind(page.address, page.size, mpol_default, [])
         except OSError as error:
             return f"mbind: {error.strerror}"
     return None

@@ -3,11 +3,13 @@
 A `memoryview` over memory that has been unmapped is a crash waiting for a reader. The standard library's `mmap` object
 counts the views taken of it and refuses to close under them, but it can neither be told an address nor an alignment,
 and keeps a duplicate of the file descriptor for as long as it lives: with the 509 regions that a peer may ask for, half
-of the usual descriptor limit. So each mapping here is two steps: an anonymous `mmap` object reserves the addresses
-and counts the views; the C core then places the real memory over them with MAP_FIXED. Unmapping the object unmaps both.
+of the usual descriptor limit. So the C core maps and unmaps (csrc/mapping_api.h), and what counts the views is their
+reference to an object that stands for the memory: it is unmapped when the last one lets go of that. `close()` lets go
+of the mapping's own, and takes it back where the object is there still: then somebody has a view.
 
 Alignment: huge pages need mappings aligned to their size, and transparent huge pages can only be used where address and
-file offset agree modulo 2 MiB. The reservation is larger by the alignment, and the memory is placed inside it.
+file offset agree modulo 2 MiB. So addresses are reserved, where need be more by the alignment, and the memory is placed
+over them with MAP_FIXED.
 
 Guarded mappings: the file of a peer can be truncated under its mapping, and then the next access is a SIGBUS. The C
 core's own accesses fail in good order; for the others, by a view, a guarded mapping has its range in the C core's
@@ -31,8 +33,6 @@ MAP_NORESERVE = 0x4000
 _HOST_IS_SHORT = {0, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.ENFILE}
 """What the host says where it is at its end, 0 without a system call; all else that mmap(2) says is about the file."""
 
-_RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
-
 PAGE_SIZE = mmap.PAGESIZE
 PMD_SIZE = 2 << 20
 """What one transparent huge page spans on x86-64 and on arm64 with 4 KiB pages."""
@@ -49,41 +49,6 @@ def page_size_of(fd: int) -> ByteCount:
         return ByteCount(_native.page_size(fd))
     except OSError as error:
         raise HostError.from_os_error("fd", fd, "fstatfs", error) from error
-
-
-class _Owner(mmap.mmap):
-    """The addresses of a mapping, and its slot in the C core's registry while it has one."""
-
-    guard_slot: int | None = None
-
-    def close(self) -> None:
-        super().close()
-        self.unguard()
-
-    def unguard(self) -> None:
-        # One step, whoever else closes: by the next one the slot may be another's.
-        slot = vars(self).pop("guard_slot", None)
-        if slot is not None:
-            _native.guard_remove(slot)
-
-    # Forgotten and not closed: this runs before the memory is unmapped, and after the last view.
-    __del__ = unguard
-
-
-def _reserve(size: int, alignment: int) -> tuple[_Owner, HostAddress, int]:
-    """Addresses for a mapping: their owner, the first that is aligned, and how many of the owner's are before that."""
-    # Linux aligns what is large by itself, from 6.7 on. Otherwise the slack stays reserved, and is never populated.
-    for slack in (0, alignment):
-        try:
-            owner = _Owner(-1, size + slack, flags=_RESERVED)
-        except (OSError, OverflowError, ValueError) as error:
-            raise HostError("size", format_size(size), f"no room in the address space ({error})") from error
-        start = _native.address_of(owner)
-        skip = align_up(start, alignment) - start
-        if skip <= slack:
-            break
-        owner.close()
-    return owner, HostAddress(start + skip), skip
 
 
 class Mapping:
@@ -118,60 +83,54 @@ class Mapping:
             raise UsageError("offset", offset, f"a mapping's offset is a multiple of the page size, {page_size}")
         self.size = size
         self.flags = flags
-        self._owner, self.address, self._skip = _reserve(size, alignment)
         if fd == -1:
             flags |= mmap.MAP_ANONYMOUS
         try:
-            _native.map_fixed(self.address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset)
-        except OSError as error:
-            self._owner.close()
-            raise HostError.from_os_error("size", format_size(size), "mmap", error) from error
-        if guarded:
-            self._guard(page_size)
-
-    def _guard(self, page_size: int) -> None:
-        try:
-            _native.install_guard()
-            self._owner.guard_slot = _native.guard_add(self.address, self.size, page_size)
-        except OSError as error:
-            self._owner.close()
-            limit = f"{_native.GUARD_SLOTS} guarded mappings at a time"
-            raise HostError("mapping", "one more", limit, "close others first", errno=error.errno or 0) from error
+            self._mapped = _native.Mapped(size, alignment, flags, fd, offset, page_size if guarded else 0)
+        except (_native.MapError, OverflowError) as error:
+            raise _refusal(size, error) from error
+        self.address = HostAddress(self._mapped.address)
 
     def view(self, offset: HostOffset = HostOffset(0), size: ByteCount | None = None) -> memoryview:
         """A writable view of `size` bytes from `offset`. While it or a slice of it lives, `close()` refuses."""
         size = ByteCount(self.size - offset) if size is None else size
         if offset < 0 or size < 0 or offset + size > self.size:
             raise UsageError("range", f"{offset}+{size}", f"within the mapping's {self.size} bytes")
-        start = self._skip + offset
-        with memoryview(self._owner) as whole:
-            return whole[start : start + size]
+        return self._mapped.view(offset, offset + size)
 
     @property
     def lifeline(self) -> object:
-        """What the views of this mapping hold: the memory stays mapped as long as it lives, unless it was closed."""
-        return self._owner
+        """What the views of this mapping hold: the memory stays mapped as long as it lives."""
+        return self._mapped.lifeline
 
     @property
     def dead(self) -> bool:
         """Whether an access to this guarded mapping met memory that the host can't provide. Not once it is closed."""
-        slot = self._owner.guard_slot
-        return slot is not None and _native.guard_dead(slot)
+        return self._mapped.dead
 
     @property
     def closed(self) -> bool:
         """Whether `close()` was called."""
-        return self._owner.closed
+        return self._mapped.closed
 
     def close(self) -> None:
         """Unmap. Raises BufferError while a view lives; closing twice is allowed."""
-        self._owner.close()
+        self._mapped.close()
 
     def __enter__(self) -> Mapping:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _refusal(size: ByteCount, error: _native.MapError | OverflowError) -> HostError:
+    if isinstance(error, OverflowError) or error.step == _native.RESERVE:
+        return HostError("size", format_size(size), f"no room in the address space ({error})")
+    if error.step == _native.MAP:
+        return HostError.from_os_error("size", format_size(size), "mmap", error)
+    limit = f"{_native.GUARD_SLOTS} guarded mappings at a time"
+    return HostError("mapping", "one more", limit, "close others first", errno=error.errno or 0)
 
 
 def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
@@ -184,15 +143,15 @@ def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
     if size <= 0:
         raise PeerError("size", size, "1 byte or more")
     try:
-        file_size = _native.file_size(fd)
+        sizes = _native.file_sizes(fd)
     except OSError as error:
-        raise HostError.from_os_error("fd", fd, "fstat", error) from error
-    if file_size is None:
+        raise HostError.from_os_error("fd", fd, "fstat or fstatfs", error) from error
+    if sizes is None:
         raise PeerError("fd", fd, "a file: a memfd, or one on a tmpfs, hugetlbfs or disk")
+    file_size, page_size = sizes
     if not 0 <= offset <= offset + size <= file_size:
         limit = f"within the file's {file_size:#x} bytes"
         raise PeerError("mmap_offset", f"{offset:#x}+{size:#x}", limit, "send the file after it has its size")
-    page_size = page_size_of(fd)
     skip = offset % page_size
     whole = ByteCount(align_up(skip + size, page_size))
     try:

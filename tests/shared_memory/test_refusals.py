@@ -247,19 +247,19 @@ def test_a_descriptor_that_is_gone_is_the_callers_mistake(shared: SharedMemory) 
 
 
 def test_the_kernel_refuses_the_nth_mapping(shared: SharedMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, left = _native.map_fixed, 0
+    real, left = _native.Mapped, 0
 
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any) -> _native.Mapped:
         nonlocal left
         left -= 1
         if left < 0:
-            raise OSError(errno.ENOMEM, "Cannot allocate memory")
-        real(*arguments)
+            raise _native.MapError(-errno.ENOMEM, _native.MAP)
+        return real(*arguments)
 
     table = [region(at * PAGE_SIZE, PAGE_SIZE) for at in range(4)]
     held, before = Held(), shared.guest_memory.regions
     with monkeypatch.context() as patch:
-        patch.setattr(_native, "map_fixed", refuse)
+        patch.setattr(_native, "Mapped", refuse)
         for at in range(4):
             left = at
             with pytest.raises(HostError, match="ENOMEM"):

@@ -364,7 +364,7 @@ def test_huge_pages_on_a_file_system_that_has_none(make: Maker) -> None:
 # failures half way
 
 
-CALLS = ["map_fixed", "mbind", "madvise"]
+CALLS = ["Mapped", "mbind", "madvise"]
 
 
 @each(*KINDS)
@@ -377,11 +377,11 @@ def test_a_system_call_that_fails_half_way_leaves_nothing_behind(
     ready = make.spec(kind, size=4 * MIB, hotplug_size=4 * MIB, host_numa_node=None if on_disk else 0, prefault=True)
     real, left = getattr(_native, call), [nth]
 
-    def failing(*arguments: Any) -> None:
+    def failing(*arguments: Any) -> object:
         left[0] -= 1
         if not left[0]:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        real(*arguments)
+            raise _native.MapError(-errno.ENOMEM, _native.MAP)
+        return real(*arguments)
 
     monkeypatch.setattr(_native, call, failing)
     if failures_expected(kind, call, on_disk) >= nth:
@@ -394,7 +394,7 @@ def failures_expected(kind: Kind, call: str, on_disk: bool) -> int:
     """How often making a zone of two parts, the first of them prefaulted, makes a call."""
     if call == "mbind":
         return 0 if on_disk else 2
-    if call == "map_fixed":
+    if call == "Mapped":
         return 2
     # Advice for each part where the kind can have transparent huge pages, and the populating of the first.
     return 1 + 2 * (kind.kind == "anonymous" or (kind is MEMFD and facts.shmem_thp_mode() not in ("never", "deny")))

@@ -8,22 +8,7 @@ from collections.abc import Iterable
 from vhost_user._core import ffi, lib
 from vhost_user._native.result import checked
 
-_ADDRESS = ffi.typeof("uintptr_t")
 _BITS_PER_WORD = 8 * ffi.sizeof("unsigned long")
-
-
-def address_of(buffer: object) -> int:
-    """Where a writable buffer lies in this process; the buffer is not kept alive."""
-    pointer = ffi.from_buffer(buffer, require_writable=True)
-    try:
-        return int(ffi.cast(_ADDRESS, pointer))
-    finally:
-        ffi.release(pointer)
-
-
-def map_fixed(address: int, length: int, prot: int, flags: int, fd: int, offset: int) -> None:
-    """mmap(2) with MAP_FIXED, over addresses that the caller owns."""
-    checked(lib.vu_map_fixed(address, length, prot, flags, fd, offset))
 
 
 def madvise(address: int, length: int, advice: int) -> None:
@@ -62,10 +47,11 @@ def hugetlb_held(fd: int, offset: int, length: int, page_size: int) -> int:
     return checked(lib.vu_hugetlb_held(fd, offset, length, page_size))
 
 
-def file_size(fd: int) -> int | None:
-    """The size of a regular file; None for a descriptor of anything else."""
-    size = lib.vu_file_size(fd)
-    return None if size == -errno.EINVAL else checked(size)
+def file_sizes(fd: int) -> tuple[int, int] | None:
+    """The size of a regular file, and of the pages that a mapping of it has; None for anything else."""
+    page_size = ffi.new("int64_t *")
+    size = lib.vu_file_sizes(fd, page_size)
+    return None if size == -errno.EINVAL else (checked(size), page_size[0])
 
 
 def page_size(fd: int) -> int:

@@ -15,14 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "guard_api.h"
 #include "system_api.h"
-
-int vu_map_fixed(uintptr_t address, uint64_t length, int prot, int flags, int fd, int64_t offset)
-{
-	void *mapped = mmap((void *)address, length, prot, flags | MAP_FIXED, fd, offset);
-
-	return mapped == MAP_FAILED ? -errno : 0;
-}
 
 int vu_madvise(uintptr_t address, uint64_t length, int advice)
 {
@@ -34,13 +28,16 @@ int vu_fallocate(int fd, int mode, int64_t offset, int64_t length)
 	return fallocate(fd, mode, offset, length) ? -errno : 0;
 }
 
-int64_t vu_file_size(int fd)
+int64_t vu_file_sizes(int fd, int64_t *page_size)
 {
 	struct stat info;
 
 	if (fstat(fd, &info))
 		return -errno;
-	return S_ISREG(info.st_mode) ? info.st_size : -EINVAL;
+	if (!S_ISREG(info.st_mode))
+		return -EINVAL;
+	*page_size = vu_page_size(fd);
+	return *page_size < 0 ? *page_size : info.st_size;
 }
 
 int vu_die_with_parent(void)

@@ -2,17 +2,14 @@
  * The system calls that Python lacks. Each returns a value of zero or more, or a negated errno.
  */
 
-/* mmap(2) with MAP_FIXED over an address range that the caller owns already. */
-int vu_map_fixed(uintptr_t address, uint64_t length, int prot, int flags, int fd, int64_t offset);
-
 /* madvise(2). */
 int vu_madvise(uintptr_t address, uint64_t length, int advice);
 
 /* fallocate(2). */
 int vu_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
-/* The size of a regular file; -EINVAL for anything else, which fstat(2) never says. */
-int64_t vu_file_size(int fd);
+/* The size of a regular file, and that of the pages that a mapping of it has; -EINVAL for anything else than a file. */
+int64_t vu_file_sizes(int fd, int64_t *page_size);
 
 /* Have the kernel kill this process when its parent dies: PR_SET_PDEATHSIG of prctl(2). */
 int vu_die_with_parent(void);

@@ -1,0 +1,91 @@
+/* Memory at aligned addresses, and unmapped in good order; see mapping_api.h. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "guard_api.h"
+#include "mapping_api.h"
+
+static int reserve_with(struct vu_mapping *mapping, uint64_t slack, uint64_t alignment)
+{
+	uint64_t size = mapping->size + slack;
+	void *start = MAP_FAILED;
+
+	if (size < slack)
+		return -ENOMEM;
+	start = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (start == MAP_FAILED)
+		return -errno;
+	mapping->reserved = (uintptr_t)start;
+	mapping->reserved_size = size;
+	mapping->address = (mapping->reserved + alignment - 1) & ~(uintptr_t)(alignment - 1);
+	return 0;
+}
+
+/* Linux aligns what is large by itself, from 6.7 on. Otherwise the slack stays reserved, and is never populated. */
+static int reserve(struct vu_mapping *mapping, uint64_t alignment)
+{
+	int result = reserve_with(mapping, 0, alignment);
+
+	if (result || mapping->address == mapping->reserved)
+		return result;
+	munmap((void *)mapping->reserved, mapping->reserved_size);
+	mapping->reserved_size = 0;
+	return reserve_with(mapping, alignment, alignment);
+}
+
+static int guard(struct vu_mapping *mapping, uint64_t page_size)
+{
+	int result = vu_guard_install();
+
+	if (!result)
+		result = vu_guard_add(mapping->address, mapping->size, page_size);
+	if (result < 0)
+		return result;
+	mapping->guard_slot = result;
+	return 0;
+}
+
+int vu_map(struct vu_mapping *mapping, uint64_t size, uint64_t alignment, int flags, int fd, int64_t offset,
+	   uint64_t guarded)
+{
+	int result;
+
+	*mapping = (struct vu_mapping){ .size = size, .guard_slot = -1, .step = VU_RESERVE };
+	result = reserve(mapping, alignment);
+	if (!result) {
+		void *at = (void *)mapping->address;
+
+		mapping->step = VU_MAP;
+		if (mmap(at, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, offset) == MAP_FAILED)
+			result = -errno;
+	}
+	if (!result && guarded) {
+		mapping->step = VU_GUARD;
+		result = guard(mapping, guarded);
+	}
+	if (result)
+		vu_unmap(mapping);
+	return result;
+}
+
+void vu_unmap(struct vu_mapping *mapping)
+{
+	if (!mapping->reserved_size)
+		return;
+	munmap((void *)mapping->reserved, mapping->reserved_size);
+	mapping->reserved_size = 0;
+	if (mapping->guard_slot >= 0)
+		vu_guard_remove(mapping->guard_slot);
+	mapping->guard_slot = -1;
+}
+
+int vu_mapping_dead(const struct vu_mapping *mapping)
+{
+	int slot = mapping->guard_slot;
+
+	return mapping->reserved_size && slot >= 0 && vu_guard_dead(slot);
+}
