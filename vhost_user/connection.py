@@ -71,6 +71,10 @@ class Received(Header):
         self.close()
 
 
+ANSWERED = Received(0, 0, b"")
+"""Stands for a message that was answered where it was read; see `Connection.answer_at_once`."""
+
+
 class Connection:
     """A connected unix stream socket, taken over. `name` is what errors call it, and `most_fds` how many descriptors a
     message from the peer may bring.
@@ -174,13 +178,19 @@ class Connection:
             if self._closed:
                 self._close_unless_used()
 
+    def answer_at_once(self, request: int, payload: bytes) -> None:
+        """Have `receive_now` answer this request, which always has the same answer, where it is read. It is one that
+        has a header alone, and asks for nothing else: in any other form it is received."""
+        self._incoming.answer(request, encode_message(request, payload, reply=True))
+
     def receive_now(self, patience: int = 0, others: int = -1) -> Received | None:
         """The next message if all of it has come, without sleeping: or comes within `patience` nanoseconds of looking
-        for it. `others` may be an epoll that watches this connection: the first that it tells of ends the look. Raises
-        Disconnected or PeerError."""
+        for it. `others` may be an epoll that watches this connection: the first that it tells of ends the look. One
+        that is answered already is ANSWERED. Raises Disconnected or PeerError."""
         try:
             with self._receiving:
-                return self._taken(self._incoming.receive(self._sock.fileno(), patience, others))
+                result = self._incoming.receive(self._sock.fileno(), patience, others)
+                return ANSWERED if result == _native.ANSWERED else self._taken(result)
         except OSError as error:
             raise self._ended(error.strerror) from error
         finally:

@@ -60,6 +60,7 @@ from vhost_user._native.ring import (
     chain_write,
 )
 from vhost_user._native.socket import (
+    ANSWERED,
     BAD_HEADER,
     ENDED,
     LATE_FDS,
@@ -86,6 +87,7 @@ from vhost_user._native.system import (
 )
 
 __all__ = [
+    "ANSWERED",
     "ASKS",
     "BAD_HEADER",
     "CHAIN",

@@ -17,6 +17,7 @@ BAD_HEADER: int = lib.VU_BAD_HEADER
 LATE_FDS: int = lib.VU_LATE_FDS
 TRUNCATED_FDS: int = lib.VU_TRUNCATED_FDS
 WATCHED: int = lib.VU_WATCHED
+ANSWERED: int = lib.VU_ANSWERED
 
 _HEAD = struct.Struct("=4I")
 """`struct vu_incoming` up to its descriptors: request, flags, size, how many descriptors."""
@@ -36,6 +37,12 @@ class Incoming:
         limits = {"most_fds": most_fds, "largest": largest, "payload": largest}
         self._pointer = ffi.gc(ffi.new("struct vu_incoming *", limits), lib.vu_incoming_drop)
         self._bytes = ffi.buffer(self._pointer, _PAYLOAD + largest)
+
+    def answer(self, question: int, answer: bytes) -> None:
+        """Have `question` answered where it is read, by these bytes."""
+        assert len(answer) <= lib.VU_ANSWER_SIZE
+        self._pointer.question, self._pointer.answer_size = question, len(answer)
+        ffi.memmove(self._pointer.answer, answer, len(answer))
 
     def receive(self, sock: int, patience: int = 0, others: int = -1) -> int:
         """What `enum vu_received` in csrc/socket_api.h says of what has come, and comes within `patience` nanoseconds

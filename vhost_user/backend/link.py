@@ -13,9 +13,9 @@ from vhost_user.backend.answer import Answer, Deferred
 from vhost_user.backend.device import Device
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.backend.session import Session
-from vhost_user.connection import Connection
+from vhost_user.connection import ANSWERED, Connection, Received
 from vhost_user.errors import Disconnected, FieldError, TimedOut
-from vhost_user.message import ProtocolFeature, encode_message
+from vhost_user.message import FrontendRequest, ProtocolFeature, encode_message
 from vhost_user.owned_fd import close_all
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class Link:
         self._served_at = 0
         self._timer: Call | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
         self.session.rings.on_trouble = self._check_memory
+        # It confirms what was sent before it, so it is asked often.
+        connection.answer_at_once(FrontendRequest.GET_FEATURES, self.session.offers.payload)
         loop.watch(connection, self._readable)
         log.info("%s: connected", connection.name)
 
@@ -83,13 +85,8 @@ class Link:
                     break
                 if self._timer is not None:
                     self._set_timer(None)
-                request = received.request
-                answer = self.session.handle(received)
-                if isinstance(answer, Deferred):
-                    self._defer(request, answer)
+                if received is not ANSWERED and not self._handle(received):
                     return
-                if answer is not None:
-                    self._send(request, answer)
                 self._check_memory()
                 if self._closed:
                     return
@@ -107,6 +104,17 @@ class Link:
         except Exception:
             log.exception("%s: closed, by a mistake of ours", self._connection.name)
             self.close()
+
+    def _handle(self, received: Received) -> bool:
+        """Whether the answer is known, and sent."""
+        request = received.request
+        answer = self.session.handle(received)
+        if isinstance(answer, Deferred):
+            self._defer(request, answer)
+            return False
+        if answer is not None:
+            self._send(request, answer)
+        return True
 
     def _send(self, request: int, answer: Answer) -> None:
         data, owned = encode_message(request, answer.payload, reply=True), answer.fds

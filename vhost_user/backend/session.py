@@ -89,6 +89,8 @@ class Session:
         self.device = device
         self._loop = loop
         self.offered = device.features | RING_FEATURES | F_LOG_ALL | F_PROTOCOL_FEATURES
+        self.offers = Answer(U64(self.offered).encode())
+        """What GET_FEATURES is answered by, always, and changes nothing."""
         self.offered_protocol = _without_what_it_lacks(protocol_features, device)
         self.negotiated = Negotiated(SharedMemory(keeps_file=device.keeps_file))
         self.channel: BackendChannel | None = None
@@ -104,11 +106,11 @@ class Session:
             **self.postcopy.table,
             **self.structures.table,
             **self.iotlb.table,
-            FrontendRequest.GET_FEATURES: _always(self.offered),
+            FrontendRequest.GET_FEATURES: lambda *_: self.offers,
             FrontendRequest.SET_FEATURES: self._set_features,
             FrontendRequest.SET_OWNER: self._set_owner,
             FrontendRequest.RESET_OWNER: lambda *_: None,  # the document: ignore it
-            FrontendRequest.GET_PROTOCOL_FEATURES: _always(int(self.offered_protocol)),
+            FrontendRequest.GET_PROTOCOL_FEATURES: lambda *_: Answer(U64(int(self.offered_protocol)).encode()),
             FrontendRequest.SET_PROTOCOL_FEATURES: self._set_protocol_features,
             FrontendRequest.GET_QUEUE_NUM: lambda *_: Answer(U64(device.queue_count).encode()),
             FrontendRequest.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
@@ -332,12 +334,6 @@ class Session:
             steps.callback(self.structures.close)
             steps.callback(self.postcopy.close)
             steps.callback(self.rings.close)
-
-
-def _always(number: int) -> Handler:
-    """Answers by a number that stays as it is. GET_FEATURES confirms what was sent before it, so it is asked often."""
-    answer = Answer(U64(number).encode())
-    return lambda *_: answer
 
 
 def _without_what_it_lacks(features: ProtocolFeature, device: Device) -> ProtocolFeature:

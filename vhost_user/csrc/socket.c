@@ -136,6 +136,17 @@ static int receive_now(int sock, struct vu_incoming *incoming)
 	}
 }
 
+/* So few bytes are sent as a whole or not at all. What can't be answered at once is the caller's, like all else. */
+static int answer(int sock, const struct vu_incoming *incoming)
+{
+	bool asked = incoming->request == incoming->question && incoming->flags == VERSION && !incoming->size &&
+		     !incoming->fd_count;
+
+	if (!incoming->answer_size || !asked)
+		return VU_WHOLE;
+	return vu_send(sock, incoming->answer, incoming->answer_size, NULL, 0) < 0 ? VU_WHOLE : VU_ANSWERED;
+}
+
 int vu_can_be_read(int fd)
 {
 	struct pollfd one = { .fd = fd, .events = POLLIN };
@@ -158,7 +169,7 @@ int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience, int oth
 		if (ready || others < 0)
 			result = receive_now(sock, incoming);
 	}
-	return result;
+	return result == VU_WHOLE ? answer(sock, incoming) : result;
 }
 
 static struct timespec until(int64_t deadline)

@@ -4,7 +4,7 @@
  * peer as well where it made the socket.
  */
 
-enum { VU_MOST_FDS = 8, VU_HEADER_SIZE = 12 };
+enum { VU_MOST_FDS = 8, VU_HEADER_SIZE = 12, VU_ANSWER_SIZE = 20 };
 
 /*
  * A message as far as it has come. Zeros at first, but for the two limits: no message brings more than `most_fds`
@@ -12,12 +12,17 @@ enum { VU_MOST_FDS = 8, VU_HEADER_SIZE = 12 };
  *
  * `have` is how many of its bytes have come, and 0 when it is whole. While it is more, the descriptors are still owned
  * by this.
+ *
+ * A request that always has the same answer may be answered where it is read: `question`, by the `answer_size` bytes of
+ * header and payload in `answer`. None is where that is 0.
  */
 struct vu_incoming {
 	uint32_t request, flags, size; /* the header, as it came */
 	uint32_t fd_count;
 	int fds[VU_MOST_FDS];
 	uint32_t have, most_fds, largest;
+	uint32_t question, answer_size;
+	char answer[VU_ANSWER_SIZE];
 	char payload[];
 };
 
@@ -29,13 +34,14 @@ enum vu_received {
 	VU_LATE_FDS,	  /* `fd_count` descriptors came behind the first byte */
 	VU_TRUNCATED_FDS, /* more than `fd_count` descriptors came: too many, or more than this process may have */
 	VU_WATCHED,	  /* one of the watched descriptors is ready */
+	VU_ANSWERED,	  /* the question came, with nothing but a header, and has its answer */
 };
 
 /*
  * Takes what has come, and what comes within `patience` nanoseconds of looking again and again: who is about to send is
  * met awake then, and has nobody to wake. `others` may be an epoll that watches the socket, among others: then to look
- * ends with the first of them that can be read. A value of `enum vu_received`, or a negated errno. After any but the
- * first two the stream can't be read on.
+ * ends with the first of them that can be read. A value of `enum vu_received`, or a negated errno. After any but
+ * VU_NOT_YET, VU_WHOLE and VU_ANSWERED the stream can't be read on.
  */
 int vu_receive(int sock, struct vu_incoming *incoming, int64_t patience, int others);
 
