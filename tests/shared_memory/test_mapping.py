@@ -8,7 +8,7 @@ from weakref import ref
 
 import pytest
 
-from tests.shared_memory.helpers import HUGE, SMALL, mappings
+from tests.shared_memory.helpers import HUGE, SMALL, Pages, guarded, mappings
 from vhost_user.errors import HostError
 from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping, map_part
 from vhost_user.units import ByteCount
@@ -28,6 +28,17 @@ def test_it_is_aligned_wherever_the_last_one_was(alignment: int, off: int) -> No
             assert mapping.address % max(alignment, HUGE) == 0
             mapping.view()[-1] = 1
     assert mappings() <= before + 1, "the slack goes, too"
+
+
+def test_what_comes_again_finds_its_place() -> None:
+    """There is room above, where the kernel would put it."""
+    with Pages(PAGE_SIZE).file(HUGE // PAGE_SIZE) as fd:
+        above = guarded(fd, HUGE)
+        with guarded(fd, HUGE) as mapping:
+            address = mapping.address
+        above.close()
+        with guarded(fd, HUGE) as mapping:
+            assert mapping.address == address
 
 
 def test_a_refusal_that_is_kept_holds_nothing() -> None:

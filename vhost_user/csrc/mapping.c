@@ -2,12 +2,17 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "guard_api.h"
 #include "mapping_api.h"
+
+/* Where the last one was mapped. */
+static _Atomic uintptr_t last;
 
 static int reserve_with(struct vu_mapping *mapping, uint64_t slack, uint64_t alignment)
 {
@@ -37,6 +42,37 @@ static int reserve(struct vu_mapping *mapping, uint64_t alignment)
 	return reserve_with(mapping, alignment, alignment);
 }
 
+/*
+ * The memory without a reservation, where the last one was: what goes and comes finds its place again. Or elsewhere, if the
+ * kernel happens to choose well. False where it did not, or refused.
+ */
+static bool map_at_once(struct vu_mapping *mapping, uint64_t alignment, int flags, int fd, int64_t offset)
+{
+	void *hint = (void *)atomic_load_explicit(&last, memory_order_relaxed);
+	void *at = mmap(hint, mapping->size, PROT_READ | PROT_WRITE, flags, fd, offset);
+
+	if (at == MAP_FAILED)
+		return false;
+	mapping->address = mapping->reserved = (uintptr_t)at;
+	mapping->reserved_size = mapping->size;
+	if (mapping->address & (alignment - 1)) {
+		vu_unmap(mapping);
+		return false;
+	}
+	return true;
+}
+
+static int map_reserved(struct vu_mapping *mapping, uint64_t alignment, int flags, int fd, int64_t offset)
+{
+	int result = reserve(mapping, alignment);
+	void *at = (void *)mapping->address;
+
+	if (result)
+		return result;
+	mapping->step = VU_MAP;
+	return mmap(at, mapping->size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, offset) == MAP_FAILED ? -errno : 0;
+}
+
 static int guard(struct vu_mapping *mapping, uint64_t page_size)
 {
 	int result = vu_guard_install();
@@ -52,17 +88,12 @@ static int guard(struct vu_mapping *mapping, uint64_t page_size)
 int vu_map(struct vu_mapping *mapping, uint64_t size, uint64_t alignment, int flags, int fd, int64_t offset,
 	   uint64_t guarded)
 {
-	int result;
+	int result = 0;
 
 	*mapping = (struct vu_mapping){ .size = size, .guard_slot = -1, .step = VU_RESERVE };
-	result = reserve(mapping, alignment);
-	if (!result) {
-		void *at = (void *)mapping->address;
-
-		mapping->step = VU_MAP;
-		if (mmap(at, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, offset) == MAP_FAILED)
-			result = -errno;
-	}
+	if (!map_at_once(mapping, alignment, flags, fd, offset))
+		result = map_reserved(mapping, alignment, flags, fd, offset);
+	atomic_store_explicit(&last, mapping->address, memory_order_relaxed);
 	if (!result && guarded) {
 		mapping->step = VU_GUARD;
 		result = guard(mapping, guarded);
