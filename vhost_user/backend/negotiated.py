@@ -43,6 +43,11 @@ class Negotiated:
     def __post_init__(self) -> None:
         self.iotlb = Iotlb(self.memory)
 
+    @property
+    def agreed(self) -> tuple[ProtocolFeature, int, bool, bool]:
+        """All that decides which messages may be sent, and what they look like."""
+        return self.protocol_features, self.features, self.features_set, self.postcopy
+
     def has(self, feature: ProtocolFeature) -> bool:
         """Whether a protocol feature, or each of several, was negotiated."""
         return feature in self.protocol_features

@@ -1,6 +1,6 @@
 """One front end's session: what each of its messages does. No socket; the loop only to wait for kicks.
 
-A message is checked in three steps: the codec has looked at sizes, counts and descriptors; here it is seen whether what
+A message is checked in three steps: the codec has looked at sizes, counts and descriptors; rules.py knows whether what
 it needs was negotiated; and its handler looks at the state of things. Whatever refuses, nothing has changed.
 
 A refusal is told to the front end if there is a way to: a non-zero acknowledgement where it asked for one (REPLY_ACK),
@@ -28,6 +28,7 @@ from vhost_user.backend.memory import MemoryHandlers
 from vhost_user.backend.negotiated import RING_FEATURES, Negotiated
 from vhost_user.backend.postcopy import PostcopyHandlers
 from vhost_user.backend.rings import RingHandlers
+from vhost_user.backend.rules import Rule, Rules
 from vhost_user.backend.structures import StructureHandlers
 from vhost_user.connection import Connection, Received
 from vhost_user.device_status import Status
@@ -40,12 +41,9 @@ from vhost_user.message import (
     BackendRequest,
     Config,
     FrontendRequest,
-    MessageSpec,
     ProtocolFeature,
-    Reply,
     decode_payload,
     name_of,
-    spec_of,
     without_support,
 )
 from vhost_user.owned_fd import OwnedFd
@@ -100,7 +98,7 @@ class Session:
         self.memory = MemoryHandlers(device, self.negotiated, self.rings, self.postcopy)
         self.structures = StructureHandlers(device, loop, self.negotiated, self.rings)
         self.iotlb = IotlbHandlers(loop, self.negotiated, self.rings)
-        self._handlers: Mapping[FrontendRequest, Handler] = {
+        handlers: Mapping[FrontendRequest, Handler] = {
             **self.rings.table,
             **self.memory.table,
             **self.postcopy.table,
@@ -122,6 +120,7 @@ class Session:
             FrontendRequest.NET_SET_MTU: lambda payload, _: device.set_mtu(payload.value),
             FrontendRequest.GET_STATUS: lambda *_: Answer(U64(self.status).encode()),
         }
+        self._rules = Rules(handlers, self.negotiated, self.offered, self.offered_protocol)
         self.accepted: Callable[[FrontendRequest, Any], None] = lambda *_: None
         """Called after each message that was not refused, with its payload: see journal.py."""
         self.tell_of_reset: Callable[[], None] = self.config_changed
@@ -133,27 +132,23 @@ class Session:
 
     def handle(self, received: Received) -> Answer | Deferred | None:
         """What to answer to a message, whose descriptors are taken or closed. Any error but ours ends the session."""
-        acked = self.negotiated.protocol_features
+        rule: Rule | None = None
         try:
-            # Whether to acknowledge is decided by what was agreed before the message.
-            wants_ack = received.need_reply and ProtocolFeature.REPLY_ACK in acked
             if received.reply:
                 name = name_of(received.request)
                 raise PeerError("flags", f"{received.flags:#x}", f"{name} is a request, and not a reply")
-            spec: MessageSpec | None = None
+            # Whether to acknowledge is decided by what was agreed before the message.
             try:
-                spec = spec_of(received.request, acked, postcopy=self.negotiated.postcopy)
-                request = spec.request
-                assert isinstance(request, FrontendRequest)
-                handler = self._handler(request, spec)
-                payload = decode_payload(spec, received.body, len(received.fds))
-                answer = handler(payload, received.fds)
-                self.accepted(request, payload)
+                rule = self._rules.find(received.request)
+                payload = decode_payload(rule.spec, received.body, len(received.fds))
+                answer = rule.handler(payload, received.fds)
+                self.accepted(rule.request, payload)
                 if self._config_due:
                     self.config_changed()
             except FieldError as error:
                 name = name_of(received.request)
-                if isinstance(error, Disconnected) or not wants_ack or (spec and spec.reply is Reply.ALWAYS):
+                acknowledged = rule.acknowledged if rule else self._rules.acknowledges(received.request)
+                if isinstance(error, Disconnected) or not (received.need_reply and acknowledged):
                     error.locate(name)
                     raise
                 log.warning("%s refused: %s", name, error)
@@ -161,27 +156,10 @@ class Session:
         finally:
             received.close()
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s: %s", spec.name, payload)
-        if answer is None and wants_ack and spec.reply is Reply.ACK:
+            log.debug("%s: %s", rule.spec.name, payload)
+        if answer is None and rule.acknowledged and received.need_reply:
             return _SUCCESS
         return answer
-
-    def _handler(self, request: FrontendRequest, spec: MessageSpec) -> Handler:
-        """What handles a message. PeerError where nothing does, or where what it needs was not negotiated."""
-        handler = self._handlers.get(request)
-        if handler is None:
-            raise PeerError("request", spec.name, "one that this back end offers")
-        acked = self.offered_protocol if spec.offered_suffices else self._acked
-        if spec.needs not in acked:
-            raise PeerError("request", spec.name, f"{spec.needs & ~acked!r} was negotiated")
-        if spec.needs_virtio:
-            features = self.offered if spec.offered_suffices else self.negotiated.features
-            if not self.negotiated.features_set:
-                # Who comes back to a VM that runs may be told of its rings first: DPDK's virtio_user disables them.
-                features |= self.offered & F_PROTOCOL_FEATURES
-            if spec.needs_virtio & ~features:
-                raise PeerError("request", spec.name, f"virtio feature bits {spec.needs_virtio:#x} were acked")
-        return handler
 
     @property
     def _acked(self) -> ProtocolFeature:
