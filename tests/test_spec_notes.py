@@ -33,7 +33,8 @@ def test_all_notes_are_on_one_version_of_the_standard() -> None:
 
 
 def test_every_mark_names_a_clause() -> None:
-    unknown = {clause: tests for clause, tests in collect_marks().items() if clause not in load_clauses()}
+    clauses = load_clauses()
+    unknown = {clause: tests for clause, tests in collect_marks().items() if clause not in clauses}
     assert not unknown, unknown
 
 
