@@ -10,13 +10,17 @@ from typing import Any, TypeVar
 
 Found = TypeVar("Found")
 
+FEWEST_WITH_QUARTILES = 4
+"""Of three values the quartiles would be halfway from the middle one to the others, where none is."""
+
 SETTLE_SECONDS = 0.005
 """More than it takes to look at 60 answers and to put 60 requests into a ring: 1.5 ms."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `ratio` is ours to theirs, the median over pairs; `low` and `high` are the pairs' quartiles.
+    """A line of the table. `ratio` is ours to theirs, the median over pairs; `low` and `high` are the pairs' quartiles,
+    or, where they are too few for that, the least and the greatest.
 
     `ours` and `theirs` are medians in `unit`; `theirs` and the ratio are None where a limit is a plain number. `met` is
     None where there is no goal.
@@ -33,6 +37,11 @@ class Row:
     pairs: int
     goal: str
     met: bool | None
+
+    @property
+    def spread(self) -> str:
+        """Of the ratios: what the table says beneath "quartiles"."""
+        return "" if self.low is None or self.high is None else _spread(self.low, self.high, self.pairs, ".2f")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,7 +106,7 @@ def limit_row(what: str, unit: str, values: Iterable[float], most: float) -> Row
     median, (low, high) = statistics.median(found), _quartiles(found)
     return Row(
         what,
-        f"{low:.4g} to {high:.4g}",
+        _spread(low, high, len(found), ".4g"),
         unit,
         median,
         None,
@@ -121,10 +130,17 @@ def quantile(values: Sequence[float], part: float) -> float:
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], values[0]
+    """Of values in order; the ends where they are too few."""
+    if len(values) < FEWEST_WITH_QUARTILES:
+        return values[0], values[-1]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, high
+
+
+def _spread(low: float, high: float, count: int, form: str) -> str:
+    """What `_quartiles` found of so many values, in words."""
+    found = f"{low:{form}} to {high:{form}}"
+    return found if count >= FEWEST_WITH_QUARTILES else f"all {found}" if count > 1 else ""
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -134,7 +150,7 @@ def table(rows: Iterable[Row]) -> str:
         ratio = quartiles = theirs = ""
         if row.theirs is not None:
             theirs = f"{row.theirs:.4g} {row.unit}"
-            ratio, quartiles = f"{row.ratio:.2f}", f"{row.low:.2f} to {row.high:.2f}"
+            ratio, quartiles = f"{row.ratio:.2f}", row.spread
         goal = row.goal if row.theirs is not None or row.met is None else f"{row.goal} {row.unit}"
         ours = f"{row.ours:.4g} {row.unit}"
         lines.append(

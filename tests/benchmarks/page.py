@@ -62,7 +62,7 @@ def markdown(rows: list[Row]) -> str:
             goal = row.goal if row.met is None else f"{row.goal} {row.unit}"
         else:
             theirs = f"{row.theirs:.4g} {row.unit}"
-            ratio, quartiles = f"{row.ratio:.2f}", f"{row.low:.2f} to {row.high:.2f}"
+            ratio, quartiles = f"{row.ratio:.2f}", row.spread
         cells = (
             row.what,
             f"{row.ours:.4g} {row.unit}",

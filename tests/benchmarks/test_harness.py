@@ -13,9 +13,19 @@ import pytest
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.fragmented import fragmented, random_bits, system_reset, timed, unplug_all
 from tests.benchmarks.fragmented import rows as fragmented_rows
-from tests.benchmarks.measure import SETTLE_SECONDS, in_turn, plain_row, quantile, ratio_row, settle, speed_row, table
+from tests.benchmarks.measure import (
+    SETTLE_SECONDS,
+    in_turn,
+    limit_row,
+    plain_row,
+    quantile,
+    ratio_row,
+    settle,
+    speed_row,
+    table,
+)
 from tests.benchmarks.ours import ADDR, BLOCK_SIZE, OurDevice, block_requests, our_device, our_vmm
-from tests.benchmarks.page import PAGE, figures, filled
+from tests.benchmarks.page import PAGE, figures, filled, markdown
 from tests.benchmarks.processors import on_processor
 from tests.benchmarks.qemu import qemu_device
 from tests.benchmarks.requests import OneRequestRing, costs
@@ -61,6 +71,19 @@ def test_who_goes_first_alternates() -> None:
 def test_a_ratio_is_the_median_of_the_pairs_and_not_of_the_medians() -> None:
     row = ratio_row("it", "them", "us", [(1, 1), (6, 2), (10, 10)], most=1)
     assert (row.ratio, row.ours, row.theirs, row.met) == (1, 6, 2, True)
+
+
+def test_few_pairs_have_no_quartiles() -> None:
+    """But ends, which are called so; and one alone has none of either."""
+    ratios = [(1.0, 1.0), (2.0, 1.0), (9.0, 1.0), (4.0, 1.0)]
+    found = [ratio_row("it", "them", "us", ratios[:count], 1) for count in (1, 2, 3, 4)]
+    assert [row.spread for row in found] == ["", "all 1.00 to 2.00", "all 1.00 to 9.00", "1.75 to 5.25"]
+    assert (found[2].low, found[2].high) == (1, 9)
+    limits = [limit_row("it", "ms", [ours for ours, _ in ratios[:count]], 1) for count in (1, 3, 4)]
+    assert [row.against for row in limits] == ["", "all 1 to 9", "1.75 to 5.25"]
+    for text in (table(found), markdown(found)):
+        assert "all 1.00 to 9.00" in text
+        assert "all 1.75" not in text
 
 
 @pytest.mark.parametrize(("value", "within", "enough"), [(9, True, False), (10, True, True), (11, False, True)])
