@@ -37,9 +37,13 @@ _MAP = 4096
 """Where a state has its map of blocks: virtio_mem/serve/state.py."""
 
 
-def rows(*, quick: bool, region_size: int = 16 * TIB, block_size: int = 2 * MIB, pages: int = 1 << 17) -> Iterator[Row]:
-    """The table's lines. `pages` are the 4 KiB pages that there are in the region."""
-    pairs = 4 if quick else 20
+def rows(
+    *, quick: bool, region_size: int = 16 * TIB, block_size: int = 2 * MIB, pages: int | None = None
+) -> Iterator[Row]:
+    """The table's lines. `pages` are the 4 KiB pages that there are in the region, fewer where it has to be quick."""
+    pairs = 3 if quick else 20
+    if pages is None:
+        pages = 1 << (15 if quick else 17)
     what = f"{format_size(region_size)} of {format_size(block_size)} blocks, half plugged at random"
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))

@@ -102,18 +102,15 @@ KINDS = (
 
 def rows(*, quick: bool) -> Iterator[Row]:
     """The table's lines."""
-    pairs = 5 if quick else 20
     with TemporaryDirectory() as directory:
         floor = Floor(Path(directory))
         for pages in KINDS:
             try:
                 with pages.prepare():
-                    for volume in (LINUX, SMALL):
-                        yield from _discards(floor, pages, volume, pairs)
+                    yield from _discards(floor, pages, quick=quick)
             except (OSError, LookupError) as error:
                 sys.stderr.write(f"UNPLUG of {pages.name}: left out: {error}\n")
-        for volume in (LINUX, SMALL):
-            yield from _prefault(floor, volume, pairs)
+        yield from _prefault(floor, quick=quick)
 
 
 class Took(NamedTuple):
@@ -132,7 +129,7 @@ def _two_rows(what: str, against: str, volume: Volume, found: list[tuple[Took, T
     yield plain_row(f"{what}, {volume}, kick to interrupt", against, "GiB/s", whole)
 
 
-def _discards(floor: Floor, pages: Pages, volume: Volume, pairs: int) -> Iterator[Row]:
+def _discards(floor: Floor, pages: Pages, *, quick: bool) -> Iterator[Row]:
     with our_device(memfd_flags=pages.memfd_flags) as device, a_processor_each(device.vmm.service) as processor:
 
         def ours(volume: Volume) -> float:
@@ -146,8 +143,9 @@ def _discards(floor: Floor, pages: Pages, volume: Volume, pairs: int) -> Iterato
             device.kick(volume.of(RequestType.UNPLUG))
             return seconds
 
-        found = _in_turn(pairs, pages.times, volume, ours, theirs)
-    yield from _two_rows(f"UNPLUG of populated memory, {pages.name}", "punching holes in C", volume, found)
+        for volume in (LINUX, SMALL):
+            found = _in_turn(volume, ours, theirs, times=pages.times, quick=quick)
+            yield from _two_rows(f"UNPLUG of populated memory, {pages.name}", "punching holes in C", volume, found)
 
 
 def fill(device: OurDevice, pages: Pages, volume: Volume) -> None:
@@ -164,7 +162,7 @@ def _mapped_huge() -> int:
     return 0 if found is None else int(found[1]) * 1024
 
 
-def _prefault(floor: Floor, volume: Volume, pairs: int) -> Iterator[Row]:
+def _prefault(floor: Floor, *, quick: bool) -> Iterator[Row]:
     with our_device(prefault=True) as device, a_processor_each(device.vmm.service) as processor:
 
         def ours(volume: Volume) -> float:
@@ -179,19 +177,22 @@ def _prefault(floor: Floor, volume: Volume, pairs: int) -> Iterator[Row]:
             floor.punch(device.vmm.fd, size, volume.requests)
             return seconds
 
-        found = _in_turn(pairs, 3, volume, ours, theirs)
-    yield from _two_rows("PLUG with prefault, 4 KiB pages", "MADV_POPULATE_WRITE in C", volume, found)
+        for volume in (LINUX, SMALL):
+            found = _in_turn(volume, ours, theirs, times=3, quick=quick)
+            yield from _two_rows("PLUG with prefault, 4 KiB pages", "MADV_POPULATE_WRITE in C", volume, found)
 
 
 def _in_turn(
-    pairs: int, times: int, volume: Volume, ours: Callable[[Volume], float], theirs: Callable[[Volume], float]
+    volume: Volume, ours: Callable[[Volume], float], theirs: Callable[[Volume], float], *, times: int, quick: bool
 ) -> list[tuple[Took, Took]]:
+    """Pairs of medians of `times`; of a third of them when quick."""
+    pairs, times = (3, times // 3) if quick else (20, times)
+
     def took(act: Callable[[Volume], float]) -> Took:
-        """Medians of `times`."""
         kicks = [(act(volume), act(volume.one)) for _ in range(times)]
         return Took(*map(statistics.median, zip(*kicks, strict=True)))
 
-    ours(volume), theirs(volume)
+    ours(volume), theirs(volume.one)
     return in_turn(pairs, lambda: took(ours), lambda: took(theirs))
 
 

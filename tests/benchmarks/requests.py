@@ -62,8 +62,8 @@ class Waits(NamedTuple):
 def rows(*, quick: bool) -> Iterator[Row]:
     """The table's lines."""
     for packed in (False, True):
-        yield from _against_qemu(pairs=10 if quick else 20, kicks=20 if quick else 40, packed=packed)
-    yield from _against_echo(pairs=10 if quick else 20, times=2_000 if quick else 5_000)
+        yield from _against_qemu(pairs=5 if quick else 20, kicks=10 if quick else 40, packed=packed)
+    yield from _against_echo(pairs=5 if quick else 20, times=2_000 if quick else 5_000)
 
 
 def costs(device: Timed, kicks: int) -> Costs:

@@ -53,7 +53,7 @@ def rows(*, quick: bool, rounds: int = 200) -> Iterator[Row]:
         stack.enter_context(on_processor(processors[0]))
         directory = Path(stack.enter_context(TemporaryDirectory()))
         fd = stack.enter_context(memory(512 * SLOT_SIZE))
-        bench = _Bench(directory, fd, processors[-1], pairs=10 if quick else 20, rounds=rounds)
+        bench = _Bench(directory, fd, processors[-1], pairs=5 if quick else 20, rounds=rounds)
         yield from bench.beside(0, 400)
         yield from bench.with_a_side_in_c()
         yield bench.against_one_that_looks()

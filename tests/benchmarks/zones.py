@@ -32,7 +32,7 @@ BLOCKS = 513
 
 def rows(*, quick: bool) -> Iterator[Row]:
     """The table's lines."""
-    pairs, seconds = (3, 2.0) if quick else (10, 5.0)
+    pairs, seconds = (3, 1.2) if quick else (10, 5.0)
     found = measure(pairs, seconds)
     for name, part in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("longest", 1.0)):
         values = [(1e6 * quantile(busy, part), 1e6 * quantile(calm, part)) for busy, calm in found]
