@@ -49,7 +49,7 @@ class Received(Header):
     __slots__ = ("body", "fds")
 
     def __init__(self, request: int, flags: int, body: bytes, fds: list[OwnedFd] | None = None) -> None:
-        super().__init__(request, flags, len(body))
+        self.request, self.flags, self.size = request, flags, len(body)
         self.body = body
         self.fds = [] if fds is None else fds
 

@@ -32,7 +32,7 @@ from vhost_user.message import (
     decode_reply,
     encode_message,
     name_of,
-    spec_of,
+    specs_of,
 )
 from vhost_user.owned_fd import OwnedFd
 
@@ -43,6 +43,12 @@ Answer = TypeVar("Answer", bound=Payload)
 _Answer = tuple[Payload, list[OwnedFd]]
 
 
+_CONFIRMATION = encode_message(FrontendRequest.GET_FEATURES, b"")
+
+_SUCCESS = U64(0).encode()
+"""The payload of nearly every acknowledgement. One that has another, or descriptors, is decoded and judged."""
+
+
 def _nothing() -> None:
     """What there is to do for a descriptor that is watched no more."""
 
@@ -51,8 +57,7 @@ class Requests:
     """The front end's side of the main socket. `timeout` in seconds is for each request. Any thread may ask."""
 
     def __init__(self, connection: Connection, timeout: float) -> None:
-        self.acked = ProtocolFeature.NONE
-        self.postcopy = False
+        self._agree(ProtocolFeature.NONE, postcopy=False)
         self.timeout = timeout
         self.lock = threading.RLock()
         self.ending = Ending(connection.name)
@@ -65,6 +70,30 @@ class Requests:
         self._given_up: Connection | None = None
         self._name = connection.name
         self._exchanging = threading.RLock()
+
+    @property
+    def acked(self) -> ProtocolFeature:
+        """The protocol features that were negotiated."""
+        return self._acked
+
+    @acked.setter
+    def acked(self, acked: ProtocolFeature) -> None:
+        self._agree(acked, postcopy=self._postcopy)
+
+    @property
+    def postcopy(self) -> bool:
+        """Whether POSTCOPY_LISTEN was sent, and no POSTCOPY_END."""
+        return self._postcopy
+
+    @postcopy.setter
+    def postcopy(self, postcopy: bool) -> None:
+        self._agree(self._acked, postcopy=postcopy)
+
+    def _agree(self, acked: ProtocolFeature, *, postcopy: bool) -> None:
+        """What follows for messages is found once, and not for each."""
+        self._acked, self._postcopy = acked, postcopy
+        self._specs = specs_of(acked, postcopy=postcopy)
+        self._acknowledged = ProtocolFeature.REPLY_ACK in acked
 
     @property
     def connected(self) -> bool:
@@ -95,15 +124,13 @@ class Requests:
         Disconnected, TimedOut and PeerError as `ask` does.
         """
         with self.lock:
-            spec = spec_of(request, self.acked, postcopy=self.postcopy)
+            spec, acked = self._specs[request], self._acknowledged
             assert spec.reply is Reply.ACK
-            acked = ProtocolFeature.REPLY_ACK in self.acked
-            answer = self._exchange(_encode(spec, payload, need_reply=acked), fds, spec if acked else None)
+            answer = self._exchange(_encode(request, payload, need_reply=acked), fds, spec if acked else None)
             if answer is not None:
                 code, _ = answer
                 assert isinstance(code, U64)
-                if code.value:
-                    raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
+                raise Refused(name_of(request), f"{payload or ''}", f"was acknowledged with failure {code.value}")
 
     def ask(
         self, request: FrontendRequest, kind: type[Answer], payload: Payload | None = None, fds: Sequence[int] = ()
@@ -123,9 +150,9 @@ class Requests:
     ) -> tuple[Answer, list[OwnedFd]]:
         """As `ask`, for a reply that may bring descriptors, which are the caller's."""
         with self.lock:
-            spec = spec_of(request, self.acked, postcopy=self.postcopy)
+            spec = self._specs[request]
             assert spec.reply is Reply.ALWAYS
-            answer = self._exchange(_encode(spec, payload), fds, spec)
+            answer = self._exchange(_encode(request, payload), fds, spec)
             assert answer is not None
             body, received = answer
             if not isinstance(body, kind):
@@ -137,15 +164,15 @@ class Requests:
     def send(self, request: FrontendRequest, payload: Payload) -> None:
         """Send a message that nothing answers, not even an acknowledgement. Raises Disconnected and TimedOut."""
         with self.lock:
-            spec = spec_of(request, self.acked, postcopy=self.postcopy)
-            self._exchange(_encode(spec, payload), (), None)
+            self._exchange(_encode(request, payload), (), None)
 
     def confirm(self) -> None:
         """Make a round trip: everything sent before has been taken in, and the back end has not closed because of it.
 
         An acknowledgement alone does not prove that: there are back ends that acknowledge with 0 and then close.
         """
-        self.ask(FrontendRequest.GET_FEATURES, U64)
+        with self.lock:
+            self._exchange(_CONFIRMATION, (), self._specs[FrontendRequest.GET_FEATURES])
 
     def when_free(self, call: Callable[[], None]) -> None:
         """Have `call` make a request of its own: now, or where one waits for its answer at this moment, after that.
@@ -159,7 +186,7 @@ class Requests:
                 call()
 
     def _exchange(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None) -> _Answer | None:
-        """Send a message, and return what answers it, unless nothing does."""
+        """Send a message, and return what answers it, unless nothing does, or the acknowledgement of success."""
         outermost, self._busy = not self._busy, True
         try:
             return self._exchange_now(data, fds, answered)
@@ -194,27 +221,27 @@ class Requests:
             self.give_up()
             raise
 
-    def _answer(self, spec: MessageSpec, connection: Connection) -> _Answer:
+    def _answer(self, spec: MessageSpec, connection: Connection) -> _Answer | None:
         received = self._receive(connection)
         try:
             if not received.reply or received.request != spec.request:
                 raise PeerError("reply", name_of(received.request), f"the reply to {spec.name}")
+            if spec.reply is Reply.ACK and received.body == _SUCCESS and not received.fds:
+                return None
             return decode_reply(spec, received.body, len(received.fds)), received.fds
         except BaseException:
             received.close()
             raise
 
     def _receive(self, connection: Connection) -> Received:
-        deadline = time.monotonic() + self.timeout
-        while True:
-            # Who always has something for us to look after may not have us wait for ever.
-            late = time.monotonic() >= deadline
-            received = connection.receive_beside(self.watched, deadline)
-            if received is not None:
-                return received
+        deadline, late = time.monotonic() + self.timeout, False
+        while (received := connection.receive_beside(self.watched, deadline)) is None:
             if late:
                 raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
             self._look_after((), 0.0)
+            # Who always has something for us to look after may not have us wait for ever.
+            late = time.monotonic() >= deadline
+        return received
 
     def wait_readable(self, fd: int, timeout: float) -> bool:
         """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
@@ -251,7 +278,7 @@ class Requests:
                 self._connection, self._name = connection, connection.name
             self.ending.name = connection.name
             self._afterwards.clear()
-            self.acked, self.postcopy = ProtocolFeature.NONE, False
+            self._agree(ProtocolFeature.NONE, postcopy=False)
 
     def fileno(self) -> int:
         """The socket, for a selector, to be told when the back end goes; -1 when it is closed."""
@@ -277,5 +304,5 @@ class Requests:
                 connection.close()
 
 
-def _encode(spec: MessageSpec, payload: Payload | None, *, need_reply: bool = False) -> bytes:
-    return encode_message(spec.request, payload.encode() if payload else b"", need_reply=need_reply)
+def _encode(request: FrontendRequest, payload: Payload | None, *, need_reply: bool = False) -> bytes:
+    return encode_message(request, payload.encode() if payload else b"", need_reply=need_reply)

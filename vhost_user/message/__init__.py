@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         Reply,
         name_of,
         spec_of,
+        specs_of,
     )
     from vhost_user.message.vring_payloads import PackedBase, SplitBase, VringAddr, VringArea, VringFd, VringState
 
@@ -139,6 +140,7 @@ __all__ = [
     "encode_message",
     "name_of",
     "spec_of",
+    "specs_of",
     "without_support",
 ]
 
@@ -208,6 +210,7 @@ _NAMES = {
         "Reply",
         "name_of",
         "spec_of",
+        "specs_of",
     ),
     "vring_payloads": (
         "PackedBase",

@@ -239,14 +239,16 @@ def spec_of(
 
     Raises PeerError for a number that the document doesn't have. Whether what it needs was negotiated is not looked at.
     """
-    if (spec := _resolved(acked, backend_channel, postcopy).get(request)) is None:
+    if (spec := specs_of(acked, backend_channel=backend_channel, postcopy=postcopy).get(request)) is None:
         raise PeerError("request", request, "a request that the protocol has")
     return spec
 
 
 @lru_cache(maxsize=64)
-def _resolved(acked: ProtocolFeature, backend_channel: bool, postcopy: bool) -> dict[int, MessageSpec]:
-    """The messages by number: found anew for each message that comes, so kept for what a process's peers negotiated."""
+def specs_of(
+    acked: ProtocolFeature, *, backend_channel: bool = False, postcopy: bool = False
+) -> Mapping[int, MessageSpec]:
+    """All messages by number, as `spec_of` has them. Kept for what a process's peers negotiated."""
     return {number: _resolve(spec, acked, postcopy) for number, spec in _BY_NUMBER[backend_channel].items()}
 
 
