@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import pairwise
-from operator import itemgetter
+from functools import cached_property
+from operator import attrgetter
 
 from vhost_user.errors import Disconnected, FieldError, HostError, UsageError
 from vhost_user.frontend.requests import Requests
@@ -34,6 +33,11 @@ from vhost_user.message import (
     SingleMemoryRegion,
 )
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, UserAddress
+
+_OPPOSITE = {
+    FrontendRequest.ADD_MEM_REG: FrontendRequest.REM_MEM_REG,
+    FrontendRequest.REM_MEM_REG: FrontendRequest.ADD_MEM_REG,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,13 @@ class SharedRegion:
 
     @cached_property
     def wire(self) -> MemoryRegion:
-        """As messages have it: one that adds it, and mostly one that removes it."""
+        """As messages have it."""
         return MemoryRegion(self.guest_address, self.size, self.user, self.offset)
+
+    @cached_property
+    def message(self) -> SingleMemoryRegion:
+        """What adds it, and what removes it."""
+        return SingleMemoryRegion(self.wire)
 
     @property
     def end(self) -> int:
@@ -71,10 +80,12 @@ class SharedRegion:
 
 
 class _Spans:
-    """Regions in the order of one of their addresses, where they start, in which no two overlap. A search costs
-    O(log n)."""
+    """Regions in the order of one of their addresses, where they start, in which no two overlap. `field` is what errors
+    call it. A search costs O(log n)."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: str, start_of: Callable[[SharedRegion], int]) -> None:
+        self._field = field
+        self._start_of = start_of
         self._starts: list[int] = []
         self._regions: dict[int, SharedRegion] = {}
 
@@ -88,11 +99,13 @@ class _Spans:
         """The one that starts there."""
         return self._regions.get(start)
 
-    def add(self, start: int, region: SharedRegion) -> None:
+    def add(self, region: SharedRegion) -> None:
+        start = self._start_of(region)
         insort(self._starts, start)
         self._regions[start] = region
 
-    def remove(self, start: int) -> None:
+    def remove(self, region: SharedRegion) -> None:
+        start = self._start_of(region)
         del self._starts[bisect_left(self._starts, start)]
         del self._regions[start]
 
@@ -104,15 +117,28 @@ class _Spans:
         region = self._regions[self._starts[at]]
         return region if self._starts[at] + region.size > start else None
 
+    def check_room(self, new: Iterable[SharedRegion]) -> None:
+        """Raise UsageError where one of `new` overlaps another, or one of these."""
+        last, end = None, 0
+        for region in sorted(new, key=self._start_of):
+            start = self._start_of(region)
+            other = last if start < end else self.overlapping(start, region.size)
+            if other is not None:
+                limit = f"overlaps the region {other}"
+                raise UsageError(self._field, f"{start:#x}", limit, "remove that one, or choose another")
+            last, end = region, start + region.size
+
 
 class SharedRegions:
     """What one back end has. `slots` is how many regions it can have at one time."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._by_guest = _Spans()
-        self._by_user = _Spans()
+        self._by_guest = _Spans("guest_address", attrgetter("guest_address"))
+        self._by_user = _Spans("user_address", attrgetter("user"))
         self.slots = MAX_REGIONS
+        self.by_region = False
+        """Whether regions come and go one by one, rather than by whole tables."""
         self.prepare: Callable[[GuestAddress], None] = lambda _: None
         """Called before memory is shared whose last address is this: for a dirty log that has to reach so far."""
 
@@ -127,15 +153,11 @@ class SharedRegions:
         return found is region or found == region
 
     def learn_slots(self) -> None:
-        """Ask the back end how many regions it takes, where it says."""
+        """Ask the back end how many regions it takes, where it takes them one by one."""
         self.slots = MAX_REGIONS
+        self.by_region = ProtocolFeature.CONFIGURE_MEM_SLOTS in self._requests.acked
         if self.by_region:
             self.slots = self._requests.ask(FrontendRequest.GET_MAX_MEM_SLOTS, U64).value
-
-    @property
-    def by_region(self) -> bool:
-        """Whether regions come and go one by one, rather than by whole tables."""
-        return ProtocolFeature.CONFIGURE_MEM_SLOTS in self._requests.acked
 
     # With a back end.
 
@@ -147,10 +169,12 @@ class SharedRegions:
         """
         with self._requests.lock:
             new = tuple(regions)
-            self._check(new)
+            self._check_count(len(self) + len(new))
+            self._by_guest.check_room(new)
+            self._by_user.check_room(new)
             if new:
                 self.prepare(GuestAddress(max([region.end for region in new]) - 1))
-                self._tell(new, (), lambda: (*self, *new))
+                self._tell(FrontendRequest.ADD_MEM_REG, new)
                 self.keep(new)
 
     def unshare(self, regions: Iterable[SharedRegion]) -> None:
@@ -168,15 +192,11 @@ class SharedRegions:
                     raise UsageError("region", region, "a region that is shared")
             try:
                 if old:
-                    self._tell((), old, lambda: self._without(old))
+                    self._tell(FrontendRequest.REM_MEM_REG, old)
             except Disconnected:
                 self.drop(old)
                 raise
             self.drop(old)
-
-    def _without(self, old: tuple[SharedRegion, ...]) -> list[SharedRegion]:
-        gone = set(old)
-        return [region for region in self if region not in gone]
 
     def add(self, region: SharedRegion) -> None:
         """Share one region more; errors as in `share`."""
@@ -191,53 +211,51 @@ class SharedRegions:
         with self._requests.lock:
             self._check_count(len(self))
             if regions := tuple(self):
-                self._tell(regions, (), lambda: regions)
+                self._tell(FrontendRequest.ADD_MEM_REG, regions)
 
-    def _tell(
-        self,
-        new: tuple[SharedRegion, ...],
-        old: tuple[SharedRegion, ...],
-        whole_table: Callable[[], Iterable[SharedRegion]],
-    ) -> None:
-        """Tell the back end what comes and what goes, `whole_table` being all that it has then. If it raises, it has
-        what it had, or is gone, or was given up."""
+    def _tell(self, request: FrontendRequest, regions: Sequence[SharedRegion]) -> None:
+        """Tell the back end what comes, as ADD_MEM_REG would, or goes, as REM_MEM_REG would. If it raises, it has what
+        it had, or is gone, or was given up."""
         if self._requests.postcopy:
             raise HostError("regions", len(self), "none comes or goes while pages are to come", "end postcopy first")
-        if not self.by_region:
-            table = tuple(whole_table())
-            payload = MemoryTable(tuple([region.wire for region in table]))
-            self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
-            self._requests.confirm()
+        if self.by_region:
+            self._tell_each(request, regions)
             return
-        undo: list[Callable[[], None]] = []
+        table = dict.fromkeys(self)
+        for region in regions:
+            if request is FrontendRequest.ADD_MEM_REG:
+                table[region] = None
+            else:
+                del table[region]
+        payload = MemoryTable(tuple([region.wire for region in table]))
+        self._requests.tell(FrontendRequest.SET_MEM_TABLE, payload, [region.fd for region in table])
+        self._requests.confirm()
+
+    def _tell_each(self, request: FrontendRequest, regions: Sequence[SharedRegion]) -> None:
+        told = 0
         try:
-            for region in old:
-                self._tell_removed(region)
-                undo.append(partial(self._tell_added, region))
-            for region in new:
-                self._tell_added(region)
-                undo.append(partial(self._tell_removed, region))
-            if new:  # an acknowledgement with 0 that is followed by the end of the connection was none
+            for region in regions:
+                self._tell_one(request, region)
+                told += 1
+            if request is FrontendRequest.ADD_MEM_REG:
+                # An acknowledgement with 0 that is followed by the end of the connection was none.
                 self._requests.confirm()
         except BaseException:
-            self._undo(undo)
+            if told and self._requests.connected:
+                self._undo(request, regions[:told])
             raise
 
-    def _undo(self, undo: list[Callable[[], None]]) -> None:
-        if not undo or not self._requests.connected:
-            return
+    def _undo(self, request: FrontendRequest, regions: Sequence[SharedRegion]) -> None:
         try:
-            for step in reversed(undo):
-                step()
+            for region in reversed(regions):
+                self._tell_one(_OPPOSITE[request], region)
             self._requests.confirm()
         except FieldError:
             self._requests.give_up()
 
-    def _tell_added(self, region: SharedRegion) -> None:
-        self._requests.tell(FrontendRequest.ADD_MEM_REG, SingleMemoryRegion(region.wire), (region.fd,))
-
-    def _tell_removed(self, region: SharedRegion) -> None:
-        self._requests.tell(FrontendRequest.REM_MEM_REG, SingleMemoryRegion(region.wire))
+    def _tell_one(self, request: FrontendRequest, region: SharedRegion) -> None:
+        fds = (region.fd,) if request is FrontendRequest.ADD_MEM_REG else ()
+        self._requests.tell(request, region.message, fds)
 
     # Without one.
 
@@ -245,41 +263,22 @@ class SharedRegions:
         """List `regions`, which overlap no other, telling nobody: for a back end that is gone."""
         with self._requests.lock:
             for region in regions:
-                self._by_guest.add(region.guest_address, region)
-                self._by_user.add(region.user, region)
+                self._by_guest.add(region)
+                self._by_user.add(region)
 
     def drop(self, regions: Iterable[SharedRegion]) -> None:
         """List `regions` no more, telling nobody."""
         with self._requests.lock:
             for region in regions:
-                self._by_guest.remove(region.guest_address)
-                self._by_user.remove(region.user)
+                self._by_guest.remove(region)
+                self._by_user.remove(region)
 
     # Questions.
-
-    def _check(self, new: tuple[SharedRegion, ...]) -> None:
-        self._check_count(len(self) + len(new))
-        self._check_apart("guest_address", self._by_guest, [(region.guest_address, region) for region in new])
-        self._check_apart("user_address", self._by_user, [(region.user, region) for region in new])
-
-    def _check_apart(self, field: str, present: _Spans, new: list[tuple[int, SharedRegion]]) -> None:
-        if len(new) > 1:
-            new.sort(key=itemgetter(0))
-            for (start, below), (above, _) in pairwise(new):
-                if start + below.size > above:
-                    self._refuse_overlap(field, above, below)
-        for start, region in new:
-            if other := present.overlapping(start, region.size):
-                self._refuse_overlap(field, start, other)
 
     def _check_count(self, count: int) -> None:
         if count > self.slots:
             remedy = "share fewer and larger regions"
             raise HostError("regions", count, f"the back end takes {self.slots} at most", remedy)
-
-    @staticmethod
-    def _refuse_overlap(field: str, start: int, other: SharedRegion) -> None:
-        raise UsageError(field, f"{start:#x}", f"overlaps the region {other}", "remove that one, or choose another")
 
     def _region_of(self, address: int, size: int) -> SharedRegion:
         region = self._by_guest.overlapping(address, size)
