@@ -150,10 +150,22 @@ def test_a_front_end_that_is_looked_for_holds_up_no_other(monkeypatch: pytest.Mo
             sock.sendall(QUESTION)
             server.loop.run_once(0)
             assert len(sock.recv(100)) == 20
-        first.sendall(3 * QUESTION)
-        second.sendall(QUESTION)
+        for sock in (first, second):
+            sock.sendall(3 * QUESTION)
         server.loop.run_once(0)
         assert [len(sock.recv(100)) for sock in (first, second)] == [20, 20]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="nobody looks on a single processor")
+def test_a_front_end_that_is_looked_for_and_alone_is_served_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 10**15)
+    ours, theirs = socket.socketpair()
+    with ours, Server() as server:
+        server.serve(theirs, Echo())
+        for times in (1, 3):
+            ours.sendall(times * QUESTION)
+            server.loop.run_once(0)
+            assert len(ours.recv(100)) == times * 20
 
 
 def test_no_more_loops_look_than_there_are_processors_but_one(asked: Callable[[int], list[int]]) -> None:

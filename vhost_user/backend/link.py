@@ -91,7 +91,7 @@ class Link:
                 if self._closed:
                     return
                 self._served_at = time.monotonic_ns()
-                if patience and _native.can_be_read(self._loop.fileno()):
+                if patience and self._others_wait():
                     break  # each in its turn
             if self._connection.within_message and self._timer is None:
                 self._set_timer(self._loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow))
@@ -104,6 +104,10 @@ class Link:
         except Exception:
             log.exception("%s: closed, by a mistake of ours", self._connection.name)
             self.close()
+
+    def _others_wait(self) -> bool:
+        """Whether a descriptor of the loop's is ready that is not this connection."""
+        return _native.can_be_read(self._loop.fileno()) and self._loop.ready_besides(self._connection)
 
     def _handle(self, received: Received) -> bool:
         """Whether the answer is known, and sent."""

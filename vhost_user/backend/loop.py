@@ -91,6 +91,10 @@ class EventLoop:
             return True
         return bool(self._selector.select(0))
 
+    def ready_besides(self, file: HasFileno) -> bool:
+        """Whether anything else that is watched is ready, for a callback of `file`'s that would rather go on."""
+        return any(key.fileobj is not file for key, _ in self._selector.select(0))
+
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for something to do, for `timeout` seconds at most, and do it."""
         for key, _ in self._selector.select(self._patience(timeout)):
