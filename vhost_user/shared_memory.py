@@ -100,7 +100,7 @@ class SharedMemory:
             present, spans = self.guest_memory.regions, self.user_spans
             self._check_count(len(present) + 1)
             self._check_one(region)
-            self._check_beside(region, present)
+            _check_beside(region, present, spans)
             added = self._map(region, fd, present)
             try:
                 self.guest_memory.add(added)
@@ -204,17 +204,6 @@ class SharedMemory:
             limit = f"views hold at most {self.max_regions} mappings of regions that were removed"
             raise HostError("regions", len(self._lingering), limit, "let go of the views that the device holds")
 
-    def _check_beside(self, new: MemoryRegion, present: Sequence[Region]) -> None:
-        """`_check` of one that comes to others, in O(log n)."""
-        at = bisect_left(present, new.guest_address + new.size, key=_guest_of) - 1
-        if at >= 0 and present[at].end > new.guest_address:
-            other = present[at]
-            raise _overlap("guest_address", new.guest_address, new.size, other.guest_address, other.size)
-        spans = self.user_spans
-        at = bisect_left(spans, new.user_address + new.size, key=_user_of) - 1
-        if at >= 0 and spans[at].end > new.user_address:
-            raise _overlap("user_address", new.user_address, new.size, spans[at].user, spans[at].region.size)
-
     def _check_one(self, region: MemoryRegion) -> None:
         if region.size <= 0:
             raise PeerError("size", region.size, "a region holds at least one byte")
@@ -267,6 +256,17 @@ class SharedMemory:
             self._lingering.add(region.mapping.lifeline)
         if region.file is not None:
             region.file.fd.close()
+
+
+def _check_beside(new: MemoryRegion, present: Sequence[Region], spans: Sequence[UserSpan]) -> None:
+    """`SharedMemory._check` of one that comes to others, in O(log n)."""
+    at = bisect_left(present, new.guest_address + new.size, key=_guest_of) - 1
+    if at >= 0 and present[at].end > new.guest_address:
+        other = present[at]
+        raise _overlap("guest_address", new.guest_address, new.size, other.guest_address, other.size)
+    at = bisect_left(spans, new.user_address + new.size, key=_user_of) - 1
+    if at >= 0 and spans[at].end > new.user_address:
+        raise _overlap("user_address", new.user_address, new.size, spans[at].user, spans[at].region.size)
 
 
 def _unmap(region: Region) -> None:

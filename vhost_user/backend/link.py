@@ -54,7 +54,7 @@ class Link:
     ) -> None:
         self.session = Session(device, loop, protocol_features=protocol_features, own_names=own_names)
         self.names = connection.names
-        self._loop = loop
+        self._loop, self._loop_fd = loop, loop.fileno()
         self._connection = connection
         self._gone = gone
         self._closed = False
@@ -80,7 +80,7 @@ class Link:
     def _serve(self, patience: int) -> None:
         try:
             for _ in range(_MESSAGES_AT_ONCE):
-                received = self._connection.receive_now(patience, self._loop.fileno())
+                received = self._connection.receive_now(patience, self._loop_fd)
                 if received is None:
                     break
                 if self._timer is not None:
@@ -107,7 +107,7 @@ class Link:
 
     def _others_wait(self) -> bool:
         """Whether a descriptor of the loop's is ready that is not this connection."""
-        return _native.can_be_read(self._loop.fileno()) and self._loop.ready_besides(self._connection)
+        return _native.can_be_read(self._loop_fd) and self._loop.ready_besides(self._connection)
 
     def _handle(self, received: Received) -> bool:
         """Whether the answer is known, and sent."""
