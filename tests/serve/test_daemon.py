@@ -167,6 +167,15 @@ def test_a_signal_to_every_process_is_the_supervisors(number: int, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_worker_is_ready_without_what_sessions_need() -> None:
+    program = "import sys, virtio_mem.serve.worker, vhost_user.supervisor.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "virtio_mem.device" in loaded
+    payloads = {f"vhost_user.message.{name}payloads" for name in ("", "memory_", "vring_")}
+    assert {"vhost_user.backend.vring", "vhost_user.memory", "vhost_user.vring", *payloads} & loaded == set()
+
+
 def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     arguments = ("--zone", zone_text(tmp_path), "--state-dir", str(tmp_path / "state"))

@@ -17,12 +17,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vhost_user.backend.batches import RingBatches
 from vhost_user.backend.device import Device
 from vhost_user.errors import HostError
-from vhost_user.memory import Region
 from vhost_user.units import ByteCount, HostOffset
-from vhost_user.vring import Batch
 from virtio_mem.device import EffectType, VirtioMemDevice
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
 from virtio_mem.serve.at_once import AtOnce
@@ -33,8 +30,10 @@ from virtio_mem.serve.state import DeviceState
 from virtio_mem.service import DeviceService, RegionMemory
 
 if TYPE_CHECKING:
+    from vhost_user.backend.batches import RingBatches
     from vhost_user.backend.server import Endpoint
     from vhost_user.backend.vring import Vring
+    from vhost_user.memory import Region
     from vhost_user.message import MemoryRegion
     from vhost_user.shared_memory import SharedMemory
     from virtio_mem.serve.snapshot import Content
@@ -162,6 +161,9 @@ class MemDevice(Device):
             self.settle()
             self._log_answers(log.isEnabledFor(logging.INFO))
         if self._batches is None or not self._batches.fits(vring):
+            from vhost_user.backend.batches import RingBatches  # noqa: PLC0415 - rings come with a front end
+            from vhost_user.vring import Batch  # noqa: PLC0415
+
             batch = Batch(vring.size, self.most_at_once, REQUEST_SIZE, RESPONSE_SIZE)
             self._batches = RingBatches(vring, batch, self._serve, self._at_once)
         return self._batches.serve()

@@ -26,16 +26,18 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhost_user.errors import FieldError, HostError
 from vhost_user.mapping import PAGE_SIZE, page_size_of
-from vhost_user.memory import Region
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
 from virtio_mem.hostmem import facts, headroom
 from virtio_mem.hostmem.backing import Backing, Hugetlb, Memfd, SharedFile
 from virtio_mem.hostmem.files import Place, can_punch_holes
 from virtio_mem.serve.others_memory import OthersMemory
+
+if TYPE_CHECKING:
+    from vhost_user.memory import Region
 
 
 class Extent(NamedTuple):

@@ -27,16 +27,19 @@ import mmap
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from vhost_user import _native
 from vhost_user.errors import HostError, PeerError
 from vhost_user.mapping import Mapping, map_part
-from vhost_user.memory import Region
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, align_up
 from virtio_mem.hostmem.backed import ZEROS, BackedMemory
 from virtio_mem.hostmem.backing import Backing, Memfd, SharedFile
 from virtio_mem.hostmem.files import write_at
 from virtio_mem.hostmem.memory import MADV_POPULATE_WRITE
+
+if TYPE_CHECKING:
+    from vhost_user.memory import Region
 
 _UNWRITABLE = (errno.EPERM, errno.EFBIG)
 """Of a file that can be touched all the same: sealed against further writers, or longer than RLIMIT_FSIZE."""
