@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -165,6 +165,25 @@ def test_a_signal_to_every_process_is_the_supervisors(number: int, tmp_path: Pat
         assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_the_code_that_serves_after_sighup_is_what_is_installed_then(tmp_path: Path) -> None:
+    """The first worker is a fork of the supervisor, and so of the same code; one that takes its place is not."""
+    with running("--zone", zone_text(tmp_path)) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def has_module_of_its_own() -> bool:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                return any(
+                    b"virtio_mem.serve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                    for pid in children.read_text().split()
+                )
+            return False
+
+        assert children.read_text()
+        assert not has_module_of_its_own()
+        process.send_signal(signal.SIGHUP)
+        wait_until(has_module_of_its_own, "there is another worker")
 
 
 def test_a_worker_is_ready_without_what_sessions_need() -> None:

@@ -11,9 +11,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from typing import NoReturn
 
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.errors import PeerError
@@ -47,6 +52,50 @@ def spawn(command: Sequence[str]) -> Start:
             return os.posix_spawn(command[0], list(command), environment, file_actions=actions, setsigmask=SIGNALS)
 
     return start
+
+
+def fork_first(main: Callable[[], int], others: Start) -> Start:
+    """Starts the first worker by a fork of this process, where `main` is what it does and returns its exit status, and
+    the `others` in another way.
+
+    The fork has the interpreter and all that this process has imported for nothing, so it is there in half of the time.
+    It has no later one's code, as after an upgrade. For a process that has one thread.
+    """
+    ways: Iterator[Start] = chain([partial(_fork, main)], repeat(others))
+
+    def start(control: socket.socket) -> int:
+        return next(ways)(control)
+
+    return start
+
+
+def _fork(main: Callable[[], int], control: socket.socket) -> int:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return os.fork() or _work(main, control)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(main: Callable[[], int], control: socket.socket) -> NoReturn:
+    """All that a command would find: signals as they are by default, and blocked; no descriptor but the streams' and
+    that of the control socket. What else the supervisor has open is not the worker's to keep alive."""
+    status = os.EX_SOFTWARE
+    try:
+        sys.stderr = sys.__stderr__ or sys.stderr  # the one of descriptor 2
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(control.fileno(), _CONTROL)
+        for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if fd > _CONTROL:
+                with suppress(OSError):  # the listing's own is closed by now
+                    os.close(fd)
+        os.environ[ENVIRONMENT] = str(_CONTROL)
+        status = main()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
 
 
 class WorkerProcess:

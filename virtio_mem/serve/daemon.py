@@ -1,8 +1,8 @@
 """Starts the service, and stays as its supervisor: sockets first, then a line `ready` on stdout, and systemd is told.
 
 Little is imported here, and no device: what serves is the worker (worker.py), which the supervisor starts, and starts
-again when it dies. The order: the state directory is locked, each socket listens, the worker has made its devices and
-attached them; then `ready`, and front ends are accepted.
+again when it dies. The first one is a fork of this process. The order: the state directory is locked, each socket
+listens, the worker has made its devices and attached them; then `ready`, and front ends are accepted.
 
 Under systemd, with FileDescriptorStoreMax= in the unit, nothing that a front end has to do with ends with this process
 (vhost_user/supervisor/ledger.py): the next `serve` of the unit goes on where this one was, whether that was killed or
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from vhost_user import unix_socket
 from vhost_user.errors import HostError, UsageError
 from vhost_user.supervisor import Supervisor
+from vhost_user.supervisor.process import fork_first, spawn
 from virtio_mem.serve import files
 from virtio_mem.serve.logs import log_to_stderr
 from virtio_mem.serve.plan import ServePlan
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "virtio_mem.serve.worker")
 """The command that starts a worker."""
+
 
 API_BACKLOG = 128
 
@@ -52,7 +54,7 @@ def serve(
     sockets: Mapping[str, str | Path],
     *,
     api_socket: str | Path | None = None,
-    worker: Sequence[str] | Start = WORKER,
+    worker: Sequence[str] | Start | None = None,
     prepare: Callable[[Supervisor], object] = lambda _: None,
     announce: Callable[[], object] | None = None,
     snapshot: str | Path | None = None,
@@ -60,6 +62,7 @@ def serve(
     """Serve the plan's zones at `sockets`, by id, until SIGTERM or SIGINT; the exit status.
 
     `worker` starts one, see `Supervisor`: the command of a module which calls `worker.run` with an extension, say.
+    Without, workers are WORKER's, of which the first is forked: this process has to have one thread then.
     `prepare` is called with the supervisor before it runs, for children and files of the caller's that it is to watch.
     `announce` is called when all listens, in place of `ready()`. With `snapshot`, a directory, the zones are what they
     were when it was taken, paused, unless a service before this one had restored it; UsageError where it is not one of
@@ -67,6 +70,7 @@ def serve(
     HostError where a socket or the state directory can't be had; UsageError where something else is at its place.
     """
     log_to_stderr(plan.verbose)
+    start = fork_first(_work, spawn(WORKER)) if worker is None else worker
     with ExitStack() as stack:
         if plan.state_dir is not None:
             stack.enter_context(files.lock(plan.state_dir))
@@ -75,7 +79,7 @@ def serve(
         # A machine's QEMU is a child of ours, and ends with us: nobody could be gone on with.
         ledger = None if plan.qmp else _open_ledger(plan, kept)
         if ledger is not None and not ledger.blank:
-            supervisor = Supervisor.resume(worker, ledger, on_ready=announce or ready)
+            supervisor = Supervisor.resume(start, ledger, on_ready=announce or ready)
             supervisor.kept.put(_PLAN, kept[_PLAN])
         else:
             kept_fds: dict[str, int] = {}
@@ -86,7 +90,7 @@ def serve(
                 kept_fds[_API] = stack.enter_context(listener).fileno()
                 if ledger is None:
                     stack.callback(unix_socket.remove, api_socket, unix_socket.identity(api_socket))
-            supervisor = Supervisor(worker, _listen(where), kept, kept_fds, on_ready=announce or ready, book=ledger)
+            supervisor = Supervisor(start, _listen(where), kept, kept_fds, on_ready=announce or ready, book=ledger)
         prepare(supervisor)
         status = supervisor.run()
         notify_service_manager("STOPPING=1")
@@ -161,6 +165,13 @@ def keep_snapshot(
         if content is not None:
             fds[CONTENT + zone.id] = stack.enter_context(content).fileno()
         kept[CONTENT + zone.id] = facts
+
+
+def _work() -> int:
+    """What the command does, in a fork of the supervisor."""
+    from virtio_mem.serve.worker import main  # noqa: PLC0415 - it knows devices
+
+    return main()
 
 
 def _listen_for_api(path: str | Path) -> socket.socket:

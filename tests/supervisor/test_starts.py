@@ -1,0 +1,85 @@
+"""How workers are started: what a forked one finds is what a command finds, and only the first one is forked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from vhost_user.supervisor.packets import ENVIRONMENT, SIGNALS
+from vhost_user.supervisor.process import Start, fork_first, spawn
+
+CONTROL = 3
+FOUND = [[True] * len(SIGNALS), sorted(SIGNALS), str(CONTROL)]
+
+
+def tell() -> int:
+    fds = [number for number in range(1 << 10) if Path(f"/proc/self/fd/{number}").is_symlink()]
+    defaults = [signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler} for number in SIGNALS]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with socket.socket(fileno=CONTROL) as control:
+        control.send(json.dumps([fds, defaults, sorted(blocked), os.environ[ENVIRONMENT]]).encode())
+    return 7
+
+
+def fail() -> int:
+    raise RuntimeError("no device")
+
+
+TELL = spawn([sys.executable, "-c", "import sys; from tests.supervisor.test_starts import tell; sys.exit(tell())"])
+
+
+def told(start: Start) -> list[object]:
+    """The descriptors that a worker has, and what else it finds; it ends with its status."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            pid = start(theirs)
+        assert pid != os.getpid()
+        said = ours.recv(1 << 12)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    found: list[object] = json.loads(said)
+    return found
+
+
+@pytest.mark.parametrize("start", [fork_first(tell, TELL), TELL], ids=["forked", "spawned"])
+def test_what_a_worker_finds(start: Start) -> None:
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    read, write = os.pipe()
+    try:
+        fds, *found = told(start)
+        assert found == FOUND
+        assert start is TELL or fds == [0, 1, 2, CONTROL]  # a command has what was meant for it, too
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read)
+        os.close(write)
+
+
+def test_only_the_first_is_forked() -> None:
+    def other(_: socket.socket) -> int:
+        others.append(1)
+        return 0
+
+    others: list[int] = []
+    start = fork_first(tell, other)
+    told(start)
+    assert not others
+    with socket.socket() as control:
+        assert [start(control), start(control)] == [0, 0]
+    assert len(others) == 2
+
+
+def test_one_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        pid = fork_first(fail, TELL)(theirs)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == os.EX_SOFTWARE
+    assert "RuntimeError: no device" in capfd.readouterr().err
