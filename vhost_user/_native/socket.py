@@ -22,6 +22,8 @@ ANSWERED: int = lib.VU_ANSWERED
 _HEAD = struct.Struct("=4I")
 """`struct vu_incoming` up to its descriptors: request, flags, size, how many descriptors."""
 
+_NOTHING = ffi.NULL
+
 _PAYLOAD = ffi.offsetof("struct vu_incoming", "payload")
 
 assert _HEAD.size == ffi.offsetof("struct vu_incoming", "fds")
@@ -47,17 +49,19 @@ class Incoming:
     def receive(self, sock: int, patience: int = 0, others: int = -1) -> int:
         """What `enum vu_received` in csrc/socket_api.h says of what has come, and comes within `patience` nanoseconds
         of looking, or until another is ready of the epoll `others`. OSError where the socket fails."""
-        if (result := lib.vu_receive(sock, self._pointer, patience, others)) < 0:
+        result: int = lib.vu_receive(sock, self._pointer, patience, others)
+        if result < 0:
             raise error(result)
-        return int(result)
+        return result
 
     def wait(self, sock: int, watched: Sequence[int], deadline: int, patience: int = 0) -> int:
         """The same, and then what comes until `deadline`, in nanoseconds of time.monotonic_ns(), or one of `watched`
         has something."""
-        descriptors = watched or ffi.NULL
-        if (result := lib.vu_await(sock, self._pointer, descriptors, len(watched), deadline, patience)) < 0:
+        descriptors = watched or _NOTHING
+        result: int = lib.vu_await(sock, self._pointer, descriptors, len(watched), deadline, patience)
+        if result < 0:
             raise error(result)
-        return int(result)
+        return result
 
     @property
     def have(self) -> int:
@@ -83,9 +87,10 @@ class Incoming:
 
 def send(sock: int, data: bytes, fds: Sequence[int]) -> int:
     """How much of `data` was sent, which is what can be without waiting; OSError where nothing can."""
-    if (sent := lib.vu_send(sock, data, len(data), fds or ffi.NULL, len(fds))) < 0:
+    sent: int = lib.vu_send(sock, data, len(data), fds or _NOTHING, len(fds))
+    if sent < 0:
         raise error(sent)
-    return int(sent)
+    return sent
 
 
 def can_be_read(fd: int) -> bool:

@@ -48,9 +48,12 @@ class XenMemoryRegion(MemoryRegion):
     domid: int
 
 
+_PADDING = bytes(8)
+
+
 @dataclass(frozen=True, slots=True)
 class SingleMemoryRegion(Payload):
-    """ADD_MEM_REG and REM_MEM_REG: one region, behind eight bytes of padding."""
+    """ADD_MEM_REG and REM_MEM_REG: one region, behind padding."""
 
     region_type: ClassVar[type[MemoryRegion]] = MemoryRegion
 
@@ -59,18 +62,18 @@ class SingleMemoryRegion(Payload):
     @classmethod
     def max_size(cls) -> int:
         """Bytes of padding and region."""
-        return 8 + cls.region_type.max_size()
+        return len(_PADDING) + cls.region_type.layout.size
 
     def encode(self) -> bytes:
         """Zeros, then the region."""
-        return bytes(8) + _encode_region(self.region_type, self.region)
+        return _PADDING + _encode_region(self.region_type, self.region)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """The region; what is in the padding does not matter."""
         if len(data) != cls.max_size():
             raise wrong_size(cls, data, str(cls.max_size()))
-        return cls(cls.region_type.decode(data[8:]))
+        return cls(cls.region_type.decode(data[len(_PADDING) :]))
 
 
 @dataclass(frozen=True, slots=True)

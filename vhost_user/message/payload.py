@@ -67,7 +67,10 @@ class Fixed(Payload):
 
     def encode(self) -> bytes:
         """The fields, packed."""
-        return pack(self, self.layout, *self._values())
+        try:
+            return self.layout.pack(*self._values())
+        except struct.error as error:
+            raise _too_large(self, error) from None
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -119,7 +122,7 @@ class Tailed(Fixed):
         """The fields, packed, and zeros up to `wire_size`."""
         if self.wire_size not in {self.layout.size, self.max_size()}:
             raise UsageError("wire_size", self.wire_size, f"{self.layout.size} or {self.max_size()}")
-        return pack(self, self.layout, *self._values()).ljust(self.wire_size, b"\0")
+        return super().encode().ljust(self.wire_size, b"\0")
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -139,7 +142,11 @@ def pack(payload: Payload, layout: struct.Struct, *values: int) -> bytes:
     try:
         return layout.pack(*values)
     except struct.error as error:
-        raise UsageError("payload", payload, f"each value fits its field: {error}") from None
+        raise _too_large(payload, error) from None
+
+
+def _too_large(payload: Payload, error: struct.error) -> UsageError:
+    return UsageError("payload", payload, f"each value fits its field: {error}")
 
 
 def wrong_size(kind: type[Payload], data: bytes, limit: str) -> PeerError:
