@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "guard_api.h"
@@ -17,11 +17,8 @@ static _Atomic uintptr_t last;
 static int reserve_with(struct vu_mapping *mapping, uint64_t slack, uint64_t alignment)
 {
 	uint64_t size = mapping->size + slack;
-	void *start = MAP_FAILED;
+	void *start = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	if (size < slack)
-		return -ENOMEM;
-	start = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (start == MAP_FAILED)
 		return -errno;
 	mapping->reserved = (uintptr_t)start;
