@@ -201,13 +201,14 @@ class FrontEnd:
         self.current = None
         self._book.drop(self._key + INPUT)
         self._keep_reply(data, fds)
-        if data:
-            self._set_timer("reads no reply")
-            self._loop.watch(self._sock, self._writable, write=True)
-            self._writable()
-        else:
+        if not data:
             close_all(self._reply_fds)
             self._read_on()
+        elif self._send_reply():
+            self._read_on()
+        elif not self.closed:  # most take it at once, and nothing has to be waited for
+            self._set_timer("reads no reply")
+            self._loop.watch(self._sock, self._writable, write=True)
 
     def _keep_reply(self, data: bytes, fds: list[OwnedFd]) -> None:
         self._reply, self._reply_fds = data, fds
@@ -218,6 +219,13 @@ class FrontEnd:
         self._book.commit()
 
     def _writable(self) -> None:
+        if self._send_reply():
+            self._loop.forget(self._sock)
+            self._set_timer(None)
+            self._read_on()
+
+    def _send_reply(self) -> bool:
+        """Send what there is room for; whether that is all of it."""
         try:
             while self._reply:
                 sent = self._wire.send(self._replies, self._reply, self._reply_fds)
@@ -227,13 +235,11 @@ class FrontEnd:
                 else:
                     self._keep_reply(self._reply[sent:], [])
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self.close(str(error.strerror), logging.INFO)
-            return
-        self._loop.forget(self._sock)
-        self._set_timer(None)
-        self._read_on()
+            return False
+        return True
 
     def _read_on(self) -> None:
         self._loop.watch(self._sock, self._readable)
