@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from vhost_user import _native
 from vhost_user.backend.loop import EventLoop
 from vhost_user.event import Event
 
@@ -113,6 +114,32 @@ def test_another_thread_can_call_and_stop(loop: EventLoop) -> None:
     loop.stop()
     thread.join()
     loop.run()  # was stopped: does nothing
+
+
+def test_what_a_callback_calls_next_is_called_in_the_same_turn_and_wakes_nobody(loop: EventLoop) -> None:
+    heard: list[str] = []
+
+    def taken(event: Event) -> None:
+        event.take()
+        loop.call_next(partial(heard.append, "next"))
+        heard.append("due" if loop.due() else "not due")
+        heard.append(str(_native.can_be_read(loop.fileno())))
+
+    with Event.create() as event:
+        loop.watch(event, partial(taken, event))
+        event.signal()
+        loop.run_once(1)
+        loop.forget(event)
+    assert heard == ["due", "False", "next"]
+
+
+def test_what_is_called_next_later_is_not_slept_over(loop: EventLoop) -> None:
+    heard: list[str] = []
+    loop.call_soon(lambda: loop.call_next(partial(heard.append, "next")))
+    loop.run_once(1)
+    assert heard == []
+    loop.run_once()
+    assert heard == ["next"]
 
 
 def test_calls_that_call_again_do_not_hold_the_loop(loop: EventLoop) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from tests import counts
 from tests.backend.rig import Ram, Running, start_ring
-from tests.supervisor.rig import RESUMED, WORKER, WORKERS, Counter, Service, service
+from tests.supervisor.rig import RESUMED, WORKER, WORKERS, Board, Counter, Service, service
 from vhost_user.backend import Device, Server
 from vhost_user.backend.answer import Deferred
 from vhost_user.backend.structures import StructureHandlers
@@ -28,10 +29,11 @@ from vhost_user.owned_fd import OwnedFd
 from vhost_user.supervisor import supervisor, worker
 from vhost_user.supervisor.book import Book
 from vhost_user.supervisor.endpoint import HandedEndpoint
-from vhost_user.supervisor.packets import Kind
+from vhost_user.supervisor.packets import Kind, Packet, receive
 
-CLOSED, WAITING, GONE = 20, 21, 22
-"""Words of the board: whether the first device waits when it is asked to, whether it does, front ends that went."""
+CLOSED, WAITING, GONE, LISTENS = 20, 21, 22, 23
+"""Words of the board: whether the first device waits when it is asked to, whether it does, front ends that went; which
+thread last read what the supervisor said."""
 
 
 class Slow(Counter):
@@ -209,6 +211,62 @@ def test_a_session_that_can_not_begin_ends(tmp_path: Path) -> None:
             supervised.connect()
         with supervised.connect() as frontend:
             assert frontend.get_config(0, 4) == b"conf"
+
+
+class Telling(Slow):
+    """Its configuration is whether its thread is the one that was told of the message."""
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        del offset, size
+        return bytes([threading.get_ident() == self.board[LISTENS]])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_only_a_single_server_listens_to_the_supervisor_itself(
+    tmp_path: Path, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is woken in between. Of several, a thread of no device's listens."""
+    boards: list[Board] = []
+
+    def make(board: Board) -> Telling:
+        boards.append(board)
+        return Telling(board)
+
+    def note(sock: socket.socket) -> Packet | None:
+        boards[0][LISTENS] = threading.get_ident()
+        return receive(sock)
+
+    monkeypatch.setattr(worker, "receive", note)
+    with (
+        service(tmp_path, make, devices=devices, threads=True) as supervised,
+        supervised.connect(devices - 1) as frontend,
+    ):
+        assert frontend.get_config(0, 1) == bytes([devices == 1])
+
+
+def test_a_single_server_that_fails_or_makes_room_loses_nothing(tmp_path: Path) -> None:
+    with service(tmp_path, Failing, threads=True) as supervised, ring_of(supervised, 0) as (frontend, ring):
+        ring.echo(b"wait")
+        assert supervised.board[WORKERS] == 2
+        os.kill(supervised.pid, signal.SIGHUP)
+        supervised.wait_for(WORKERS, 3)
+        ring.echo(b"after")
+        assert frontend.get_config(0, 4) == b"conf"
+        assert supervised.board[GONE] == 0
+
+
+def test_a_worker_that_is_told_to_end_says_so_whatever_its_only_device_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one whose device never ends would never be replaced."""
+    monkeypatch.setattr(supervisor, "RETIRE_SECONDS", 0.05)
+    with service(tmp_path, Slow, threads=True) as supervised, ring_of(supervised, 0) as (_, ring):
+        hold(supervised, ring)
+        supervised.kill_worker(signal.SIGTERM)
+        supervised.wait_for(WORKERS, 2)
+        supervised.wait_for(WAITING, 2)
+        supervised.board[CLOSED] = 0
+        ring.collect(1)
 
 
 class Full(Slow):

@@ -79,6 +79,10 @@ class EventLoop:
         self._soon.append(callback)
         os.eventfd_write(self._wake.fileno(), 1)
 
+    def call_next(self, callback: Callable[[], object]) -> None:
+        """The same, for a callback of this loop's own: there is nobody to be woken."""
+        self._soon.append(callback)
+
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Call:
         """Have `callback` called once, after `seconds`."""
         timer = Call(callback)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vhost_user.backend.device import Device
+from vhost_user.backend.loop import EventLoop
 from vhost_user.backend.server import Endpoint, Server
 from vhost_user.owned_fd import OwnedFd, close_all
 from vhost_user.supervisor.packets import SESSION, Kind
@@ -36,10 +37,16 @@ class HandedEndpoint(Endpoint):
         super().__init__(server, device, name)
         self._control = control
         self._errands: deque[tuple[Callable[[list[OwnedFd]], object], list[OwnedFd]]] = deque()
+        self._call = server.loop.call_soon
         self.number = 0
         self.handed: HandedLink | None = None
 
     # For the thread that reads what the supervisor says.
+
+    def told_in(self, loop: EventLoop) -> None:
+        """What the supervisor says is read in a callback of `loop`."""
+        own = self._server.loop
+        self._call = own.call_next if loop is own else own.call_soon
 
     def begin(self, number: int, names: set[object], *, rebuild: bool) -> None:
         """A front end came, or one is here that another process served: its journal follows."""
@@ -64,7 +71,7 @@ class HandedEndpoint(Endpoint):
 
     def _post(self, run: Callable[[list[OwnedFd]], object], fds: list[OwnedFd]) -> None:
         self._errands.append((run, fds))
-        self._server.loop.call_soon(self._run_errand)
+        self._call(self._run_errand)
 
     # For the server's.
 

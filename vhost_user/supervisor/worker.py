@@ -13,9 +13,10 @@ the supervisor says so, which has sessions closed before, as in any server, unle
 
 With several servers, and `worker.run()` in place of `server.run()`, each has a thread of its own, and a device that
 takes its time holds up those of its server alone. The supervisor is listened to in the calling thread, which waits for
-no device: what concerns a session is left to its server's thread (endpoint.py). A loop that fails ends the process
-there and then, sessions and all as a kill would leave them: without one of its threads a worker is not half a worker,
-but one that keeps front ends waiting.
+no device: what concerns a session is left to its server's thread (endpoint.py). A single server's thread listens to the
+supervisor itself: what that says waits for this thread anyway, and nobody else has to be woken first. A loop that fails
+ends the process there and then, sessions and all as a kill would leave them: without one of its threads a worker is not
+half a worker, but one that keeps front ends waiting.
 
 Sessions that another worker began are rebuilt one after the other, whatever threads there are: a worker that dies of a
 journal is to die of the one that it said it had begun with, and no other front end is to blame (sessions.py). But a
@@ -84,6 +85,8 @@ class Worker(Keeping):
     def __init__(self, control: socket.socket) -> None:
         super().__init__(control)
         self._loop: EventLoop | None = None
+        self._own: EventLoop | None = None
+        """The calling thread's, while `run()` has threads for everything else."""
         self._turn: object = None
         self._endpoints: dict[str, HandedEndpoint] = {}
         self._servers: dict[Server, list[HandedEndpoint]] = {}
@@ -123,8 +126,7 @@ class Worker(Keeping):
         server.add(endpoint)
         self._endpoints[name] = endpoint
         self._servers.setdefault(server, []).append(endpoint)
-        if self._loop is None:
-            self._listen_in(server.loop)
+        self._listen_in(self._loop or server.loop)
         return endpoint
 
     def connected_names(self) -> set[object]:
@@ -150,12 +152,19 @@ class Worker(Keeping):
     def run(self, *others: EventLoop) -> None:
         """Serve until the supervisor says that it is enough, each server in a thread of its own. After `ready()`.
 
-        `others` are loops of the caller's, which run meanwhile in threads of their own, and then are stopped too.
+        `others` are loops of the caller's, which run meanwhile in threads of their own, and then are stopped too. The
+        calling thread is free for signals, whatever the devices do.
         """
         loops: list[Server | EventLoop] = [*self._servers, *others]
-        threads = [threading.Thread(target=_run, args=(loop.run,), daemon=True) for loop in loops]
         with closing(EventLoop()) as own:
-            self._listen_in(own)
+            self._own = own
+            if len(self._servers) == 1:
+                ends = own.stop
+            else:
+                self._listen_in(own)
+                ends = _nothing
+            targets = [(server.run, ends) for server in self._servers] + [(loop.run, _nothing) for loop in others]
+            threads = [threading.Thread(target=_run, args=target, daemon=True) for target in targets]
 
             def run() -> None:
                 for thread in threads:
@@ -169,13 +178,15 @@ class Worker(Keeping):
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-            own.forget(self._control)
-            self._loop = None
+            if self._loop is not None:
+                self._loop.forget(self._control)
+            self._loop = self._own = None
 
     def _ask_to_leave(self) -> None:
         """Have the supervisor retire this worker. A signal handler may call it, at any time."""
-        if self._loop is not None:
-            self._loop.call_soon(lambda: self.tell(Kind.LEAVING))
+        loop = self._own or self._loop
+        if loop is not None:
+            loop.call_soon(lambda: self.tell(Kind.LEAVING))
 
     def _stop(self) -> None:
         """Have `run()` return."""
@@ -192,6 +203,8 @@ class Worker(Keeping):
             self._loop.forget(self._control)
         self._loop = loop
         loop.watch(self._control, self._readable)
+        for endpoint in self._endpoints.values():
+            endpoint.told_in(loop)
 
     def _readable(self) -> None:
         try:
@@ -299,10 +312,15 @@ class Worker(Keeping):
         super().close()
 
 
-def _run(run: Callable[[], None]) -> None:
+def _nothing() -> None:
+    """What is done when a thread ends that others don't wait for."""
+
+
+def _run(run: Callable[[], None], then: Callable[[], None] = _nothing) -> None:
     """Run a loop. Where that fails by a mistake of ours, the process ends: see above."""
     try:
         run()
+        then()
     except BaseException:
         log.exception("a loop failed: this worker ends, and another one goes on")
         os._exit(os.EX_SOFTWARE)

@@ -4,8 +4,9 @@ What it has to go on with: the plan, and each device's state, in memfds that the
 sessions, which the supervisor replays; the resizes that somebody may wait for, as bytes.
 
 Each zone has a server in a thread of its own: its messages, its ring, and so its requests, of which one that discards
-gigabytes takes its time. The main thread listens to the supervisor, and never waits for a device. What looks at all
-zones (the poll of the control, QEMU's monitor) may have to wait for one of them, and has another thread.
+gigabytes takes its time. Of several zones the main thread listens to the supervisor, and never waits for a device; a
+single one's thread listens itself. What looks at all zones (the poll of the control, QEMU's monitor) may have to wait
+for one of them, and has another thread.
 """
 
 from __future__ import annotations
