@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,23 @@ def tell() -> int:
     with socket.socket(fileno=CONTROL) as control:
         control.send(json.dumps([fds, defaults, sorted(blocked), os.environ[ENVIRONMENT]]).encode())
     return 7
+
+
+class Litter:
+    """Garbage of the supervisor's, which closes what has the number that was its own."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        self.pid = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.pid:
+            os.close(CONTROL)
+
+
+def collect_and_tell() -> int:
+    gc.collect()
+    return tell()
 
 
 def fail() -> int:
@@ -61,6 +79,15 @@ def test_what_a_worker_finds(start: Start) -> None:
             signal.signal(number, handler)
         os.close(read)
         os.close(write)
+
+
+def test_garbage_of_the_supervisors_closes_nothing_of_the_workers() -> None:
+    gc.disable()
+    try:
+        Litter()
+        told(fork_first(collect_and_tell, TELL))
+    finally:
+        gc.enable()
 
 
 def test_only_the_first_is_forked() -> None:

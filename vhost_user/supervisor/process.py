@@ -7,6 +7,7 @@ in hand at a time. Once the process is dead, what it had sent before is read, an
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -82,6 +83,7 @@ def _work(main: Callable[[], int], control: socket.socket) -> NoReturn:
     that of the control socket. What else the supervisor has open is not the worker's to keep alive."""
     status = os.EX_SOFTWARE
     try:
+        gc.freeze()  # the supervisor's garbage would close numbers that are the worker's by then
         sys.stderr = sys.__stderr__ or sys.stderr  # the one of descriptor 2
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
     # Not before the arguments are known to be good: --help is for people who wait.
-    from virtio_mem.serve.daemon import serve  # noqa: PLC0415
+    from virtio_mem.serve.daemon import forks_first, serve  # noqa: PLC0415
     from virtio_mem.serve.ending import in_order  # noqa: PLC0415
     from virtio_mem.serve.files import check_traces  # noqa: PLC0415
     from virtio_mem.serve.plan import ServePlan  # noqa: PLC0415
@@ -79,4 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sockets = {zone.id: zone.socket for zone in zones}
     with in_order():
-        return serve(plan, sockets, api_socket=arguments.api_socket, snapshot=arguments.restore)
+        return serve(
+            plan, sockets, api_socket=arguments.api_socket, worker=forks_first(), snapshot=arguments.restore
+        )

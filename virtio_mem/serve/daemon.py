@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 WORKER = (sys.executable, "-m", "virtio_mem.serve.worker")
 """The command that starts a worker."""
 
-
 API_BACKLOG = 128
 
 _API_MODE = 0o600
@@ -54,7 +53,7 @@ def serve(
     sockets: Mapping[str, str | Path],
     *,
     api_socket: str | Path | None = None,
-    worker: Sequence[str] | Start | None = None,
+    worker: Sequence[str] | Start = WORKER,
     prepare: Callable[[Supervisor], object] = lambda _: None,
     announce: Callable[[], object] | None = None,
     snapshot: str | Path | None = None,
@@ -62,7 +61,7 @@ def serve(
     """Serve the plan's zones at `sockets`, by id, until SIGTERM or SIGINT; the exit status.
 
     `worker` starts one, see `Supervisor`: the command of a module which calls `worker.run` with an extension, say.
-    Without, workers are WORKER's, of which the first is forked: this process has to have one thread then.
+    `forks_first()` is quicker than the command, for a process that has a single thread.
     `prepare` is called with the supervisor before it runs, for children and files of the caller's that it is to watch.
     `announce` is called when all listens, in place of `ready()`. With `snapshot`, a directory, the zones are what they
     were when it was taken, paused, unless a service before this one had restored it; UsageError where it is not one of
@@ -70,7 +69,6 @@ def serve(
     HostError where a socket or the state directory can't be had; UsageError where something else is at its place.
     """
     log_to_stderr(plan.verbose)
-    start = fork_first(_work, spawn(WORKER)) if worker is None else worker
     with ExitStack() as stack:
         if plan.state_dir is not None:
             stack.enter_context(files.lock(plan.state_dir))
@@ -79,7 +77,7 @@ def serve(
         # A machine's QEMU is a child of ours, and ends with us: nobody could be gone on with.
         ledger = None if plan.qmp else _open_ledger(plan, kept)
         if ledger is not None and not ledger.blank:
-            supervisor = Supervisor.resume(start, ledger, on_ready=announce or ready)
+            supervisor = Supervisor.resume(worker, ledger, on_ready=announce or ready)
             supervisor.kept.put(_PLAN, kept[_PLAN])
         else:
             kept_fds: dict[str, int] = {}
@@ -90,7 +88,7 @@ def serve(
                 kept_fds[_API] = stack.enter_context(listener).fileno()
                 if ledger is None:
                     stack.callback(unix_socket.remove, api_socket, unix_socket.identity(api_socket))
-            supervisor = Supervisor(start, _listen(where), kept, kept_fds, on_ready=announce or ready, book=ledger)
+            supervisor = Supervisor(worker, _listen(where), kept, kept_fds, on_ready=announce or ready, book=ledger)
         prepare(supervisor)
         status = supervisor.run()
         notify_service_manager("STOPPING=1")
@@ -165,6 +163,11 @@ def keep_snapshot(
         if content is not None:
             fds[CONTENT + zone.id] = stack.enter_context(content).fileno()
         kept[CONTENT + zone.id] = facts
+
+
+def forks_first() -> Start:
+    """Starts the first worker by a fork of this process, which has to have a single thread, and others by WORKER."""
+    return fork_first(_work, spawn(WORKER))
 
 
 def _work() -> int:
