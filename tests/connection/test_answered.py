@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -146,3 +147,14 @@ def test_what_was_answered_is_the_first_message(monkeypatch: pytest.MonkeyPatch)
         server.loop.run_once(0)
         with pytest.raises(BlockingIOError):
             ours.recv(1)
+
+
+def test_who_debugs_sees_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    ours, theirs = socket.socketpair()
+    with ours, Server() as server:
+        server.serve(theirs, Echo())
+        ours.sendall(QUESTION)
+        server.loop.run_once(0)
+        assert ours.recv(100)
+    assert any("GET_FEATURES" in message for message in caplog.messages)

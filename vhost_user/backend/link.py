@@ -61,8 +61,9 @@ class Link:
         self._served_at = 0
         self._timer: Call | None = loop.call_later(MESSAGE_TIME_LIMIT, self._too_slow)
         self.session.rings.on_trouble = self._check_memory
-        # It confirms what was sent before it, so it is asked often.
-        connection.answer_at_once(FrontendRequest.GET_FEATURES, self.session.offers.payload)
+        if not log.isEnabledFor(logging.DEBUG):  # else each message is told of
+            # It confirms what was sent before it, so it is asked often.
+            connection.answer_at_once(FrontendRequest.GET_FEATURES, self.session.offers.payload)
         loop.watch(connection, self._readable)
         log.info("%s: connected", connection.name)
 
