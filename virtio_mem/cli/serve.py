@@ -79,6 +79,4 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sockets = {zone.id: zone.socket for zone in zones}
     with in_order():
-        return serve(
-            plan, sockets, api_socket=arguments.api_socket, worker=forks_first(), snapshot=arguments.restore
-        )
+        return serve(plan, sockets, api_socket=arguments.api_socket, worker=forks_first(), snapshot=arguments.restore)
