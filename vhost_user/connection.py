@@ -39,6 +39,9 @@ assert MAX_FDS <= _native.MOST_FDS
 
 _WHOLE = _native.WHOLE
 
+_LONGEST_WAIT = 1_000_000_000
+"""Nanoseconds. Python runs a signal's handler when a wait is over, also where the signal came just before it began."""
+
 _NEVER = 9e9
 """Seconds of time.monotonic(): 285 years, in nanoseconds about as many as 64 bits have."""
 
@@ -164,14 +167,17 @@ class Connection:
     def receive_beside(self, watched: Collection[int], deadline: float) -> Received | None:
         """The next message, unless it has not come by `deadline`, a time of time.monotonic(), or one of the descriptors
         `watched` has something or is broken. Raises Disconnected or PeerError."""
-        nanoseconds, fds = int(min(deadline, _NEVER) * 1e9), tuple(watched) if watched else ()
+        end, fds = int(min(deadline, _NEVER) * 1e9), tuple(watched) if watched else ()
         try:
             with self._receiving:
                 while True:
+                    pause = min(end, time.monotonic_ns() + _LONGEST_WAIT)
                     try:
-                        return self._taken(self._incoming.wait(self._sock.fileno(), fds, nanoseconds, LONGEST_LOOK))
+                        result = self._incoming.wait(self._sock.fileno(), fds, pause, LONGEST_LOOK)
                     except InterruptedError:
                         continue  # the signal's handler has run
+                    if result != _native.NOT_YET or pause == end:
+                        return self._taken(result)
         except OSError as error:
             raise self._ended(error.strerror) from error
         finally:

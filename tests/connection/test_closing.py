@@ -122,6 +122,26 @@ def test_the_handler_of_a_signal_may_close(ends: tuple[Connection, socket.socket
     assert connection.fileno() == -1
 
 
+def test_a_signal_that_another_thread_got_is_not_slept_over(ends: tuple[Connection, socket.socket]) -> None:
+    """As one that comes just before the wait begins: nothing interrupts that."""
+    connection, _ = ends
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    before = signal.signal(signal.SIGALRM, lambda *_: connection.close())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(Disconnected):
+            connection.receive(LATE)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGALRM, before)
+        done.set()
+        other.join()
+
+
 def test_a_close_while_it_is_asked_whether_the_peer_is_there(
     ends: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
