@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from contextlib import ExitStack
 from weakref import ref
 
@@ -75,6 +76,17 @@ def test_nothing_is_seen_of_it_once_it_is_closed() -> None:
     assert (mapping.closed, mapping.dead) == (True, False)
     with pytest.raises(ValueError, match="closed"):
         mapping.view()
+
+
+def test_no_code_of_pythons_runs_while_it_is_unmapped() -> None:
+    """Else a signal that comes meanwhile has its handler run there, and what that raises would be lost."""
+    mapping, called = Mapping(ByteCount(PAGE_SIZE), FLAGS), []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        mapping.close()
+    finally:
+        sys.setprofile(None)
+    assert called == ["close", "close"]
 
 
 @pytest.mark.parametrize("size", [2**47, 2**63, 2**64 - PAGE_SIZE, 2**70])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from weakref import ref
 
 from vhost_user._core import ffi, lib
@@ -38,7 +39,8 @@ class Mapped:
         self.address: int = record.address
         self._size = size
         self._record = record
-        self._memory = ffi.gc(ffi.cast(_MEMORY, self.address), lambda _: lib.vu_unmap(record))
+        # Nothing of Python's runs while it is unmapped: what a signal's handler raises there would be lost.
+        self._memory = ffi.gc(ffi.cast(_MEMORY, self.address), partial(lib.vu_let_go, record))
 
     @property
     def closed(self) -> bool:

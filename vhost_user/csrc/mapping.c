@@ -111,6 +111,12 @@ void vu_unmap(struct vu_mapping *mapping)
 	mapping->guard_slot = -1;
 }
 
+void vu_let_go(struct vu_mapping *mapping, const char *memory)
+{
+	(void)memory;
+	vu_unmap(mapping);
+}
+
 int vu_mapping_dead(const struct vu_mapping *mapping)
 {
 	int slot = mapping->guard_slot;

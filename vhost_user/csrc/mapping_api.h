@@ -29,5 +29,8 @@ int vu_map(struct vu_mapping *mapping, uint64_t size, uint64_t alignment, int fl
 /* Unmaps what is mapped, which nothing may touch any more. It is in the guard's registry as long as it has addresses. */
 void vu_unmap(struct vu_mapping *mapping);
 
+/* The same, once nobody refers to `memory` any more, which is at its first address. */
+void vu_let_go(struct vu_mapping *mapping, const char *memory);
+
 /* Whether it is guarded, and an access met missing memory. */
 int vu_mapping_dead(const struct vu_mapping *mapping);
