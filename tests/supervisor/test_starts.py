@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,14 +67,17 @@ def told(start: Start) -> list[object]:
     return found
 
 
-@pytest.mark.parametrize("start", [fork_first(tell, TELL), TELL], ids=["forked", "spawned"])
-def test_what_a_worker_finds(start: Start) -> None:
+def test_what_a_worker_finds() -> None:
     before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     read, write = os.pipe()
+    os.set_inheritable(write, True)
     try:
-        fds, *found = told(start)
+        (fds, *found), spawned = (told(start) for start in (fork_first(tell, TELL), TELL))
         assert found == FOUND
-        assert start is TELL or fds == [0, 1, 2, CONTROL]  # a command has what was meant for it, too
+        assert spawned == [fds, *FOUND]
+        assert isinstance(fds, list)
+        assert {0, 1, 2, CONTROL, write} <= set(fds)
+        assert read not in fds
         assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
     finally:
         for number, handler in before.items():
@@ -102,6 +107,26 @@ def test_only_the_first_is_forked() -> None:
     with socket.socket() as control:
         assert [start(control), start(control)] == [0, 0]
     assert len(others) == 2
+
+
+def test_a_process_with_more_threads_is_not_forked() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        with socket.socket() as control:
+            assert fork_first(fail, lambda _: 5)(control) == 5
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, os.EX_SOFTWARE), (0, 0), (256 + 5, 5), (1 << 40, 0)])
+def test_one_that_returns_ends(returned: Any, status: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        pid = fork_first(lambda: returned, TELL)(theirs)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
 
 
 def test_one_that_fails_says_why(capfd: pytest.CaptureFixture[str]) -> None:

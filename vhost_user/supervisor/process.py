@@ -9,10 +9,12 @@ from __future__ import annotations
 import fcntl
 import gc
 import logging
+import operator
 import os
 import signal
 import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -60,12 +62,13 @@ def fork_first(main: Callable[[], int], others: Start) -> Start:
     the `others` in another way.
 
     The fork has the interpreter and all that this process has imported for nothing, so it is there in half of the time.
-    It has no later one's code, as after an upgrade. For a process that has one thread.
+    It has no later one's code, as after an upgrade. Of a process with several threads there is none.
     """
     ways: Iterator[Start] = chain([partial(_fork, main)], repeat(others))
 
     def start(control: socket.socket) -> int:
-        return next(ways)(control)
+        way = next(ways)
+        return (way if threading.active_count() == 1 else others)(control)
 
     return start
 
@@ -79,8 +82,8 @@ def _fork(main: Callable[[], int], control: socket.socket) -> int:
 
 
 def _work(main: Callable[[], int], control: socket.socket) -> NoReturn:
-    """All that a command would find: signals as they are by default, and blocked; no descriptor but the streams' and
-    that of the control socket. What else the supervisor has open is not the worker's to keep alive."""
+    """All that a command would find: signals as they are by default, and blocked; the descriptors that exec does not
+    close, and that of the control socket. What else the supervisor has open is not the worker's to keep alive."""
     status = os.EX_SOFTWARE
     try:
         gc.freeze()  # the supervisor's garbage would close numbers that are the worker's by then
@@ -88,12 +91,13 @@ def _work(main: Callable[[], int], control: socket.socket) -> NoReturn:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         os.dup2(control.fileno(), _CONTROL)
+        os.set_inheritable(_CONTROL, True)  # it may have had this number before
         for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-            if fd > _CONTROL:
-                with suppress(OSError):  # the listing's own is closed by now
+            with suppress(OSError):  # the listing's own is closed by now
+                if not os.get_inheritable(fd):
                     os.close(fd)
         os.environ[ENVIRONMENT] = str(_CONTROL)
-        status = main()
+        status = operator.index(main()) & 0xFF
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
