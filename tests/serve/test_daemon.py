@@ -192,7 +192,28 @@ def test_a_worker_is_ready_without_what_sessions_need() -> None:
     loaded = set(done.stdout.split())
     assert "virtio_mem.device" in loaded
     payloads = {f"vhost_user.message.{name}payloads" for name in ("", "memory_", "vring_")}
-    assert {"vhost_user.backend.vring", "vhost_user.memory", "vhost_user.vring", *payloads} & loaded == set()
+    later = {
+        "vhost_user.backend.vring",
+        "vhost_user.backend.batches",
+        "vhost_user.memory",
+        "vhost_user.vring",
+        *payloads,
+    }
+    assert later & loaded == set()
+
+
+def test_what_sessions_and_rings_need_is_loaded_behind_ready() -> None:
+    """Not by the first request, and never from another version's files."""
+    program = (
+        "import sys; from types import SimpleNamespace; from importlib import import_module\n"
+        "from virtio_mem.serve import worker\n"
+        "worker._ready(SimpleNamespace(ready=lambda: import_module('vhost_user.supervisor.handed')))\n"
+        "before = set(sys.modules)\n"
+        "from vhost_user.backend.batches import RingBatches; from vhost_user.vring import Batch\n"
+        "print(*set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
             device.endpoint = worker.attach(stack.enter_context(Server()), device.zone.id, device)
         if extension is None:
             # The API takes half of the start-up time. Clients and front ends wait in their sockets' backlogs.
-            worker.ready()
+            _ready(worker)
         loop = EventLoop()
         stack.callback(loop.close)
         polls: list[Callable[[float], None]] = [device.poll for device in devices]
@@ -104,8 +105,13 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
             _serve_api(stack, control, worker.fds[API])
         _poll_each_second(loop, polls)
         if extension is not None:
-            worker.ready()
+            _ready(worker)
         worker.run(loop)
+
+
+def _ready(worker: Worker) -> None:
+    worker.ready()
+    import_module("vhost_user.backend.batches")  # what rings need: the first one is yet to come
 
 
 def _device(plan: ServePlan, zone: ServedZone, worker: Worker) -> MemDevice:
