@@ -176,6 +176,8 @@ class Connection:
                         result = self._incoming.wait(self._sock.fileno(), fds, pause, LONGEST_LOOK)
                     except InterruptedError:
                         continue  # the signal's handler has run
+                    if result == _native.ANSWERED:
+                        continue
                     if result != _native.NOT_YET or pause == end:
                         return self._taken(result)
         except OSError as error:
@@ -185,8 +187,8 @@ class Connection:
                 self._close_unless_used()
 
     def answer_at_once(self, request: int, payload: bytes) -> None:
-        """Have `receive_now` answer this request, which always has the same answer, where it is read. It is one that
-        has a header alone, and asks for nothing else: in any other form it is received."""
+        """Have this request, which always has the same answer, answered where it is read. It is one that has a header
+        alone, and asks for nothing else: in any other form it is received."""
         self._incoming.answer(request, encode_message(request, payload, reply=True))
 
     def receive_now(self, patience: int = 0, others: int = -1) -> Received | None:

@@ -158,3 +158,11 @@ def test_who_debugs_sees_it(caplog: pytest.LogCaptureFixture) -> None:
         server.loop.run_once(0)
         assert ours.recv(100)
     assert any("GET_FEATURES" in message for message in caplog.messages)
+
+
+def test_who_waits_for_something_else_gets_that(answering: tuple[Connection, socket.socket]) -> None:
+    connection, theirs = answering
+    other = encode_message(FrontendRequest.GET_QUEUE_NUM, b"")
+    theirs.sendall(QUESTION + other)
+    assert connection.receive(1).request == FrontendRequest.GET_QUEUE_NUM
+    assert theirs.recv(100) == ANSWER
