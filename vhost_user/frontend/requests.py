@@ -91,9 +91,8 @@ class Requests:
 
     def _agree(self, acked: ProtocolFeature, *, postcopy: bool) -> None:
         """What follows for messages is found once, and not for each."""
-        self._acked, self._postcopy = acked, postcopy
-        self._specs = specs_of(acked, postcopy=postcopy)
-        self._acknowledged = ProtocolFeature.REPLY_ACK in acked
+        specs, acknowledged = specs_of(acked, postcopy=postcopy), ProtocolFeature.REPLY_ACK in acked
+        self._acked, self._postcopy, self._specs, self._acknowledged = acked, postcopy, specs, acknowledged
 
     @property
     def connected(self) -> bool:
