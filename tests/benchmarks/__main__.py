@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -51,10 +52,11 @@ def main() -> int:
 def _machine() -> str:
     """What it is measured on, and how much else was going on there."""
     load, _, _ = os.getloadavg()
-    about = (
-        f"{os.cpu_count()} processors, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
-    )
-    return f"{about}, at a load average of {load:.1f} when it began"
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
+    processors = f"{os.cpu_count()} processors{f' ({model[1]})' if model else ''}"
+    system = f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+    return f"{processors}, {system}, at a load average of {load:.1f} when it began"
 
 
 if __name__ == "__main__":
