@@ -81,7 +81,7 @@ PAYLOAD_BODIES = count(quick=500, ci=5_000, soak=50_000)
 
 # Requests through a ring in memory whose file another process truncates all the time, for each ring format and on pages
 # of each size.
-REQUESTS_UNDER_TRUNCATION = count(quick=2_000, ci=20_000, soak=100_000)
+REQUESTS_UNDER_TRUNCATION = count(quick=2_000, ci=10_000, soak=100_000)
 
 # Tables of shared memory that replace each other while a ring and copies run in them.
 TABLES_UNDER_LOAD = count(quick=100, ci=3_000, soak=30_000)
@@ -90,7 +90,7 @@ TABLES_UNDER_LOAD = count(quick=100, ci=3_000, soak=30_000)
 QEMU_IO_COMMANDS = count(quick=200, ci=2_000, soak=20_000)
 
 # Times that each of a guest's two disks is killed at a moment that nobody chose, and another process takes over.
-BLOCK_DEVICE_KILLS = count(quick=2, ci=5, soak=20)
+BLOCK_DEVICE_KILLS = count(quick=2, ci=2, soak=20)
 
 # Rounds in which two processes mark every second page of the same dirty log at once.
 DIRTY_LOG_ROUNDS = count(quick=10_000, ci=100_000, soak=1_000_000)
@@ -142,27 +142,27 @@ BOOTS_AFTER_RESET = count(quick=0, ci=1, soak=5)
 DPDK_FRAMES = count(quick=100_000, ci=1_000_000, soak=10_000_000)
 
 # IOTLB entries that a front end sends without need, and pages that a guest unmaps and maps again under a running ring.
-IOTLB_UPDATES = count(quick=3_000, ci=20_000, soak=100_000)
+IOTLB_UPDATES = count(quick=3_000, ci=10_000, soak=100_000)
 IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 
 # Attacks on our own back end, chosen at random where they are not all.
 ATTACKS_ON_OUR_BACK_END = count(quick=50, ci=1_000, soak=1_000)
 
 # The same through a supervisor.
-ATTACKS_ON_SUPERVISED_BACK_END = count(quick=25, ci=1_000, soak=1_000)
+ATTACKS_ON_SUPERVISED_BACK_END = count(quick=25, ci=300, soak=1_000)
 
 # Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
 # started again each time, and one that hangs is waited for.
-ATTACKS_ON_PEERS = count(quick=25, ci=1_000, soak=1_000)
+ATTACKS_ON_PEERS = count(quick=25, ci=300, soak=1_000)
 
 # Snapshots of which a file has been changed or cut at random.
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
 
 # Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
-STEPS_KILLED_OF_20 = count(quick=4, ci=20, soak=20)
+STEPS_KILLED_OF_20 = count(quick=4, ci=10, soak=20)
 
 # The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
-TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=20, soak=20)
+TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=5, soak=20)
 TRACED_KILLS = count(quick=5, ci=100, soak=1_000)
 
 # Sequences of pieces of HTTP and of random bytes that the API's socket gets, and requests that are made from its
@@ -189,7 +189,7 @@ DAMAGED_STATES = count(quick=300, ci=3_000, soak=30_000)
 SERVED_REQUESTS = count(quick=300, ci=3_000, soak=30_000)
 
 # Attacks on `virtio-mem serve`, chosen at random where they are not all.
-ATTACKS_ON_SERVE = count(quick=15, ci=1_000, soak=1_000)
+ATTACKS_ON_SERVE = count(quick=15, ci=300, soak=1_000)
 
 # Times that the process behind the API is killed around a resize that a client asks for.
 API_KILLS = count(quick=3, ci=20, soak=200)
