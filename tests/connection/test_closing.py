@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -109,16 +109,22 @@ def test_who_waits_beside_others_is_told_too(ends: tuple[Connection, socket.sock
         require_closed_here(ended, "connection")
 
 
-def test_the_handler_of_a_signal_may_close(ends: tuple[Connection, socket.socket]) -> None:
-    connection, _ = ends
+@contextmanager
+def closed_by_a_signal(connection: Connection) -> Iterator[None]:
+    """A signal comes soon, whose handler closes the connection."""
     before = signal.signal(signal.SIGALRM, lambda *_: connection.close())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
-        with pytest.raises(Disconnected):
-            connection.receive(LATE)
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_the_handler_of_a_signal_may_close(ends: tuple[Connection, socket.socket]) -> None:
+    connection, _ = ends
+    with closed_by_a_signal(connection), pytest.raises(Disconnected):
+        connection.receive(LATE)
     assert connection.fileno() == -1
 
 
@@ -128,16 +134,12 @@ def test_a_signal_that_another_thread_got_is_not_slept_over(ends: tuple[Connecti
     done = threading.Event()
     other = threading.Thread(target=done.wait)
     other.start()
-    before = signal.signal(signal.SIGALRM, lambda *_: connection.close())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
-        with pytest.raises(Disconnected):
+        with closed_by_a_signal(connection), pytest.raises(Disconnected):
             connection.receive(LATE)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGALRM, before)
         done.set()
         other.join()
 
