@@ -8,8 +8,8 @@ reference to an object that stands for the memory: it is unmapped when the last 
 of the mapping's own, and takes it back where the object is there still: then somebody has a view.
 
 Alignment: huge pages need mappings aligned to their size, and transparent huge pages can only be used where address and
-file offset agree modulo 2 MiB. So addresses are reserved, where need be more by the alignment, and the memory is placed
-over them with MAP_FIXED.
+file offset agree modulo 2 MiB. Where the last mapping was there is mostly room for the next, and it is aligned. Else
+addresses are reserved, where need be more by the alignment, and the memory is placed over them with MAP_FIXED.
 
 Guarded mappings: the file of a peer can be truncated under its mapping, and then the next access is a SIGBUS. The C
 core's own accesses fail in good order; for the others, by a view, a guarded mapping has its range in the C core's

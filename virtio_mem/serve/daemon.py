@@ -166,7 +166,7 @@ def keep_snapshot(
 
 
 def forks_first() -> Start:
-    """Starts the first worker by a fork of this process, which has to have a single thread, and others by WORKER."""
+    """Starts the first worker by a fork of this process, unless that has several threads, and others by WORKER."""
     return fork_first(_work, spawn(WORKER))
 
 
