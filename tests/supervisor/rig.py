@@ -124,14 +124,18 @@ class Service:
 
 
 def fork(work: Callable[[], object]) -> int:
-    """A process that does `work` and ends."""
+    """A process that does `work` and ends. A signal that it gets from its beginning on does what it does by default."""
+    ours = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     status = 1
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for number in ours:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         work()
         status = 0
     except BaseException:
