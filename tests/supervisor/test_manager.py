@@ -1,0 +1,33 @@
+"""The tests' own service manager."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.supervisor.manager import managed
+from tests.supervisor.rig import Board
+
+_LIVES, _READY = 40, 41
+"""Words of the board: how many main processes there were, and whether one waits to be told."""
+
+
+def test_a_main_process_that_is_told_to_end_as_soon_as_it_is_forked_ends(tmp_path: Path) -> None:
+    """The one before it died of being told: the manager tells the next one before that can have done anything."""
+    board = Board()
+
+    def service() -> None:
+        board[_LIVES] += 1
+        if board[_LIVES] == 1:
+            signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        board[_READY] = 1
+        while True:
+            time.sleep(60)
+
+    with managed(tmp_path, service):
+        while not board[_READY]:
+            time.sleep(0.001)
+    assert board[_LIVES] in (1, 2), "the second one may have ended before it did anything"
+    board.close()
