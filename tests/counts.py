@@ -153,7 +153,7 @@ ATTACKS_ON_SUPERVISED_BACK_END = count(quick=25, ci=300, soak=1_000)
 
 # Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
 # started again each time, and one that hangs is waited for.
-ATTACKS_ON_PEERS = count(quick=25, ci=300, soak=1_000)
+ATTACKS_ON_PEERS = count(quick=25, ci=150, soak=1_000)
 
 # Snapshots of which a file has been changed or cut at random.
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
