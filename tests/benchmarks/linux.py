@@ -3,7 +3,8 @@
 Both guests run the whole time, on QEMU without KVM; same QEMU, same kernel, same sizes. What is timed is from the
 host's wish until the device has all of it plugged or unplugged, by the device's own account: our API's operation says
 when it was reached, and QEMU's event MEMORY_DEVICE_SIZE_CHANGE, which comes up to a second late, when its cause was. So
-nobody asks meanwhile: that takes processor time of the guest's, and is late by half of what lies between two questions.
+nobody asks before that is over, as it mostly is after a while: to ask takes processor time of the guest's, and what is
+asked again and again is late by half of what lies between two questions.
 Each resize begins a while after the one before: what QEMU's guest and the host had left to do behind that, they did
 while its event was late, and ours would have had to begin beside it.
 
@@ -42,6 +43,9 @@ BLOCK_SIZES = (2 * MIB, MEMORY_BLOCK)
 _PATIENCE = 300.0
 _SETTLED = 1.5
 """Seconds between two resizes, more than the event can be late."""
+
+_UNASKED = 1.0
+"""Seconds that a resize has before anybody asks whether it is over."""
 
 _DEVICE = "/machine/peripheral/vm0"
 
@@ -132,6 +136,7 @@ def our_guest(directory: Path, size: ByteCount, block_size: int) -> Iterator[Res
 
         def resize(target: int) -> float:
             number = service.client.resize_zone("mem0", target)
+            time.sleep(_UNASKED)
             operation = service.client.operation(number, wait=_PATIENCE)
             assert operation["state"] == "reached", operation
             return float(operation["created"] + operation["seconds"])
