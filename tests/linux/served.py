@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.linux.console import Console
 from tests.peers.guest import make_initrd
-from tests.peers.processes import wait_until
+from tests.peers.processes import doings, wait_until
 from tests.peers.qemu import Qemu, qemu
 from vhost_user.errors import Disconnected, HostError
 from vhost_user.units import GIB, MIB, ByteCount, HostOffset
@@ -85,7 +85,12 @@ def serving(
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", (directory / "serve.log").read_text()
-            yield Service(process, socket, Client(str(api)))
+            service = Service(process, socket, Client(str(api)))
+            yield service
+        except TimeoutError:
+            for pid in filter(None, (process.pid, service.worker())):
+                sys.stdout.write(f"--- serve when something was not waited for any longer:\n{doings(pid)}\n")
+            raise
         finally:
             process.terminate()
             status = process.wait(20)

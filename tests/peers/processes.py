@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -49,6 +49,18 @@ def unused(directory: Path, name: str, suffix: str) -> Path:
     """A path that nothing has: the name and the suffix, with `-2`, `-3` and so on between them if need be."""
     candidates = (directory / f"{name}{'' if number == 1 else f'-{number}'}{suffix}" for number in count(1))
     return next(path for path in candidates if not path.exists())
+
+
+def doings(pid: int) -> str:
+    """What each thread of a process does, a line each: its name, its state, and the kernel's functions that it is in,
+    the innermost first; proc(5)."""
+    lines = []
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        with suppress(OSError):  # it has ended since
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            stack = re.findall(r"(\w+)\+0x", (task / "stack").read_text())
+            lines.append(f"{(task / 'comm').read_text().strip()}: {state}, {' < '.join(stack)}")
+    return "\n".join(lines)
 
 
 @dataclass
@@ -150,6 +162,9 @@ def running(
         if server:
             wait_until(lambda: _listening(peer), f"{name} listens at {socket}")
         yield peer
+    except TimeoutError:
+        sys.stdout.write(f"--- {name} when it was not waited for any longer:\n{doings(process.pid)}\n")
+        raise
     finally:
         peer.kill()
         assert process.stdin is not None

@@ -14,7 +14,7 @@ import pytest
 from tests.peers.daemons import qemu_storage_daemon, virtiofsd
 from tests.peers.dpdk import dpdk_vhost, dpdk_virtio_user
 from tests.peers.guest import make_initrd
-from tests.peers.processes import LATE, Peer, listens, running
+from tests.peers.processes import LATE, Peer, doings, listens, running, wait_until
 from tests.peers.qemu import qemu, qemu_io, qemu_io_started
 from vhost_user.errors import UsageError
 
@@ -55,6 +55,18 @@ def test_a_daemon_answers_its_first_client(fixture: str, request: pytest.Fixture
         assert any("socket:" in file for file in peer.open_files())
         assert peer.mappings()
         assert peer.process.poll() is None
+
+
+def test_what_a_process_does_that_is_not_waited_for_any_longer(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        pytest.raises(TimeoutError),
+        running("sleep", "", ["sleep", "100"], directory, directory / "none", server=False) as peer,
+    ):
+        wait_until(lambda: "nanosleep" in doings(peer.pid), "it sleeps")
+        raise TimeoutError
+    assert re.search(r"\nsleep: S, \w*nanosleep < ", capsys.readouterr().out)
 
 
 def test_nothing_of_a_daemon_is_left(directory: Path, image: Path) -> None:
