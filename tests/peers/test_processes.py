@@ -60,12 +60,13 @@ def test_a_daemon_answers_its_first_client(fixture: str, request: pytest.Fixture
 def test_what_a_process_does_that_is_not_waited_for_any_longer(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with (
-        pytest.raises(TimeoutError),
-        running("sleep", "", ["sleep", "100"], directory, directory / "none", server=False) as peer,
-    ):
-        wait_until(lambda: "nanosleep" in doings(peer.pid), "it sleeps")
-        raise TimeoutError
+    def wait_in_vain() -> None:
+        with running("sleep", "", ["sleep", "100"], directory, directory / "none", server=False) as peer:
+            wait_until(lambda: "nanosleep" in doings(peer.pid), "it sleeps")
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        wait_in_vain()
     assert re.search(r"\nsleep: S, \w*nanosleep < ", capsys.readouterr().out)
 
 
