@@ -176,6 +176,7 @@ def _read_elsewhere(part: SharedPart, offset: int) -> bytes:
     with ours, theirs:
         command = [sys.executable, "-c", READER, str(theirs.fileno())]
         with subprocess.Popen(command, pass_fds=[theirs.fileno()]):
+            theirs.close()  # or nobody would hear that the process ended
             size = os.fstatvfs(part.fd).f_bsize
             socket.send_fds(ours, [f"{part.offset + offset} {size}".encode()], [part.fd])
             return ours.recv(32)

@@ -3,10 +3,10 @@
 Both guests run the whole time, on QEMU without KVM; same QEMU, same kernel, same sizes. What is timed is from the
 host's wish until the device has all of it plugged or unplugged, by the device's own account: our API's operation says
 when it was reached, and QEMU's event MEMORY_DEVICE_SIZE_CHANGE, which comes up to a second late, when its cause was. So
-nobody asks before that is over, as it mostly is after a while: to ask takes processor time of the guest's, and what is
-asked again and again is late by half of what lies between two questions.
-Each resize begins a while after the one before: what QEMU's guest and the host had left to do behind that, they did
-while its event was late, and ours would have had to begin beside it.
+nobody asks in the first second, in which plugging is over: that takes processor time of the guest's, and what is asked
+again and again is late by half of what lies between two questions. Each resize begins a while after the one before:
+what QEMU's guest and the host had left to do behind that, they did while its event was late, and ours would have had to
+begin beside it.
 
 Two guests that do the same differ by some percent from the moment they are booted, and stay so: QEMU's against QEMU's
 as much as against ours. So each pair has guests of its own. They are given the memory once before anything is timed:

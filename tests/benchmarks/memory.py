@@ -5,10 +5,10 @@ processes have mapped. Requests are of 64 blocks, 128 MiB, as Linux makes them, 
 pieces; or of one block, 2 MiB. What comes after a sleep is slower, and so is what another processor has filled: so
 both are woken up by the process that filled the memory, on the processor that it doesn't have.
 
-To wake a device up and to be called by it takes as long as to give back a gibibyte of huge pages. What that costs is
-measured by itself (requests.py). So, as there, a kick with all of the requests and one with the first of them are set
-against each other, and so are the calls in C: speed is what the other requests took. What all of it takes from the
-kick to the call is in the table as well.
+To wake a device up and to be called by it takes as long as to give back much of a gibibyte of huge pages. What that
+costs is measured by itself (requests.py). So, as there, a kick with all of the requests and one with the first of them
+are set against each other, and so are the calls in C: speed is what the other requests took. What all of it takes from
+the kick to the call is in the table as well.
 """
 
 from __future__ import annotations

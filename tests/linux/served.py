@@ -41,8 +41,14 @@ class Service:
     client: Client
 
     def worker(self) -> int | None:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        children: list[str] = []
+        with suppress(FileNotFoundError):  # it has ended
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0]) if children else None
+
+    def doings(self) -> str:
+        """What the threads of the supervisor and of the worker do."""
+        return "\n".join(map(doings, filter(None, (self.process.pid, self.worker()))))
 
     def kill_worker(self) -> None:
         if (pid := self.worker()) is not None:
@@ -82,18 +88,22 @@ def serving(
         (directory / "serve.log").open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
     ):
+        service = Service(process, socket, Client(str(api)))
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", (directory / "serve.log").read_text()
-            service = Service(process, socket, Client(str(api)))
             yield service
         except TimeoutError:
-            for pid in filter(None, (process.pid, service.worker())):
-                sys.stdout.write(f"--- serve when something was not waited for any longer:\n{doings(pid)}\n")
+            sys.stdout.write(f"--- serve when something was not waited for any longer:\n{service.doings()}\n")
             raise
         finally:
             process.terminate()
-            status = process.wait(20)
+            try:
+                status = process.wait(20)
+            except subprocess.TimeoutExpired:
+                sys.stdout.write(f"--- serve when it did not end:\n{service.doings()}\n")
+                process.kill()
+                raise
             sys.stdout.write(f"--- serve:\n{(directory / 'serve.log').read_text()[-20_000:]}\n")
         assert status == 0
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.host import setting, settings_lock
+from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from virtio_mem import demo as program
 from virtio_mem.demo import HUGEPAGES
+from virtio_mem.managed_zone import SharedPart
 
 
 def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +44,13 @@ def test_a_machine_of_ones_own_on_a_packed_ring() -> None:
     done = demo("--memory", "size=8M,shared=on,hotplug_method=virtio-mem,hotplug_size=512M", "--packed")
     assert done.returncode == 0, done.stderr
     assert "mem0: 64 MiB plugged, 64 MiB held by the host" in done.stdout
+
+
+def test_a_reader_that_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(program, "READER", "")
+    with (tmp_path / "part").open("w+b") as file, suppress(ConnectionError):
+        part = SharedPart("mem0", GuestAddress(0), ByteCount(4096), file.fileno(), HostOffset(0), hotplug=True)
+        assert program._read_elsewhere(part, 0) == b""
 
 
 def test_a_region_that_is_no_multiple_of_a_memory_block() -> None:

@@ -53,14 +53,20 @@ def unused(directory: Path, name: str, suffix: str) -> Path:
 
 def doings(pid: int) -> str:
     """What each thread of a process does, a line each: its name, its state, and the kernel's functions that it is in,
-    the innermost first; proc(5)."""
+    the innermost first, which root is told: proc(5). Nothing of what has ended."""
     lines = []
-    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
-        with suppress(OSError):  # it has ended since
-            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-            stack = re.findall(r"(\w+)\+0x", (task / "stack").read_text())
-            lines.append(f"{(task / 'comm').read_text().strip()}: {state}, {' < '.join(stack)}")
+    with suppress(OSError):
+        for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            lines.append(f"{name}: {rest.split()[0]}, {' < '.join(_stack(task))}")
     return "\n".join(lines)
+
+
+def _stack(task: Path) -> list[str]:
+    try:
+        return re.findall(r"(\w+)\+0x", (task / "stack").read_text())
+    except OSError:
+        return []
 
 
 @dataclass

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.peers.processes import wait_until
+from tests.supervisor.rig import fork
 from vhost_user import unix_socket
 from vhost_user.errors import FieldError
 from vhost_user.supervisor import Supervisor, Worker
@@ -29,9 +28,7 @@ class Supervised:
         self.listeners = {name: unix_socket.listen(path) for name, path in self.sockets.items()}
         self.api = unix_socket.listen(self.api_socket) if plan.api else None
         read, write = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _in_child(lambda: self._supervise(plan, write, snapshot))
+        self.pid = fork(lambda: self._supervise(plan, write, snapshot))
         os.close(write)
         for listener in self.listeners.values():
             listener.close()
@@ -79,31 +76,13 @@ class Supervised:
 
 
 def _fork_worker(control: socket.socket) -> int:
-    pid = os.fork()
-    if pid == 0:
-        _in_child(lambda: _work(control.dup()))
-    return pid
+    return fork(lambda: _work(control.dup()))
 
 
 def _work(control: socket.socket) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
     worker = Worker.adopt(control)
     with suppress(FieldError):  # the supervisor is gone
         run(worker)
-
-
-def _in_child(work: Callable[[], None]) -> None:
-    """Never returns."""
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
 
 
 @contextmanager

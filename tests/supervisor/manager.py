@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.supervisor.rig import Board, fork
+from tests.supervisor.rig import Board, fork, send_signal
 from vhost_user.owned_fd import OwnedFd, received_fds
 
 MAIN, STARTS, STORED, DROPPED, FAILED = range(5)
@@ -64,11 +64,13 @@ class Manager:
                 return code
 
     def _end(self) -> None:
+        """A signal's handler: while the main process is forked there is none to be told yet, and `_start` tells it."""
         self._ending = True
-        with suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(self._main, signal.SIGTERM)
+        if self._main:
+            send_signal(self._main, signal.SIGTERM)
 
     def _start(self) -> int:
+        self._main = 0
         self._main = fork(self._become_main)
         self._board[MAIN] = self._main
         if self._ending:
@@ -127,11 +129,10 @@ class Managed:
     def kill_main(self, after: float = 0.0) -> None:
         """SIGKILL for the main process of this moment. Its worker may go on without it for `after` seconds."""
         main = self.board[MAIN]
-        with suppress(ProcessLookupError):
-            if after:
-                os.kill(main, signal.SIGSTOP)
-                time.sleep(after)
-            os.kill(main, signal.SIGKILL)
+        if after:
+            send_signal(main, signal.SIGSTOP)
+            time.sleep(after)
+        send_signal(main, signal.SIGKILL)
 
 
 @contextmanager
@@ -160,8 +161,9 @@ def managed(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
         assert board[DROPPED] == 0
     finally:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(board[MAIN], signal.SIGKILL)
-            os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):  # it has ended, and was waited for
+            send_signal(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        if board[MAIN]:
+            send_signal(board[MAIN], signal.SIGKILL)
         board.close()

@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from tests.backend.rig import SPLIT
 from vhost_user.backend import Device, Endpoint, Server, Vring
@@ -112,8 +113,7 @@ class Service:
     def kill_worker(self, number: int = signal.SIGKILL) -> int:
         """Kill the worker that there is; its process id. The supervisor waits for it, so the id may be gone."""
         pid = self.board[WORKER]
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+        send_signal(pid, number)
         return pid
 
     def wait_for(self, word: int, least: int, timeout: float = 10.0) -> None:
@@ -123,19 +123,35 @@ class Service:
             time.sleep(0.001)
 
 
+def send_signal(pid: int, number: int) -> None:
+    """Signal a process, which may have ended. Not what 0 means to kill(2): the test's own process group."""
+    assert pid > 0, "no process is there yet"
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+_OURS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
 def fork(work: Callable[[], object]) -> int:
-    """A process that does `work` and ends. A signal that it gets from its beginning on does what it does by default."""
-    ours = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
-    pid = os.fork()
-    if pid:
+    """A process that does `work` and ends. What SIGTERM, SIGHUP and SIGINT do to it by default they do from its
+    beginning on: a handler of this process's would take them for its own, and be gone with them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _work(work, before)
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return pid
+    return pid
+
+
+def _work(work: Callable[[], object], mask: Iterable[int]) -> NoReturn:
     status = 1
     try:
-        for number in ours:
+        for number in _OURS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         work()
         status = 0
     except BaseException:
