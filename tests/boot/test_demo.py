@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console as Terminal
@@ -69,6 +70,21 @@ def test_a_guest_that_does_nothing_ends_the_demo(show: demo.Show, monkeypatch: p
         show.resize(320 * MIB)
 
 
+def test_a_guest_that_stalls_for_a_while_is_waited_for(
+    machine: Machine, show: demo.Show, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask, verdicts = show.api.operation, iter(["stalled", "refused", "stalled"])
+
+    def judged(number: int) -> dict[str, Any]:
+        found = ask(number)
+        return found | {"state": next(verdicts, found["state"])}
+
+    monkeypatch.setattr(show.api, "operation", judged)
+    with machine.guest("mem0", blocks_a_second=300):
+        show.resize(320 * MIB)
+    assert "  reached after " in capsys.readouterr().out
+
+
 @pytest.mark.needs_peers
 def test_a_film_that_is_broken_off_ends_the_machine(tmp_path: Path) -> None:
     """No process has its API's socket any more, nor is its directory there."""
@@ -90,7 +106,7 @@ def test_the_demo_is_filmed(tmp_path: Path) -> None:
         output = tmp_path / f"{number}.svg"
         command = [sys.executable, "-m", "virtio_mem.boot.demo", "--picture", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
         player = Player(output.read_text())
         assert player.screen(None) == done.stdout.rstrip("\n")
         assert player.screen(player.seconds - 0.01) == player.screen(None)

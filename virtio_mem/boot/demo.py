@@ -30,6 +30,7 @@ from virtio_mem.boot.console import OBEY, Console
 from virtio_mem.boot.guest import default_initrd, find_kernel
 from virtio_mem.client import Client
 from virtio_mem.demo import WIDTH
+from virtio_mem.operation import ENDED
 from virtio_mem.picture import draw, human_size
 from virtio_mem.picture.terminal import coloured
 
@@ -107,7 +108,7 @@ class Show:
         """Resize the machine, and watch the guest do it."""
         self.say(f"virtio-mem resize {human_size(size)} --wait")
         number = self.api.resize(size)
-        self.follow(lambda: self.api.operation(number)["state"] == "running")
+        self.follow(lambda: self.api.operation(number)["state"] not in ENDED)  # a guest that stalls may try again
         operation = self.api.operation(number)
         self.say(f"{operation['state']} after {operation['seconds']:.1f} s")
         if operation["state"] != "reached":
