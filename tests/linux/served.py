@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.linux.console import Console
 from tests.peers.guest import make_initrd
-from tests.peers.processes import doings, wait_until
+from tests.peers.processes import doings, wait_until, worker_of
 from tests.peers.qemu import Qemu, qemu
 from vhost_user.errors import Disconnected, HostError
 from vhost_user.units import GIB, MIB, ByteCount, HostOffset
@@ -41,10 +41,7 @@ class Service:
     client: Client
 
     def worker(self) -> int | None:
-        children: list[str] = []
-        with suppress(FileNotFoundError):  # it has ended
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        return worker_of(self.process.pid)
 
     def doings(self) -> str:
         """What the threads of the supervisor and of the worker do."""

@@ -51,6 +51,13 @@ def unused(directory: Path, name: str, suffix: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+def worker_of(pid: int) -> int | None:
+    """The worker of the supervisor `pid`, if there is one at this moment."""
+    with suppress(OSError, IndexError):  # the supervisor has ended, or there is none
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    return None
+
+
 def doings(pid: int) -> str:
     """What each thread of a process does, a line each: its name, its state, and the kernel's functions that it is in,
     the innermost first, which root is told: proc(5). Nothing of what has ended."""

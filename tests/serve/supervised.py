@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tests.peers.processes import wait_until
-from tests.supervisor.rig import fork
+from tests.peers.processes import wait_until, worker_of
+from tests.supervisor.rig import fork, send_signal
 from vhost_user import unix_socket
 from vhost_user.errors import FieldError
 from vhost_user.supervisor import Supervisor, Worker
@@ -49,14 +49,12 @@ class Supervised:
 
     def worker(self) -> int | None:
         """The worker's process, if there is one at this moment."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        return worker_of(self.pid)
 
     def kill_worker(self) -> None:
         """SIGKILL for the worker of this moment, whatever it is doing."""
         if (pid := self.worker()) is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
 
     def replace_worker(self) -> None:
         """The same, and wait for another one."""

@@ -16,10 +16,10 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.supervisor.rig import Board, fork, send_signal
+from tests.supervisor.rig import Board, fork, kill, send_signal
 from vhost_user.owned_fd import OwnedFd, received_fds
 
 MAIN, STARTS, STORED, DROPPED, FAILED = range(5)
@@ -161,9 +161,7 @@ def managed(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
         assert board[DROPPED] == 0
     finally:
-        with suppress(ChildProcessError):  # it has ended, and was waited for
-            send_signal(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        kill(pid)
         if board[MAIN]:
             send_signal(board[MAIN], signal.SIGKILL)
         board.close()

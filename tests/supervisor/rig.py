@@ -24,6 +24,7 @@ from vhost_user.chain import Chain
 from vhost_user.frontend import PROTOCOL_FEATURES, Frontend
 from vhost_user.message import ProtocolFeature
 from vhost_user.supervisor import Supervisor, Worker
+from vhost_user.supervisor.packets import SIGNALS
 from vhost_user.unix_socket import listen
 
 NO_INFLIGHT = PROTOCOL_FEATURES & ~ProtocolFeature.INFLIGHT_SHMFD & ~ProtocolFeature.PAGEFAULT
@@ -130,13 +131,17 @@ def send_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-_OURS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+def kill(pid: int) -> None:
+    """SIGKILL a child, and wait for it, unless it has ended and was waited for."""
+    with suppress(ChildProcessError):
+        send_signal(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def fork(work: Callable[[], object]) -> int:
     """A process that does `work` and ends. What SIGTERM, SIGHUP and SIGINT do to it by default they do from its
     beginning on: a handler of this process's would take them for its own, and be gone with them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         pid = os.fork()
         if pid == 0:
@@ -149,7 +154,7 @@ def fork(work: Callable[[], object]) -> int:
 def _work(work: Callable[[], object], mask: Iterable[int]) -> NoReturn:
     status = 1
     try:
-        for number in _OURS:
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         work()
@@ -240,7 +245,5 @@ def service(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert not list(directory.iterdir())
     finally:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        kill(pid)
         board.close()

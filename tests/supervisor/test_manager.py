@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from tests.peers.processes import wait_until
 from tests.supervisor.manager import managed
 from tests.supervisor.rig import Board
 
@@ -27,6 +28,5 @@ def test_a_main_process_that_is_told_to_end_as_soon_as_it_is_forked_ends(tmp_pat
             time.sleep(0.1)  # Python misses a signal that comes just before
 
     with managed(tmp_path, service):
-        while not board[_READY]:
-            time.sleep(0.001)
+        wait_until(lambda: board[_READY], "a main process waits to be told")
     board.close()
