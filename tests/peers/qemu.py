@@ -7,16 +7,26 @@ Both block until the back end has answered them, so one that runs in the test's 
 from __future__ import annotations
 
 import json
+import mmap
+import re
 import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.host import PEERS_TREE
-from tests.peers.processes import LATE, Peer, running, unused
+from tests.peers.processes import LATE, SHOWN, Peer, running, unused
 from tests.peers.tree import LIBRARIES, command, kernel, version
+
+_LOW_MEMORY = 2 << 30
+"""Where a guest has its kernel."""
+
+_LOG = 128 << 10
+"""Bytes of a kernel's log that are looked at."""
 
 # What it would look for in /usr.
 MODULES = {"QEMU_MODULE_DIR": str(LIBRARIES / "qemu")}
@@ -95,6 +105,34 @@ class Qemu(Peer):
 
     qmp: Qmp
 
+    def doings(self) -> str:
+        """What its guest does: where the processors are, at three moments, and the end of the kernel's log, which is
+        found in the guest's memory however little of it is printed. OSError, RuntimeError or EOFError where QEMU does
+        not tell."""
+        looks = []
+        for _ in range(3):
+            looks += re.findall(r"^.IP=.*?HLT=\d", self._monitor("info registers -a"), re.DOTALL | re.MULTILINE)
+            time.sleep(0.1)
+        copy = unused(self.log.parent, "memory", ".bin")
+        try:
+            size = self.qmp("query-memory-size-summary")["base-memory"]
+            self.qmp("pmemsave", {"val": 0, "size": min(size, _LOW_MEMORY), "filename": str(copy)})
+            looks.append(_kernel_log(copy)[-SHOWN:])
+        finally:
+            copy.unlink(missing_ok=True)
+        return "\n".join(looks)
+
+    def _monitor(self, line: str) -> str:
+        return str(self.qmp("human-monitor-command", {"command-line": line}))
+
+
+def _kernel_log(memory: Path) -> str:
+    """The log's records, each behind a binary number; "" where no kernel has begun one."""
+    with memory.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        begun = re.search(rb"(?s)Linux version \d[ -~]+[^ -~].{0,30}Command line: ", data)
+        log = data[begun.start() : begun.start() + _LOG] if begun else b""
+    return "\n".join(record.decode() for record in re.findall(rb"[\t -~]{8,}", log))
+
 
 @contextmanager
 def qemu(
@@ -129,6 +167,10 @@ def qemu(
         vm = Qemu(**vars(peer), qmp=Qmp(monitor))
         try:
             yield vm
+        except TimeoutError:
+            with suppress(OSError, RuntimeError, EOFError):
+                sys.stdout.write(f"--- the guest when it was not waited for any longer:\n{vm.doings()}\n")
+            raise
         finally:
             vm.qmp.close()
 

@@ -174,6 +174,7 @@ def test_a_guest_boots_and_powers_off(directory: Path, storage_daemon: Peer, ima
     with qemu(directory, *device, initrd=initrd) as vm:
         assert "on the disk" in vm.wait_for_output("on the disk")
         assert vm.qmp("query-status")["running"]
+        assert re.search(r"(?s)IP=.*HLT=.*Run /init as init process", vm.doings())
         with pytest.raises(RuntimeError, match=r"QEMU: .*nonsense"):
             vm.qmp("nonsense")
         vm.send("a word")
