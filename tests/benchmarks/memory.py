@@ -7,8 +7,9 @@ both are woken up by the process that filled the memory, on the processor that i
 
 To wake a device up and to be called by it takes as long as to give back much of a gibibyte of huge pages. What that
 costs is measured by itself (requests.py). So, as there, a kick with all of the requests and one with the first of them
-are set against each other, and so are the calls in C: speed is what the other requests took. What all of it takes from
-the kick to the call is in the table as well.
+are set against each other, and so are the calls in C: speed is what the other requests took. As much memory is filled
+before either kick: whoever has cleared it has lost what was in the processor's caches, and a Python program has more to
+lose there than a loop in C. What all of it takes from the kick to the call is in the table as well.
 """
 
 from __future__ import annotations
@@ -42,21 +43,23 @@ class Volume(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of all."""
-        return self.requests * self.blocks * BLOCK_SIZE
+        return self.requests * self.piece
 
     @property
-    def one(self) -> Volume:
-        """The first request."""
-        return Volume(1, self.blocks)
+    def piece(self) -> int:
+        """Bytes of one."""
+        return self.blocks * BLOCK_SIZE
 
     def __str__(self) -> str:
-        return f"{self.requests} requests of {format_size(self.blocks * BLOCK_SIZE)}"
+        return f"{self.requests} requests of {format_size(self.piece)}"
 
     def of(self, type_: RequestType) -> list[Request]:
         """The requests, from the region's first block on."""
-        step = self.blocks * BLOCK_SIZE
-        return [Request(type_, GuestAddress(ADDR + at * step), self.blocks) for at in range(self.requests)]
+        return [Request(type_, GuestAddress(ADDR + at * self.piece), self.blocks) for at in range(self.requests)]
 
+
+Side = Callable[[Volume, int], float]
+"""Does the first so many requests of a volume: seconds."""
 
 LINUX = Volume(7, 64)
 SMALL = Volume(60, 1)
@@ -122,7 +125,7 @@ class Took(NamedTuple):
 
 def _two_rows(what: str, against: str, volume: Volume, found: list[tuple[Took, Took]]) -> Iterator[Row]:
     """How fast the requests behind the first one are, and how fast all are with what comes before and after."""
-    rest = volume.size - volume.one.size
+    rest = volume.size - volume.piece
     behind = [(_speed(rest, ours.all - ours.one), _speed(rest, theirs.all - theirs.one)) for ours, theirs in found]
     yield speed_row(f"{what}, {volume}", against, "GiB/s", behind, 0.95)
     whole = [(_speed(volume.size, ours.all), _speed(volume.size, theirs.all)) for ours, theirs in found]
@@ -132,14 +135,18 @@ def _two_rows(what: str, against: str, volume: Volume, found: list[tuple[Took, T
 def _discards(floor: Floor, pages: Pages, *, quick: bool) -> Iterator[Row]:
     with our_device(memfd_flags=pages.memfd_flags) as device, a_processor_each(device.vmm.service) as processor:
 
-        def ours(volume: Volume) -> float:
+        def ours(volume: Volume, first: int) -> float:
             fill(device, pages, volume)
-            device.rouse()  # to fill more takes longer
-            return device.kick(volume.of(RequestType.UNPLUG))
+            device.rouse()  # as it was for C
+            requests = volume.of(RequestType.UNPLUG)
+            seconds = device.kick(requests[:first])
+            if rest := requests[first:]:
+                device.kick(rest)
+            return seconds
 
-        def theirs(volume: Volume) -> float:
+        def theirs(volume: Volume, first: int) -> float:
             fill(device, pages, volume)
-            seconds = floor.kicked("punch", device.vmm.fd, volume.blocks * BLOCK_SIZE, volume.requests, processor)
+            seconds = floor.kicked("punch", device.vmm.fd, volume.piece, first, processor)
             device.kick(volume.of(RequestType.UNPLUG))
             return seconds
 
@@ -165,16 +172,15 @@ def _mapped_huge() -> int:
 def _prefault(floor: Floor, *, quick: bool) -> Iterator[Row]:
     with our_device(prefault=True) as device, a_processor_each(device.vmm.service) as processor:
 
-        def ours(volume: Volume) -> float:
+        def ours(volume: Volume, first: int) -> float:
             device.rouse()  # it has waited for C's turn
-            seconds = device.kick(volume.of(RequestType.PLUG))
-            device.kick(volume.of(RequestType.UNPLUG))
+            seconds = device.kick(volume.of(RequestType.PLUG)[:first])
+            device.kick(volume.of(RequestType.UNPLUG)[:first])
             return seconds
 
-        def theirs(volume: Volume) -> float:
-            size = volume.blocks * BLOCK_SIZE
-            seconds = floor.kicked("populate", device.vmm.fd, size, volume.requests, processor)
-            floor.punch(device.vmm.fd, size, volume.requests)
+        def theirs(volume: Volume, first: int) -> float:
+            seconds = floor.kicked("populate", device.vmm.fd, volume.piece, first, processor)
+            floor.punch(device.vmm.fd, volume.piece, first)
             return seconds
 
         for volume in (LINUX, SMALL):
@@ -182,17 +188,15 @@ def _prefault(floor: Floor, *, quick: bool) -> Iterator[Row]:
             yield from _two_rows("PLUG with prefault, 4 KiB pages", "MADV_POPULATE_WRITE in C", volume, found)
 
 
-def _in_turn(
-    volume: Volume, ours: Callable[[Volume], float], theirs: Callable[[Volume], float], *, times: int, quick: bool
-) -> list[tuple[Took, Took]]:
+def _in_turn(volume: Volume, ours: Side, theirs: Side, *, times: int, quick: bool) -> list[tuple[Took, Took]]:
     """Pairs of medians of `times`; of a third of them when quick."""
     pairs, times = (3, times // 3) if quick else (20, times)
 
-    def took(act: Callable[[Volume], float]) -> Took:
-        kicks = [(act(volume), act(volume.one)) for _ in range(times)]
+    def took(act: Side) -> Took:
+        kicks = [(act(volume, volume.requests), act(volume, 1)) for _ in range(times)]
         return Took(*map(statistics.median, zip(*kicks, strict=True)))
 
-    ours(volume), theirs(volume.one)
+    ours(volume, volume.requests), theirs(volume, 1)
     return in_turn(pairs, lambda: took(ours), lambda: took(theirs))
 
 
