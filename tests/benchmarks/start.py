@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from tests.api.rig import Client
 from tests.benchmarks.measure import Row, in_turn, limit_row, number_row
+from tests.peers.processes import children_of
 
 MIB = 1 << 20
 
@@ -107,8 +108,7 @@ def served(
 
 def tree(pid: int) -> list[int]:
     """A process and those that it started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(each for child in children for each in tree(int(child)))]
+    return [pid, *(each for child in children_of(pid) for each in tree(child))]
 
 
 def memory(pid: int, kind: str) -> float:

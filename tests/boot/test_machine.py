@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.processes import wait_until
+from tests.peers.processes import children_of, wait_until
 from virtio_mem.boot.machine import WORKER
 from virtio_mem.cli import main
 
@@ -97,7 +97,7 @@ def test_a_signal_ends_qemu_first(qemu: Path, number: signal.Signals) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b"begun\n"
-        wait_until(lambda: worker_of(process.pid), "the worker runs")
+        wait_until(lambda: has_worker(process.pid), "the worker runs")
         process.send_signal(number)
         assert process.stdout.read() == b"told to end\n"
         assert process.wait(10) == 0
@@ -127,10 +127,9 @@ sys.exit(main(sys.argv[1:]))
     assert leftovers(qemu) == []
 
 
-def worker_of(pid: int) -> bool:
+def has_worker(pid: int) -> bool:
     """Whether the program's loop has begun, which starts the worker."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return any(WORKER[-1] in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    return any(WORKER[-1] in Path(f"/proc/{child}/cmdline").read_text() for child in children_of(pid))
 
 
 def test_an_old_qemu(qemu: Path, capfd: pytest.CaptureFixture[str]) -> None:

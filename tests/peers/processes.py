@@ -51,11 +51,16 @@ def unused(directory: Path, name: str, suffix: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that the first thread of `pid` started, the oldest first; none where it has ended."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 def worker_of(pid: int) -> int | None:
     """The worker of the supervisor `pid`, if there is one at this moment."""
-    with suppress(OSError, IndexError):  # the supervisor has ended, or there is none
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-    return None
+    return next(iter(children_of(pid)), None)
 
 
 def doings(pid: int) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from tests import counts
 from tests.attack.run import stands
-from tests.peers.processes import wait_until
+from tests.peers.processes import children_of, wait_until, worker_of
 from tests.serve.rig import BLOCK_SIZE, guest
 from vhost_user.attack import ATTACKS, Verdict
 from vhost_user.frontend import Frontend
@@ -129,7 +129,7 @@ def test_the_service_with_a_closed_stream(closed: str, tmp_path: Path) -> None:
         ) as process:
             try:
                 assert manager.recv(64) == b"READY=1"
-                worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+                worker = worker_of(process.pid)
                 fds = [
                     [Path(f"/proc/{pid}/fd/{number}").stat().st_ino for number in range(3)]
                     for pid in (process.pid, worker)
@@ -155,9 +155,9 @@ def test_a_signal_to_every_process_is_the_supervisors(number: int, tmp_path: Pat
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        wait_until(children.read_text, "there is a worker")
-        os.kill(int(children.read_text()), number)
+        wait_until(lambda: children_of(process.pid), "there is a worker")
+        (worker,) = children_of(process.pid)
+        os.kill(worker, number)
         assert process.stdout.readline() == "ready\n"
         os.killpg(process.pid, number)
         if number == signal.SIGHUP:
@@ -170,17 +170,16 @@ def test_a_signal_to_every_process_is_the_supervisors(number: int, tmp_path: Pat
 def test_the_code_that_serves_after_sighup_is_what_is_installed_then(tmp_path: Path) -> None:
     """The first worker is a fork of the supervisor, and so of the same code; one that takes its place is not."""
     with running("--zone", zone_text(tmp_path)) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
         def has_module_of_its_own() -> bool:
             with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
                 return any(
                     b"virtio_mem.serve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-                    for pid in children.read_text().split()
+                    for pid in children_of(process.pid)
                 )
             return False
 
-        assert children.read_text()
+        assert children_of(process.pid)
         assert not has_module_of_its_own()
         process.send_signal(signal.SIGHUP)
         wait_until(has_module_of_its_own, "there is another worker")

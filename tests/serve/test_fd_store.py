@@ -11,14 +11,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import counts
-from tests.peers.processes import wait_until
+from tests.peers.processes import wait_until, worker_of
 from tests.serve.rig import BLOCK_SIZE, FORMS, guest, zone
 from tests.serve.supervised import _fork_worker
 from tests.serve.test_daemon import COMMAND, ROOT, zone_text
@@ -53,13 +53,12 @@ class Killer:
             self._manager.kill_main(after=self._rng.choice([0, 0.003]))
             self.supervisors += 1
             return
-        main = self._manager.board[MAIN]
-        try:
-            children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
-            os.kill(int(children[0]), signal.SIGKILL)
+        worker = worker_of(self._manager.board[MAIN])
+        if worker is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
             self.workers += 1
-        except (OSError, IndexError):
-            pass  # there is none at this moment
 
 
 @pytest.mark.parametrize("form", FORMS)
