@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tests.host import PEERS_TREE
@@ -14,6 +17,15 @@ BUSYBOX = PEERS_TREE / "usr/bin/busybox"
 
 EPILOGUE = "poweroff -f\n"
 
+_LOW_MEMORY = 2 << 30
+"""Bytes of a guest's memory that its kernel lies in."""
+
+_LOG = 128 << 10
+"""Bytes of a kernel's log that are looked at."""
+
+_AT_ONCE = 32 << 20
+"""Bytes of memory that are looked at together."""
+
 
 def make_initrd(directory: Path, script: str, modules: Sequence[str] = ()) -> Path:
     """An initrd in `directory` that loads modules, with those that they need, runs a shell script, and powers off.
@@ -24,3 +36,35 @@ def make_initrd(directory: Path, script: str, modules: Sequence[str] = ()) -> Pa
     path = unused(directory, "initrd", "")
     path.write_bytes(build_initrd(kernel(), BUSYBOX, script.rstrip("\n") + "\n" + EPILOGUE, modules))
     return path
+
+
+def kernel_logs(vmm: int, most: int) -> list[str]:
+    """The last `most` characters of each kernel's log in the memory of the guest of process `vmm`, as far as that is
+    memfds, and whether or not the kernel has printed it. One that was begun before a reset may be there still."""
+    found = []
+    with suppress(OSError):  # the process has ended
+        for link in Path(f"/proc/{vmm}/fd").iterdir():
+            if (name := str(link.readlink())).startswith("/memfd:"):
+                found += [f"kernel's log at {at:#x} of {name}:\n{text[-most:]}" for at, text in _logs_in(link)]
+    return found
+
+
+def _logs_in(memory: Path) -> Iterator[tuple[int, str]]:
+    """Before each record of a log is a binary number."""
+    for start, content in _data(memory):
+        for begun in re.finditer(rb"(?s)Linux version \d[ -~]+[^ -~].{0,30}Command line: ", content):
+            if begun.start() < _AT_ONCE:
+                records = re.findall(rb"[\t -~]{8,}", content[begun.start() : begun.start() + _LOG])
+                yield start + begun.start(), b"\n".join(records).decode()
+
+
+def _data(memory: Path) -> Iterator[tuple[int, bytes]]:
+    """Pieces of a file, from where each begins, so long that a log that begins in one's first _AT_ONCE bytes is in it.
+    Holes are not read: they stay holes."""
+    with memory.open("rb") as file, suppress(OSError):  # behind the last data there is only a hole
+        end = 0
+        while end < _LOW_MEMORY:
+            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            for at in range(start, min(end, _LOW_MEMORY), _AT_ONCE):
+                yield at, os.pread(file.fileno(), min(_AT_ONCE + _LOG, end - at), at)

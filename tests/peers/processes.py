@@ -53,9 +53,13 @@ def unused(directory: Path, name: str, suffix: str) -> Path:
 
 def children_of(pid: int) -> list[int]:
     """The processes that the first thread of `pid` started, the oldest first; none where it has ended."""
-    with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    thread = Path(f"/proc/{pid}/task/{pid}")
+    try:
+        return [int(child) for child in (thread / "children").read_text().split()]
+    except OSError:
+        if thread.exists():
+            raise
+        return []
 
 
 def worker_of(pid: int) -> int | None:
@@ -180,7 +184,7 @@ def running(
         if server:
             wait_until(lambda: _listening(peer), f"{name} listens at {socket}")
         yield peer
-    except TimeoutError:
+    except (TimeoutError, subprocess.TimeoutExpired):
         sys.stdout.write(f"--- {name} when it was not waited for any longer:\n{doings(process.pid)}\n")
         raise
     finally:

@@ -7,26 +7,24 @@ Both block until the back end has answered them, so one that runs in the test's 
 from __future__ import annotations
 
 import json
-import mmap
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.host import PEERS_TREE
+from tests.peers.guest import kernel_logs
 from tests.peers.processes import LATE, SHOWN, Peer, running, unused
 from tests.peers.tree import LIBRARIES, command, kernel, version
 
-_LOW_MEMORY = 2 << 30
-"""Where a guest has its kernel."""
-
-_LOG = 128 << 10
-"""Bytes of a kernel's log that are looked at."""
+_TOLD = 2.0
+"""Seconds within which a monitor answers that answers at all."""
 
 # What it would look for in /usr.
 MODULES = {"QEMU_MODULE_DIR": str(LIBRARIES / "qemu")}
@@ -41,13 +39,27 @@ class Qmp:
         self.events: list[dict[str, Any]] = []
         """What it told without being asked, in order, as far as it was read."""
         self._socket: socket.socket | None = None
+        self._patience = LATE
         self._unread = b""
+        self._asked = 0
 
     def __call__(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """RuntimeError where QEMU refuses."""
         self._connect()
-        self._send({"execute": command} | ({"arguments": dict(arguments)} if arguments else {}))
-        return self._answer()
+        return self._ask(command, arguments or {})
+
+    def monitor(self, line: str) -> str:
+        """What a command of the monitor for people prints."""
+        return str(self("human-monitor-command", {"command-line": line}))
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """Wait no longer than that for each answer meanwhile; TimeoutError."""
+        before, self._patience = self._patience, seconds
+        try:
+            yield
+        finally:
+            self._patience = before
 
     def wait_for_event(self, name: str) -> dict[str, Any]:
         """The oldest event of this name, which is taken out of `events`; waits for it if need be."""
@@ -57,7 +69,8 @@ class Qmp:
                 if event["event"] == name:
                     self.events.remove(event)
                     return event
-            self.events.append(self._receive())
+            if "event" in (message := self._receive()):
+                self.events.append(message)
 
     def close(self) -> None:
         if self._socket:
@@ -67,28 +80,26 @@ class Qmp:
     def _connect(self) -> None:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(LATE)
+            self._socket.settimeout(self._patience)
             self._socket.connect(str(self.path))
             self._receive()  # the greeting
-            self._send({"execute": "qmp_capabilities"})
-            self._answer()
+            self._ask("qmp_capabilities", {})
 
-    def _send(self, message: Mapping[str, object]) -> None:
+    def _ask(self, command: str, arguments: Mapping[str, object]) -> Any:
         assert self._socket
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def _answer(self) -> Any:
-        while True:
-            message = self._receive()
-            if "event" not in message:
-                break
-            self.events.append(message)
-        if "error" in message:
-            raise RuntimeError(f"QEMU: {message['error']['desc']}")
-        return message["return"]
+        self._asked += 1
+        question = {"execute": command, "arguments": dict(arguments), "id": self._asked}
+        self._socket.sendall(json.dumps(question).encode() + b"\n")
+        while (answer := self._receive()).get("id") != self._asked:
+            if "event" in answer:  # else it is to a question that nobody waits for any longer
+                self.events.append(answer)
+        if "error" in answer:
+            raise RuntimeError(f"QEMU: {answer['error']['desc']}")
+        return answer["return"]
 
     def _receive(self) -> dict[str, Any]:
         assert self._socket
+        self._socket.settimeout(self._patience)
         while b"\n" not in self._unread:
             received = self._socket.recv(65536)
             if not received:
@@ -106,32 +117,17 @@ class Qemu(Peer):
     qmp: Qmp
 
     def doings(self) -> str:
-        """What its guest does: where the processors are, at three moments, and the end of the kernel's log, which is
-        found in the guest's memory however little of it is printed. OSError, RuntimeError or EOFError where QEMU does
-        not tell."""
-        looks = []
-        for _ in range(3):
-            looks += re.findall(r"^.IP=.*?HLT=\d", self._monitor("info registers -a"), re.DOTALL | re.MULTILINE)
-            time.sleep(0.1)
-        copy = unused(self.log.parent, "memory", ".bin")
+        """What its guest does, as far as that can be told within seconds: where its processors are, at three moments,
+        and the end of its kernel's log, however little of that is printed."""
+        lines = []
         try:
-            size = self.qmp("query-memory-size-summary")["base-memory"]
-            self.qmp("pmemsave", {"val": 0, "size": min(size, _LOW_MEMORY), "filename": str(copy)})
-            looks.append(_kernel_log(copy)[-SHOWN:])
-        finally:
-            copy.unlink(missing_ok=True)
-        return "\n".join(looks)
-
-    def _monitor(self, line: str) -> str:
-        return str(self.qmp("human-monitor-command", {"command-line": line}))
-
-
-def _kernel_log(memory: Path) -> str:
-    """The log's records, each behind a binary number; "" where no kernel has begun one."""
-    with memory.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-        begun = re.search(rb"(?s)Linux version \d[ -~]+[^ -~].{0,30}Command line: ", data)
-        log = data[begun.start() : begun.start() + _LOG] if begun else b""
-    return "\n".join(record.decode() for record in re.findall(rb"[\t -~]{8,}", log))
+            with self.qmp.patience(_TOLD):
+                for _ in range(3):
+                    lines += re.findall(r"(?ms)^.IP=.*?HLT=\d", self.qmp.monitor("info registers -a"))
+                    time.sleep(0.1)
+        except (OSError, EOFError, RuntimeError) as error:
+            lines.append(f"its monitor does not tell: {error!r}")
+        return "\n".join((*lines, *kernel_logs(self.pid, SHOWN)))
 
 
 @contextmanager
@@ -167,9 +163,8 @@ def qemu(
         vm = Qemu(**vars(peer), qmp=Qmp(monitor))
         try:
             yield vm
-        except TimeoutError:
-            with suppress(OSError, RuntimeError, EOFError):
-                sys.stdout.write(f"--- the guest when it was not waited for any longer:\n{vm.doings()}\n")
+        except (TimeoutError, subprocess.TimeoutExpired):
+            sys.stdout.write(f"--- the guest when it was not waited for any longer:\n{vm.doings()}\n")
             raise
         finally:
             vm.qmp.close()

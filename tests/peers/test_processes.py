@@ -174,7 +174,7 @@ def test_a_guest_boots_and_powers_off(directory: Path, storage_daemon: Peer, ima
     with qemu(directory, *device, initrd=initrd) as vm:
         assert "on the disk" in vm.wait_for_output("on the disk")
         assert vm.qmp("query-status")["running"]
-        assert re.search(r"(?s)IP=.*HLT=.*Run /init as init process", vm.doings())
+        assert re.search(r"(?s)IP=.*HLT=.*kernel's log at .*Run /init as init process", vm.doings())
         with pytest.raises(RuntimeError, match=r"QEMU: .*nonsense"):
             vm.qmp("nonsense")
         vm.send("a word")
@@ -182,6 +182,23 @@ def test_a_guest_boots_and_powers_off(directory: Path, storage_daemon: Peer, ima
         assert vm.wait() == 0
         assert "read: a word" in vm.output()
         assert "virtio_mem " in vm.output()
+
+
+def test_what_a_guest_does_is_shown_where_it_is_waited_for_in_vain(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TimeoutError, match="prints 'nonsense'"), qemu(directory) as vm:
+        vm.wait_for_output("nonsense", 0.3)
+    assert re.search(r"(?s)the guest when it was not waited for.*IP=.*HLT=.*qemu when it was", capsys.readouterr().out)
+
+
+def test_a_monitor_that_does_not_tell(directory: Path) -> None:
+    with qemu(directory) as vm:
+        assert vm.qmp("query-status")["running"]
+        os.kill(vm.pid, signal.SIGSTOP)
+        assert "its monitor does not tell: TimeoutError" in vm.doings()
+        os.kill(vm.pid, signal.SIGCONT)
+        assert vm.qmp("query-status")["running"]  # not the answer to what was asked before
 
 
 def test_a_module_that_there_is_not(directory: Path) -> None:
