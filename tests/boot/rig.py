@@ -84,7 +84,7 @@ def machine(
     initrd.write_bytes(default_initrd(chosen, OBEY))
     api_socket, log = directory / "api", directory / "boot.log"
     payload = ["--kernel", str(chosen / "vmlinuz"), "--initrd", str(initrd), "--api-socket", str(api_socket)]
-    cmdline = f"console=ttyS0 quiet panic=-1 no_timer_check memhp_default_state=online_movable {append}"
+    cmdline = f"console=ttyS0 quiet panic=-1 memhp_default_state=online_movable {append}"
     command = [
         sys.executable,
         "-m",

@@ -96,11 +96,17 @@ def test_the_initrd_is_left_out_where_there_is_none() -> None:
 
 def test_the_guest_is_told_what_it_has() -> None:
     boot_end = GIB + 64 * MIB
-    assert kernel_command_line(machine(), "quiet") == f"quiet mem={boot_end}"
-    assert kernel_command_line(machine(), "", "memmap") == f"memmap={2 * GIB:#x}%{4 * GIB:#x}-1"
-    assert kernel_command_line(machine(()), "quiet") == f"quiet mem={boot_end} numa=off"
+    assert kernel_command_line(machine(), "quiet", "mem", "kvm") == f"quiet mem={boot_end}"
+    assert kernel_command_line(machine(), "", "memmap", "kvm") == f"memmap={2 * GIB:#x}%{4 * GIB:#x}-1"
+    assert kernel_command_line(machine(()), "quiet", "mem", "kvm") == f"quiet mem={boot_end} numa=off"
     plain = lay_out_machine([ZoneSize("a", ByteCount(GIB), ByteCount(0), PAGE, PAGE)], NUMA[:1], 6)
-    assert kernel_command_line(plain, "quiet") == "quiet"
+    assert kernel_command_line(plain, "quiet", "mem", "kvm") == "quiet"
+
+
+def test_an_emulated_processor_that_is_late_is_no_broken_clock() -> None:
+    plain = machine(())
+    assert kernel_command_line(plain, "quiet", "mem", "tcg").endswith(" numa=off no_timer_check tsc=reliable")
+    assert kernel_command_line(plain, "tsc=unstable", "mem", "tcg").endswith(" numa=off")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tests.host import PEERS_TREE
 from tests.peers.guest import kernel_logs
 from tests.peers.processes import LATE, SHOWN, Peer, running, unused
 from tests.peers.tree import LIBRARIES, command, kernel, version
+from virtio_mem.boot.qemu import EMULATED_CLOCKS
 
 _TOLD = 2.0
 """Seconds within which a monitor answers that answers at all."""
@@ -151,7 +152,7 @@ def qemu(
         options += ["-object", f"memory-backend-memfd,id=ram0,size={memory},share=on"]
     if initrd is not None:
         options += ["-kernel", str(kernel() / "vmlinuz"), "-initrd", str(initrd)]
-        options += ["-append", f"console=ttyS0 quiet panic=-1 no_timer_check {append}".strip()]
+        options += ["-append", f"console=ttyS0 quiet panic=-1 {EMULATED_CLOCKS} {append}".strip()]
     line = command(
         *("bin/qemu-system-x86_64", *FIRMWARE, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *options,

@@ -37,7 +37,7 @@ from virtio_mem.picture.terminal import coloured
 MEMORY = "size=512M,shared=on,hotplug_method=virtio-mem,hotplug_size=2G,hotplugged_size=256M"
 BOOT_SIZE, BOOT_HOTPLUGGED = 512 * MIB, 256 * MIB
 ZONE = "mem0"
-CMDLINE = "console=ttyS0 quiet panic=-1 no_timer_check memhp_default_state=online_movable"
+CMDLINE = "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable"
 
 BOOT_SECONDS = 120.0
 """Emulated on a busy machine; on an idle one it takes five."""

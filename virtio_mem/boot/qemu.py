@@ -26,6 +26,10 @@ DEFAULT_PHYS_BITS = 40
 _ABOVE_RAM = 64 * GIB
 """What QEMU wants of guest-physical space behind RAM for PCI devices: 32 GiB, and to come to a boundary."""
 
+EMULATED_CLOCKS = "no_timer_check tsc=reliable"
+"""For the command line of a kernel whose processors are emulated. All its clocks are the host's; to judge one by
+another, or by when another processor reads it, is to judge how busy the host is, and can end a boot."""
+
 CONSOLE = (
     *("-chardev", "stdio,id=console,mux=on,signal=off"),
     *("-serial", "chardev:console", "-monitor", "chardev:console"),
@@ -76,18 +80,21 @@ def qemu_arguments(layout: MachineLayout, options: QemuOptions) -> list[str]:
         *CONSOLE,
         *("-kernel", options.kernel),
         *(("-initrd", options.initrd) if options.initrd else ()),
-        *("-append", kernel_command_line(layout, options.append, options.hide_by)),
+        *("-append", kernel_command_line(layout, options.append, options.hide_by, options.accel)),
         *options.extra,
     ]
 
 
-def kernel_command_line(layout: MachineLayout, append: str, hide_by: str = "mem") -> str:
-    """`append`, with what keeps the guest away from memory that is not plugged; see layout.py."""
+def kernel_command_line(layout: MachineLayout, append: str, hide_by: str, accel: str) -> str:
+    """`append`, with what keeps the guest away from memory that is not plugged, see layout.py; and, unless it speaks of
+    the TSC itself, with what an emulated processor needs."""
     words = [append] if append else []
     if layout.placements.hotplug:
         words.append(hiding(layout.boot_end, layout.end, hide_by))
     if not layout.numa:
         words.append("numa=off")
+    if not accel.startswith("kvm") and "tsc=" not in append:
+        words.append(EMULATED_CLOCKS)
     return " ".join(words)
 
 
