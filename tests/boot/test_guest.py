@@ -84,7 +84,7 @@ def check_sizes(vm: Machine) -> None:
 
 
 def test_two_zones_on_two_nodes(directory: Path) -> None:
-    with machine(directory, TWO_NODES) as vm:
+    with machine(directory, TWO_NODES, append="-- inits") as vm:  # what is added comes before that
         wait_for_size(vm, "b", 256 * MIB)
         assert vm.held_by_host("a") == 0  # neither QEMU nor the guest touched what was not plugged
         assert vm.held_by_host("b") == 256 * MIB

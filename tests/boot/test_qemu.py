@@ -106,7 +106,22 @@ def test_the_guest_is_told_what_it_has() -> None:
 def test_an_emulated_processor_that_is_late_is_no_broken_clock() -> None:
     plain = machine(())
     assert kernel_command_line(plain, "quiet", "mem", "tcg").endswith(" numa=off no_timer_check tsc=reliable")
-    assert kernel_command_line(plain, "tsc=unstable", "mem", "tcg").endswith(" numa=off")
+    for own in ("tsc=unstable", "quiet notsc"):
+        assert kernel_command_line(plain, own, "mem", "tcg").endswith(" numa=off no_timer_check")
+    assert kernel_command_line(plain, "atsc=1", "mem", "tcg").endswith("tsc=reliable")
+    assert dict(words(plain))["-append"].endswith("tsc=reliable")
+
+
+@pytest.mark.parametrize(
+    ("append", "told"),
+    [
+        ("quiet -- single", "quiet mem={} numa=off -- single"),
+        ("--", "mem={} numa=off --"),
+        ('a--b c="d -- e"', 'a--b c="d -- e" mem={} numa=off'),
+    ],
+)
+def test_what_is_for_init_stays_last(append: str, told: str) -> None:
+    assert kernel_command_line(machine(()), append, "mem", "kvm") == told.format(GIB + 64 * MIB)
 
 
 @pytest.mark.parametrize(

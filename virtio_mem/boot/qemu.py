@@ -9,6 +9,7 @@ configuration).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,13 @@ DEFAULT_PHYS_BITS = 40
 _ABOVE_RAM = 64 * GIB
 """What QEMU wants of guest-physical space behind RAM for PCI devices: 32 GiB, and to come to a boundary."""
 
-EMULATED_CLOCKS = "no_timer_check tsc=reliable"
-"""For the command line of a kernel whose processors are emulated. All its clocks are the host's; to judge one by
-another, or by when another processor reads it, is to judge how busy the host is, and can end a boot."""
+EMULATED_CLOCKS = ("no_timer_check", "tsc=reliable")
+"""For the command line of a kernel whose processors are emulated. All its clocks are the host's, and all processors
+have the same; to judge one by another, or by when another processor reads it, is to judge how busy the host is, and may
+hold up a boot. What is lost with that: a rate that the kernel misjudged when it booted is not found out later."""
+
+_WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
+"""Of a kernel's command line."""
 
 CONSOLE = (
     *("-chardev", "stdio,id=console,mux=on,signal=off"),
@@ -86,16 +91,19 @@ def qemu_arguments(layout: MachineLayout, options: QemuOptions) -> list[str]:
 
 
 def kernel_command_line(layout: MachineLayout, append: str, hide_by: str, accel: str) -> str:
-    """`append`, with what keeps the guest away from memory that is not plugged, see layout.py; and, unless it speaks of
-    the TSC itself, with what an emulated processor needs."""
-    words = [append] if append else []
+    """`append`, with what keeps the guest away from memory that is not plugged, see layout.py; and with EMULATED_CLOCKS
+    where processors are, unless it speaks of the TSC itself. What follows `--` in it is for init, and stays last."""
+    words = _WORD.findall(append)
+    inits = words[words.index("--") :] if "--" in words else []
+    words = words[: len(words) - len(inits)]
     if layout.placements.hotplug:
         words.append(hiding(layout.boot_end, layout.end, hide_by))
     if not layout.numa:
         words.append("numa=off")
-    if not accel.startswith("kvm") and "tsc=" not in append:
-        words.append(EMULATED_CLOCKS)
-    return " ".join(words)
+    if not accel.startswith("kvm"):
+        own = any(word == "notsc" or word.startswith("tsc=") for word in words)
+        words += EMULATED_CLOCKS[: 1 if own else None]
+    return " ".join([*words, *inits])
 
 
 def hiding(boot_end: GuestAddress, end: GuestAddress, hide_by: str) -> str:

@@ -26,10 +26,10 @@ _MORE = """\
 pages): QEMU is another process. A NUMA node has boot memory of one zone at most. QEMU has to be 10.2 or later.
 
 The memory is laid out so that what is not plugged comes last, and the guest is kept away from it by mem= on its command
-line, which is added to --cmdline; so is numa=off, without --numa, and, without KVM, no_timer_check tsc=reliable: an
-emulated processor that is late, on a busy host, looks like a broken clock. The guest's kernel needs the driver
-virtio_mem. If it is built in and no module, use --hide-by memmap: such a driver comes before the kernel lifts the limit
-of mem=.
+line, which is added to --cmdline; so is numa=off, without --numa, and, without KVM, no_timer_check tsc=reliable, unless
+--cmdline has a tsc= of its own: an emulated processor that is late, on a busy host, looks like a broken clock. The
+guest's kernel needs the driver virtio_mem. If it is built in and no module, use --hide-by memmap: such a driver comes
+before the kernel lifts the limit of mem=.
 
 What comes after -- is added to QEMU's command line, disks for example:
 
