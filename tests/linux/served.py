@@ -90,7 +90,7 @@ def serving(
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", (directory / "serve.log").read_text()
             yield service
-        except TimeoutError:
+        except (TimeoutError, subprocess.TimeoutExpired):
             sys.stdout.write(f"--- serve when something was not waited for any longer:\n{service.doings()}\n")
             raise
         finally:

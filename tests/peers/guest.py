@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,9 @@ _LOG = 128 << 10
 _AT_ONCE = 32 << 20
 """Bytes of memory that are looked at together."""
 
+_SEARCHED = 8.0
+"""Seconds for the search of a guest's memory, which takes a few a gibibyte."""
+
 
 def make_initrd(directory: Path, script: str, modules: Sequence[str] = ()) -> Path:
     """An initrd in `directory` that loads modules, with those that they need, runs a shell script, and powers off.
@@ -38,21 +42,37 @@ def make_initrd(directory: Path, script: str, modules: Sequence[str] = ()) -> Pa
     return path
 
 
-def kernel_logs(vmm: int, most: int) -> list[str]:
+def kernel_logs(vmm: int, most: int) -> Iterator[str]:
     """The last `most` characters of each kernel's log in the memory of the guest of process `vmm`, as far as that is
-    memfds, and whether or not the kernel has printed it. One that was begun before a reset may be there still."""
-    found = []
-    with suppress(OSError):  # the process has ended
-        for link in Path(f"/proc/{vmm}/fd").iterdir():
-            if (name := str(link.readlink())).startswith("/memfd:"):
-                found += [f"kernel's log at {at:#x} of {name}:\n{text[-most:]}" for at, text in _logs_in(link)]
-    return found
+    memfds and can be searched within seconds, and whether or not the kernel has printed it. One that was begun before a
+    reset may be there still. Says so where there is none."""
+    end, found = time.monotonic() + _SEARCHED, False
+    for memory in _memfds(vmm):
+        for at, text in _logs_in(memory, end):
+            yield f"kernel's log at {at:#x}:\n{text[-most:]}"
+            found = True
+    if not found:
+        yield "no kernel's log was found"
 
 
-def _logs_in(memory: Path) -> Iterator[tuple[int, str]]:
-    """Before each record of a log is a binary number."""
+def _memfds(pid: int) -> Iterator[Path]:
+    """Each once, however often it is open. None where the process has ended."""
+    seen = set()
+    with suppress(FileNotFoundError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it was closed meanwhile
+                inode = link.stat().st_ino
+                if inode not in seen and str(link.readlink()).startswith("/memfd:"):
+                    seen.add(inode)
+                    yield link
+
+
+def _logs_in(memory: Path, end: float) -> Iterator[tuple[int, str]]:
+    """Where each begins, and its records, before each of which is a binary number."""
     for start, content in _data(memory):
-        for begun in re.finditer(rb"(?s)Linux version \d[ -~]+[^ -~].{0,30}Command line: ", content):
+        if time.monotonic() > end:
+            return
+        for begun in re.finditer(rb"Linux version \d[ -~]+(?=[^\[]{0,30}\0)[^\[]{1,40}Command line: ", content):
             if begun.start() < _AT_ONCE:
                 records = re.findall(rb"[\t -~]{8,}", content[begun.start() : begun.start() + _LOG])
                 yield start + begun.start(), b"\n".join(records).decode()
@@ -61,7 +81,7 @@ def _logs_in(memory: Path) -> Iterator[tuple[int, str]]:
 def _data(memory: Path) -> Iterator[tuple[int, bytes]]:
     """Pieces of a file, from where each begins, so long that a log that begins in one's first _AT_ONCE bytes is in it.
     Holes are not read: they stay holes."""
-    with memory.open("rb") as file, suppress(OSError):  # behind the last data there is only a hole
+    with suppress(OSError), memory.open("rb") as file:  # behind the last data there is only a hole
         end = 0
         while end < _LOW_MEMORY:
             start = os.lseek(file.fileno(), end, os.SEEK_DATA)

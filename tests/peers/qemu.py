@@ -7,6 +7,7 @@ Both block until the back end has answered them, so one that runs in the test's 
 from __future__ import annotations
 
 import json
+import math
 import re
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from tests.peers.processes import LATE, SHOWN, Peer, running, unused
 from tests.peers.tree import LIBRARIES, command, kernel, version
 from virtio_mem.boot.qemu import EMULATED_CLOCKS
 
-_TOLD = 2.0
+_TOLD = 5.0
 """Seconds within which a monitor answers that answers at all."""
 
 # What it would look for in /usr.
@@ -40,7 +41,7 @@ class Qmp:
         self.events: list[dict[str, Any]] = []
         """What it told without being asked, in order, as far as it was read."""
         self._socket: socket.socket | None = None
-        self._patience = LATE
+        self._deadline = math.inf
         self._unread = b""
         self._asked = 0
 
@@ -55,12 +56,12 @@ class Qmp:
 
     @contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
-        """Wait no longer than that for each answer meanwhile; TimeoutError."""
-        before, self._patience = self._patience, seconds
+        """Wait no longer than that for all answers together meanwhile; TimeoutError."""
+        self._deadline = time.monotonic() + seconds
         try:
             yield
         finally:
-            self._patience = before
+            self._deadline = math.inf
 
     def wait_for_event(self, name: str) -> dict[str, Any]:
         """The oldest event of this name, which is taken out of `events`; waits for it if need be."""
@@ -81,10 +82,14 @@ class Qmp:
     def _connect(self) -> None:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX)
-            self._socket.settimeout(self._patience)
-            self._socket.connect(str(self.path))
-            self._receive()  # the greeting
-            self._ask("qmp_capabilities", {})
+            try:
+                self._socket.settimeout(self._patience())
+                self._socket.connect(str(self.path))
+                self._receive()  # the greeting
+                self._ask("qmp_capabilities", {})
+            except BaseException:
+                self.close()
+                raise
 
     def _ask(self, command: str, arguments: Mapping[str, object]) -> Any:
         assert self._socket
@@ -98,10 +103,13 @@ class Qmp:
             raise RuntimeError(f"QEMU: {answer['error']['desc']}")
         return answer["return"]
 
+    def _patience(self) -> float:
+        return max(0.001, min(LATE, self._deadline - time.monotonic()))
+
     def _receive(self) -> dict[str, Any]:
         assert self._socket
-        self._socket.settimeout(self._patience)
         while b"\n" not in self._unread:
+            self._socket.settimeout(self._patience())
             received = self._socket.recv(65536)
             if not received:
                 raise EOFError("QEMU closed its monitor")
@@ -117,18 +125,17 @@ class Qemu(Peer):
 
     qmp: Qmp
 
-    def doings(self) -> str:
+    def doings(self) -> Iterator[str]:
         """What its guest does, as far as that can be told within seconds: where its processors are, at three moments,
         and the end of its kernel's log, however little of that is printed."""
-        lines = []
         try:
             with self.qmp.patience(_TOLD):
                 for _ in range(3):
-                    lines += re.findall(r"(?ms)^.IP=.*?HLT=\d", self.qmp.monitor("info registers -a"))
+                    yield from re.findall(r"(?ms)^.IP=.*?HLT=\d", self.qmp.monitor("info registers -a"))
                     time.sleep(0.1)
-        except (OSError, EOFError, RuntimeError) as error:
-            lines.append(f"its monitor does not tell: {error!r}")
-        return "\n".join((*lines, *kernel_logs(self.pid, SHOWN)))
+        except (OSError, EOFError, RuntimeError, ValueError) as error:
+            yield f"its monitor does not tell: {error!r}"
+        yield from kernel_logs(self.pid, SHOWN)
 
 
 @contextmanager
@@ -152,7 +159,7 @@ def qemu(
         options += ["-object", f"memory-backend-memfd,id=ram0,size={memory},share=on"]
     if initrd is not None:
         options += ["-kernel", str(kernel() / "vmlinuz"), "-initrd", str(initrd)]
-        options += ["-append", f"console=ttyS0 quiet panic=-1 {EMULATED_CLOCKS} {append}".strip()]
+        options += ["-append", f"console=ttyS0 quiet panic=-1 {' '.join(EMULATED_CLOCKS)} {append}".strip()]
     line = command(
         *("bin/qemu-system-x86_64", *FIRMWARE, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *options,
@@ -165,7 +172,9 @@ def qemu(
         try:
             yield vm
         except (TimeoutError, subprocess.TimeoutExpired):
-            sys.stdout.write(f"--- the guest when it was not waited for any longer:\n{vm.doings()}\n")
+            sys.stdout.write("--- the guest when it was not waited for any longer:\n")
+            for told in vm.doings():
+                sys.stdout.write(f"{told}\n")
             raise
         finally:
             vm.qmp.close()

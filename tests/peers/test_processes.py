@@ -174,7 +174,7 @@ def test_a_guest_boots_and_powers_off(directory: Path, storage_daemon: Peer, ima
     with qemu(directory, *device, initrd=initrd) as vm:
         assert "on the disk" in vm.wait_for_output("on the disk")
         assert vm.qmp("query-status")["running"]
-        assert re.search(r"(?s)IP=.*HLT=.*kernel's log at .*Run /init as init process", vm.doings())
+        assert re.search(r"(?s)IP=.*HLT=.*kernel's log at .*Run /init as init process", "\n".join(vm.doings()))
         with pytest.raises(RuntimeError, match=r"QEMU: .*nonsense"):
             vm.qmp("nonsense")
         vm.send("a word")
@@ -196,7 +196,7 @@ def test_a_monitor_that_does_not_tell(directory: Path) -> None:
     with qemu(directory) as vm:
         assert vm.qmp("query-status")["running"]
         os.kill(vm.pid, signal.SIGSTOP)
-        assert "its monitor does not tell: TimeoutError" in vm.doings()
+        assert "its monitor does not tell: TimeoutError" in "\n".join(vm.doings())
         os.kill(vm.pid, signal.SIGCONT)
         assert vm.qmp("query-status")["running"]  # not the answer to what was asked before
 
