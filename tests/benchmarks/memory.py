@@ -7,10 +7,9 @@ both are woken up by the process that filled the memory, on the processor that i
 
 To wake a device up and to be called by it takes as long as to give back much of a gibibyte of huge pages. What that
 costs is measured by itself (requests.py). So, as there, a kick with all of the requests and one with the first of them
-are set against each other, and so are the calls in C: speed is what the other requests took. As much is
-plugged and filled before either kick: huge pages the service clears as it plugs them, and what it does beside its call
-to the host takes the longer the more it has cleared. What all of it takes from the kick to the call is in the table as
-well.
+are set against each other, and so are the calls in C: speed is what the other requests took. As much is plugged and
+filled before either kick: huge pages the service clears as it plugs them, and what it does beside its call to the host
+takes the longer the more it has cleared. What all of it takes from the kick to the call is in the table as well.
 """
 
 from __future__ import annotations

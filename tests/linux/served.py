@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 from tests.linux.console import Console
 from tests.peers.guest import make_initrd
-from tests.peers.processes import doings, wait_until, worker_of
+from tests.peers.processes import doings, kill_worker_of, telling, wait_until, worker_of
 from tests.peers.qemu import Qemu, qemu
 from vhost_user.errors import Disconnected, HostError
 from vhost_user.units import GIB, MIB, ByteCount, HostOffset
@@ -48,9 +47,7 @@ class Service:
         return "\n".join(map(doings, filter(None, (self.process.pid, self.worker()))))
 
     def kill_worker(self) -> None:
-        if (pid := self.worker()) is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_worker_of(self.process.pid)
 
     def zone(self) -> dict[str, Any]:
         (zone,) = self._patiently(lambda: self.client.info()["zones"])
@@ -87,12 +84,10 @@ def serving(
     ):
         service = Service(process, socket, Client(str(api)))
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n", (directory / "serve.log").read_text()
-            yield service
-        except (TimeoutError, subprocess.TimeoutExpired):
-            sys.stdout.write(f"--- serve when something was not waited for any longer:\n{service.doings()}\n")
-            raise
+            with telling("serve", lambda: [service.doings()]):
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n", (directory / "serve.log").read_text()
+                yield service
         finally:
             process.terminate()
             try:

@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.host import PEERS_TREE
 from tests.peers.processes import unused
 from tests.peers.tree import kernel
+from vhost_user.errors import HostError
 from virtio_mem.boot.initrd import build_initrd
+from virtio_mem.hostmem.files import next_data
 
 BUSYBOX = PEERS_TREE / "usr/bin/busybox"
 
@@ -81,10 +83,9 @@ def _logs_in(memory: Path, end: float) -> Iterator[tuple[int, str]]:
 def _data(memory: Path) -> Iterator[tuple[int, bytes]]:
     """Pieces of a file, from where each begins, so long that a log that begins in one's first _AT_ONCE bytes is in it.
     Holes are not read: they stay holes."""
-    with suppress(OSError), memory.open("rb") as file:  # behind the last data there is only a hole
+    with suppress(OSError, HostError), memory.open("rb") as file:  # it was closed meanwhile
         end = 0
-        while end < _LOW_MEMORY:
-            start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+        while (start := next_data(file.fileno(), end)) < _LOW_MEMORY:
             end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             for at in range(start, min(end, _LOW_MEMORY), _AT_ONCE):
                 yield at, os.pread(file.fileno(), min(_AT_ONCE + _LOG, end - at), at)

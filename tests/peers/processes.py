@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -67,6 +68,17 @@ def worker_of(pid: int) -> int | None:
     return next(iter(children_of(pid)), None)
 
 
+def kill_worker_of(pid: int) -> bool:
+    """SIGKILL for the worker of the supervisor `pid` of this moment; whether there was one."""
+    if (worker := worker_of(pid)) is None:
+        return False
+    try:
+        os.kill(worker, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def doings(pid: int) -> str:
     """What each thread of a process does, a line each: its name, its state, and the kernel's functions that it is in,
     the innermost first, which root is told: proc(5). Nothing of what has ended."""
@@ -83,6 +95,18 @@ def _stack(task: Path) -> list[str]:
         return re.findall(r"(\w+)\+0x", (task / "stack").read_text())
     except OSError:
         return []
+
+
+@contextmanager
+def telling(name: str, doings: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Print what somebody does at the moment when something is not waited for any longer."""
+    try:
+        yield
+    except (TimeoutError, subprocess.TimeoutExpired):
+        sys.stdout.write(f"--- {name} when it was not waited for any longer:\n")
+        for told in doings():
+            sys.stdout.write(f"{told}\n")
+        raise
 
 
 @dataclass
@@ -181,12 +205,10 @@ def running(
         )
     peer = Peer(name, process, socket, log, version)
     try:
-        if server:
-            wait_until(lambda: _listening(peer), f"{name} listens at {socket}")
-        yield peer
-    except (TimeoutError, subprocess.TimeoutExpired):
-        sys.stdout.write(f"--- {name} when it was not waited for any longer:\n{doings(process.pid)}\n")
-        raise
+        with telling(name, lambda: [doings(process.pid)]):
+            if server:
+                wait_until(lambda: _listening(peer), f"{name} listens at {socket}")
+            yield peer
     finally:
         peer.kill()
         assert process.stdin is not None

@@ -10,8 +10,6 @@ import json
 import math
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from typing import Any
 
 from tests.host import PEERS_TREE
 from tests.peers.guest import kernel_logs
-from tests.peers.processes import LATE, SHOWN, Peer, running, unused
+from tests.peers.processes import LATE, SHOWN, Peer, running, telling, unused
 from tests.peers.tree import LIBRARIES, command, kernel, version
 from virtio_mem.boot.qemu import EMULATED_CLOCKS
 
@@ -170,12 +168,8 @@ def qemu(
     ) as peer:
         vm = Qemu(**vars(peer), qmp=Qmp(monitor))
         try:
-            yield vm
-        except (TimeoutError, subprocess.TimeoutExpired):
-            sys.stdout.write("--- the guest when it was not waited for any longer:\n")
-            for told in vm.doings():
-                sys.stdout.write(f"{told}\n")
-            raise
+            with telling("the guest", vm.doings):
+                yield vm
         finally:
             vm.qmp.close()
 

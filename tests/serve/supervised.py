@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tests.peers.processes import wait_until, worker_of
-from tests.supervisor.rig import fork, send_signal
+from tests.peers.processes import kill_worker_of, wait_until, worker_of
+from tests.supervisor.rig import fork
 from vhost_user import unix_socket
 from vhost_user.errors import FieldError
 from vhost_user.supervisor import Supervisor, Worker
@@ -53,8 +53,7 @@ class Supervised:
 
     def kill_worker(self) -> None:
         """SIGKILL for the worker of this moment, whatever it is doing."""
-        if (pid := self.worker()) is not None:
-            send_signal(pid, signal.SIGKILL)
+        kill_worker_of(self.pid)
 
     def replace_worker(self) -> None:
         """The same, and wait for another one."""

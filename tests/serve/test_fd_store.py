@@ -11,14 +11,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import counts
-from tests.peers.processes import wait_until, worker_of
+from tests.peers.processes import kill_worker_of, wait_until
 from tests.serve.rig import BLOCK_SIZE, FORMS, guest, zone
 from tests.serve.supervised import _fork_worker
 from tests.serve.test_daemon import COMMAND, ROOT, zone_text
@@ -53,12 +53,7 @@ class Killer:
             self._manager.kill_main(after=self._rng.choice([0, 0.003]))
             self.supervisors += 1
             return
-        worker = worker_of(self._manager.board[MAIN])
-        if worker is None:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
-            self.workers += 1
+        self.workers += kill_worker_of(self._manager.board[MAIN])
 
 
 @pytest.mark.parametrize("form", FORMS)

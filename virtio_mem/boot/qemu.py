@@ -101,8 +101,8 @@ def kernel_command_line(layout: MachineLayout, append: str, hide_by: str, accel:
     if not layout.numa:
         words.append("numa=off")
     if not accel.startswith("kvm"):
-        own = any(word == "notsc" or word.startswith("tsc=") for word in words)
-        words += EMULATED_CLOCKS[: 1 if own else None]
+        of_its_own = any(word == "notsc" or word.startswith("tsc=") for word in words)
+        words += (word for word in EMULATED_CLOCKS if not (of_its_own and word.startswith("tsc=")))
     return " ".join([*words, *inits])
 
 
