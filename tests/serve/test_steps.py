@@ -8,192 +8,20 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import socket
-import sys
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
 from tests import counts
-from tests.serve.rig import BLOCK_SIZE, FORMS, NB_BLOCKS, RING_SIZE, Guest, guest, request_for, zone
-from vhost_user.backend import Server
-from vhost_user.connection import Connection
-from vhost_user.event import Event
-from vhost_user.frontend import Frontend
-from vhost_user.owned_fd import OwnedFd
-from vhost_user.vring import BatchedQueue, DeviceQueue
-from virtio_mem.blocks import BlockMap, Run
-from virtio_mem.protocol import BlockState, RequestType, Response, ResponseType
+from tests.serve.killed import RESET, ZONE, Bomb, World, prepare, world
+from tests.serve.rig import BLOCK_SIZE, FORMS, NB_BLOCKS, request_for
+from virtio_mem.protocol import RequestType, ResponseType
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_memfd
-from virtio_mem.serve.memory import FrontendMemory
-from virtio_mem.serve.state import DeviceState, state_size
+from virtio_mem.serve.state import state_size
 from virtio_mem.serve.words import Words
 
-ZONE = zone()
-RESET = b"reset"
 STRIDE = 20 // counts.STEPS_KILLED_OF_20
-
-
-class Bomb:
-    """Kills the process at its `at`-th step; never where that is 0."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def step(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def before(self, owner: Any, name: str) -> None:
-        """Each call of a method is a step."""
-        method = getattr(owner, name)
-
-        def stepping(*arguments: Any, **keywords: Any) -> Any:
-            self.step()
-            return method(*arguments, **keywords)
-
-        setattr(owner, name, stepping)
-
-    def halves(self, name: str, state: BlockState) -> None:
-        """Each change of many bits is made in two halves."""
-        method = getattr(BlockMap, name)
-
-        def stepping(blocks: BlockMap, run: Run = Run(0, NB_BLOCKS), *rest: Any) -> Any:  # type: ignore[arg-type]  # noqa: B008
-            self.step()
-            if run.nb_blocks > 1:
-                half = Run(run.first, run.nb_blocks // 2)
-                before = [blocks.state(Run(each, 1)) for each in range(half.first, half.first + half.nb_blocks)]  # type: ignore[arg-type]
-                blocks._bits[half.first : half.first + half.nb_blocks] = int(state is BlockState.PLUGGED)
-                self.step()
-                for each, was in enumerate(before, half.first):
-                    blocks._bits[each] = int(was is BlockState.PLUGGED)
-            return method(blocks) if name == "unplug_all" else method(blocks, run, *rest)
-
-        setattr(BlockMap, name, stepping)
-
-    def arm(self) -> None:
-        self.before(Words, "__setitem__")
-        self.before(Words, "put")
-        self.before(FrontendMemory, "populate")
-        self.before(FrontendMemory, "discard")
-        self.before(BatchedQueue, "give")
-        self.before(DeviceQueue, "push")
-        self.before(Event, "signal")
-        self.before(DeviceState, "granted")
-        self.before(DeviceState, "done")
-        self.halves("plug", BlockState.PLUGGED)
-        self.halves("unplug", BlockState.UNPLUGGED)
-        self.halves("unplug_all", BlockState.UNPLUGGED)
-
-
-class Backend:
-    """A process with the device, whose end of the connection is `connection`."""
-
-    def __init__(self, state: OwnedFd, bomb: Bomb | None = None) -> None:
-        ours, theirs = socket.socketpair()
-        self.control, control = socket.socketpair()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                ours.close()
-                self.control.close()
-                _serve(state, theirs, control, bomb)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(1)
-        theirs.close()
-        control.close()
-        self.connection = Connection(ours)
-
-    def dead(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        self.control.close()
-        assert os.WIFSIGNALED(status), "the back end failed; its traceback is above"
-
-
-def _serve(state: OwnedFd, sock: socket.socket, control: socket.socket, bomb: Bomb | None) -> None:
-    if bomb is not None:
-        bomb.arm()
-    device = MemDevice(ZONE, state.fileno())
-    with Server() as server:
-        device.endpoint = server.serve(sock, device)
-
-        def reset() -> None:
-            control.recv(len(RESET))
-            control.send(b"yes" if device.service.system_reset() else b"no")
-
-        server.loop.watch(control, reset)
-        server.run()
-
-
-class World:
-    """A guest, the state, and one back end after the other."""
-
-    def __init__(self, machine: Guest) -> None:
-        self.machine = machine
-        self.state = state_memfd("test", state_size(ZONE.geometry))
-        self.backend = Backend(self.state)
-        self.frontend = Frontend(self.backend.connection, features=machine.features)
-        self.frontend.track_inflight(1, RING_SIZE)
-        machine.start(self.frontend)
-
-    def next_backend(self, bomb: Bomb | None = None, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Kill the back end, and go on with another one. It may die while it is told of the session."""
-        self.backend.kill()
-        meanwhile()
-        self.backend = Backend(self.state, bomb)
-        try:
-            self.frontend.reconnect(self.backend.connection)
-        except Exception:
-            assert bomb is not None
-
-    def answered(self) -> bool:
-        """Whether the answer comes before the back end dies."""
-        while not (dead := self.backend.dead()):
-            if self.machine.driver.enable_interrupts():
-                return True
-            self.frontend.vring(0).wait(0.002)
-        return not dead
-
-    def answers_until_death(self, count: int) -> list[Response]:
-        """The next `count` answers, or those that come before the back end dies."""
-        answers: list[Response] = []
-        while len(answers) < count:
-            dead = self.backend.dead()
-            if (answer := self.machine.receive()) is not None:
-                answers.append(answer)
-            elif dead:
-                break
-            elif not self.machine.driver.enable_interrupts():
-                self.frontend.vring(0).wait(0.002)
-        return answers
-
-    def close(self) -> None:
-        self.frontend.close()
-        self.backend.kill()
-        self.state.close()
-
-
-@contextmanager
-def world(form: str) -> Iterator[World]:
-    with guest(form) as machine:
-        made = World(machine)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def steps(rng: random.Random) -> Iterator[int]:
@@ -211,16 +39,6 @@ MOVES = {
 }
 
 
-def prepare(machine: Guest, frontend: Frontend) -> None:
-    """Blocks 0 to 7 are plugged, and no other."""
-    for block in list(machine.plugged):
-        if block >= 8:
-            assert machine.ask(frontend, RequestType.UNPLUG, block) is ResponseType.ACK
-    for block in range(8):
-        if block not in machine.plugged:
-            assert machine.ask(frontend, RequestType.PLUG, block) is ResponseType.ACK
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("type_", list(MOVES), ids=lambda type_: type_.name)
 def test_killed_at_each_step_of_a_request(
@@ -233,11 +51,11 @@ def test_killed_at_each_step_of_a_request(
         kills = 0
         for at in steps(rng):
             prepare(machine, frontend)
-            here.next_backend(Bomb(at))
+            here.next_backend(Bomb(at).arm)
             machine.send(request_for(type_, block, nb_blocks), frontend)
             survived = here.answered()
             if not survived and rng.random() < 0.3:  # and what comes after it dies too
-                here.next_backend(Bomb(rng.randrange(1, 30)))
+                here.next_backend(Bomb(rng.randrange(1, 30)).arm)
                 here.answered()
             here.next_backend()
             assert machine.took(type_, block, nb_blocks, machine.wait(frontend)) is ResponseType.ACK
@@ -271,11 +89,11 @@ def test_killed_at_each_step_of_many_requests(
         kills = 0
         for at in steps(rng):
             prepare(machine, frontend)
-            here.next_backend(Bomb(at), send)
+            here.next_backend(Bomb(at).arm, send)
             answers = here.answers_until_death(len(MANY))
             died = len(answers) < len(MANY)
             if died and rng.random() < 0.3:  # and what comes after it dies too
-                here.next_backend(Bomb(rng.randrange(1, 40)))
+                here.next_backend(Bomb(rng.randrange(1, 40)).arm)
                 answers += here.answers_until_death(len(MANY) - len(answers))
             here.next_backend()
             answers += here.answers_until_death(len(MANY) - len(answers))
@@ -295,7 +113,7 @@ def dies_in_a_system_reset(here: World, at: int) -> bytes:
     Returns what it said, which is nothing unless the reset came to its end.
     """
     prepare(here.machine, here.frontend)
-    here.next_backend(Bomb(at))
+    here.next_backend(Bomb(at).arm)
     here.backend.control.settimeout(10)
     try:
         here.backend.control.send(RESET)

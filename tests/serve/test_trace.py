@@ -15,12 +15,13 @@ import pytest
 from tests import counts
 from tests.conformance.wrong import FAULTS
 from tests.peers.processes import wait_until
+from tests.serve.killed import Bomb, prepare, world
 from tests.serve.rig import ADDR, BLOCK_SIZE, NB_BLOCKS, UNPLUGGED_INACCESSIBLE, Guest, guest, request_for, zone
 from tests.serve.supervised import Supervised, supervised
 from tests.serve.test_daemon import refused, zone_text
 from tests.serve.test_device import served
 from tests.serve.test_kills import Killer, random_request
-from tests.serve.test_steps import MOVES, Bomb, dies_in_a_system_reset, prepare, world
+from tests.serve.test_steps import MOVES, dies_in_a_system_reset
 from vhost_user.errors import Refused, UsageError
 from vhost_user.frontend import Frontend
 from vhost_user.units import ByteCount, HostOffset
@@ -100,7 +101,7 @@ def traced(path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeDevice:
 
         return TracedDevice(what, state_fd, TraceFile(path, kept.read_bytes() if kept.exists() else b"", keep))
 
-    for module in ("tests.serve.test_steps", "tests.serve.test_device"):
+    for module in ("tests.serve.killed", "tests.serve.test_steps", "tests.serve.test_device"):
         monkeypatch.setattr(f"{module}.MemDevice", make)
     return make
 
@@ -172,10 +173,10 @@ def test_a_trace_that_begins_with_requests_that_were_granted_together(
         return TracedDevice(what, state_fd, TraceFile(path, b"", lambda _: None))
 
     with world("split") as here:
-        here.next_backend(Bomb(at), send)
+        here.next_backend(Bomb(at).arm, send)
         answers = here.answers_until_death(len(asked))
         assert len(answers) < len(asked), "it was killed"
-        monkeypatch.setattr("tests.serve.test_steps.MemDevice", traced)
+        monkeypatch.setattr("tests.serve.killed.MemDevice", traced)
         here.next_backend()
         answers += here.answers_until_death(len(asked) - len(answers))
         assert [here.machine.took(PLUG, *each, answer) for each, answer in zip(asked, answers, strict=True)] == [
@@ -234,7 +235,7 @@ def test_killed_at_each_step_of_a_request(
         machine, frontend = here.machine, here.frontend
         for at in traced_steps:
             prepare(machine, frontend)
-            here.next_backend(Bomb(at))
+            here.next_backend(Bomb(at).arm)
             machine.send(request_for(type_, block, nb_blocks), frontend)
             survived = here.answered()
             here.next_backend()
