@@ -64,6 +64,9 @@ GARBAGE_RINGS = count(quick=1_000, ci=10_000, soak=100_000)
 # Rings through which bursts of chains go in batches, and through equal ones the same chains one by one.
 BATCHED_RINGS = count(quick=25, ci=2_000, soak=20_000)
 
+# Back ends that take over what one left that was killed after a store of the C core, within PLUG requests.
+TAKEN_OVER_AFTER_A_STORE = count(quick=8, ci=500, soak=500)
+
 # Messages to a back end, and requests on another ring, while a driver asks without end.
 MESSAGES_UNDER_LOAD = count(quick=50, ci=500, soak=5_000)
 

@@ -1,4 +1,4 @@
-"""The seam to the rules in C, csrc/rules_api.h: only this module imports their `ffi` and `lib`."""
+"""The seam to the C core, csrc/*_api.h: only this module imports its `ffi` and `lib`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ REASONS: list[str] = [
 """The verdicts by their number."""
 
 Buffer = bytes | bytearray | memoryview
+
+MOST_CHAINS: int = lib.VM_MOST_CHAINS
+"""How many chains a record has room for."""
+
+RECORD: dict[str, int] = {
+    name: ffi.offsetof("struct vm_record", name) // 8 for name, _ in ffi.typeof("struct vm_record").fields
+}
+"""By name, at which of its words each part of a record begins."""
+
+RECORD_WORDS: int = ffi.sizeof("struct vm_record") // 8
 
 _FEW_RUNS, _MANY_RUNS = 16, 4096
 """How many runs are looked for at once: few where that may be all, then as many as keep their cost to themselves."""
@@ -78,6 +88,28 @@ class Bits:
             self.pointer = None
 
 
+class Record:
+    """The memory of a `struct vm_record`, for C, until it is released."""
+
+    __slots__ = ("pointer",)
+
+    def __init__(self, view: memoryview) -> None:
+        self.pointer = ffi.from_buffer("struct vm_record *", view, require_writable=True)
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self.pointer is not None:
+            ffi.release(self.pointer)
+            self.pointer = None
+
+
+class AnsweredAtOnce(NamedTuple):
+    """How many blocks were plugged at once; and of the last requests what each was answered, where somebody looks."""
+
+    plugged: int
+    verdicts: bytes
+
+
 class Rules:
     """The rules for a device whose region has `region_size` bytes at `addr`, in blocks of `block_size`."""
 
@@ -109,7 +141,7 @@ class Rules:
 
     def answering(self) -> tuple[int, int]:
         """The addresses of a function that answers requests as `decide` does where nothing waits for it, and of what it
-        is given: this object's state, as `set` left it. It counts what it answers."""
+        is given: this object's state, as `set` and `prepare` left it."""
         function = ffi.cast("uintptr_t", ffi.addressof(lib, "vm_answer"))
         return int(function), int(ffi.cast("uintptr_t", self._device))
 
@@ -118,6 +150,19 @@ class Rules:
         state = self._state
         state.usable_region_size, state.plugged_size, state.requested_size = sizes
         state.blocks, state.paused = bits.pointer, paused
+
+    def prepare(self, record: Record | None, looks: bool) -> None:
+        """Requests are about to be answered at once: a PLUG, too, where it can be put on `record`. They are counted;
+        where somebody `looks`, it is said what those of the last call were answered instead."""
+        device = self._device
+        device.record = ffi.NULL if record is None else record.pointer
+        device.looks, device.answered, device.plugged = looks, 0, 0
+
+    def answered(self) -> AnsweredAtOnce:
+        """What was answered at once since `prepare`."""
+        device = self._device
+        said = ffi.unpack(device.verdicts, device.answered) if device.looks and device.answered else b""
+        return AnsweredAtOnce(device.plugged, said)
 
     def take_counts(self) -> dict[int, int]:
         """How often each verdict, below the request's type, was given since the last call."""

@@ -111,6 +111,10 @@ class BlockMap:
         self._bits[first:end] = 1
         self._plugged += run.nb_blocks
 
+    def came(self, nb_blocks: int) -> None:
+        """So many blocks were plugged by the C core, which has set their bits."""
+        self._plugged += nb_blocks
+
     def unplug(self, run: Run) -> None:
         """Mark the blocks of `run` unplugged; all of them were plugged."""
         assert self.state(run) is BlockState.PLUGGED

@@ -3,7 +3,8 @@
 The device owns no memory and calls nobody. A request that needs the host ends in an `Effect`, which says what must
 happen to which range of the region; whoever runs the device does that and then calls exactly one of `commit()`, which
 changes the state and gives the answer, or `abandon()`, which changes nothing and gives BUSY. So the order is always:
-validate, act on the host, commit, answer; and `commit()` is the one place where blocks change.
+validate, act on the host, commit, answer; and `commit()` is the one place where blocks change, but for a PLUG that the
+host has nothing to do for, which the C core can answer at once (`answering()`).
 
     outcome = device.request(request)
     if isinstance(outcome, Effect):
@@ -196,14 +197,26 @@ class VirtioMemDevice:
     def answering(self) -> tuple[int, int]:
         """By what the C core answers requests at once: the address of a `vu_answer` function, and of its `device`.
 
-        It answers what needs neither an effect nor a notice later, as `decide()` does, by the state of the device at
-        the last `prepare()`; and it counts that for `take_answered()`.
+        It answers as `decide()` does what needs neither the host nor a notice later, by the state of the device at
+        `prepare()`; a PLUG among them changes the blocks.
         """
         return self._rules.answering()
 
-    def prepare(self) -> None:
-        """Requests are about to be answered at once, during which nothing changes the device."""
+    def prepare(self, record: _native.Record | None = None, *, looks: bool = False) -> None:
+        """Requests are about to be answered at once, during which nobody else changes the device.
+
+        A PLUG is, where the host has nothing to do for it, and it can be put on `record`. What is answered is counted
+        for `take_answered()`; where somebody `looks`, `answered_at_once()` says it of each request instead.
+        """
+        assert self._pending is None
         self._rules.set(*self._present)
+        self._rules.prepare(record, looks)
+
+    def answered_at_once(self) -> _native.AnsweredAtOnce:
+        """What was answered since `prepare()`: to be called once, before anything else."""
+        answered = self._rules.answered()
+        self.blocks.came(answered.plugged)
+        return answered
 
     def take_answered(self) -> dict[int, int]:
         """How often each key of VERDICTS was answered so since the last call."""

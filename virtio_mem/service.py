@@ -244,11 +244,15 @@ class DeviceService:
             self.keeper.done()
             self.device.abandon(effect, "interrupted")
             raise
-        self._logged_refusal = ""
+        self.not_refused()
         self.keeper.granted(effect)
         response = self.device.commit(effect)
         self.keeper.changed()
         return response
+
+    def not_refused(self) -> None:
+        """Something else happened than what was refused last."""
+        self._logged_refusal = ""
 
     def _log_refusal(self, effect: Effect, error: Exception) -> None:
         """A guest can repeat a request as fast as it likes: one line is enough until something else happens."""

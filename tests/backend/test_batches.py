@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import counts
-from tests.backend.rig import DATA, EVERYTHING, SPLIT, Pair, Running, pair, start_ring
+from tests.backend.rig import DATA, EVERYTHING, SPLIT, Pair, Ram, Running, pair, start_ring
 from tests.backend.test_notices import wait_for_calls
 from tests.rings.answerer import PythonAnswerer
 from tests.rings.two_processes import other_process
@@ -33,12 +33,15 @@ FORMATS = pytest.mark.parametrize("features", [SPLIT, EVERYTHING], ids=["split",
 
 
 class Same(PythonAnswerer):
-    """Answers each request at once, in the C core's hands, by itself."""
+    """Answers each request at once, in the C core's hands, by itself; `most` of them each time that it is asked."""
 
-    def __init__(self) -> None:
-        def answer(_: int, requests: int, count: int, answers: int) -> int:
-            ctypes.memmove(answers, requests, SIZE * count)
-            return count
+    def __init__(self, most: int = 256) -> None:
+        self.asked = 0
+
+        def answer(_: int, _keys: int, requests: int, count: int, answers: int) -> int:
+            self.asked += 1
+            ctypes.memmove(answers, requests, SIZE * min(count, most))
+            return min(count, most)
 
         super().__init__(answer)
 
@@ -368,3 +371,28 @@ def test_what_is_seen_and_not_taken_is_not_looked_for_again() -> None:
     with other_process(serve_without_room) as (memory, other):
         other.finish()
     memory.replace(())
+
+
+@pytest.mark.parametrize(
+    ("most", "once", "asked", "answered", "left"),
+    [
+        (2, False, 4, 7, 0),  # batches of 4 and of 3
+        (2, True, 1, 2, 4),  # the batch that they are of is the caller's now
+        (4, True, 1, 4, 0),  # and the rest is in the ring
+    ],
+)
+def test_who_answers_at_once_is_asked_as_long_as_it_answers_or_once(
+    most: int, once: bool, asked: int, answered: int, left: int
+) -> None:
+    ram = Ram(user=None)
+    layout = SplitLayout.place(256, GuestAddress(0))
+    queue, driver = SplitQueue(ram.memory, **vars(layout)), SplitDriver(ram.memory, layout)
+    for _ in range(7):
+        driver.add([(DATA, SIZE)], [(DATA, SIZE)])
+    answerer, batch = Same(most), Batch(256, 4, SIZE, SIZE)
+    answerer.raw.ask_once(once)
+    assert queue.serve(batch, 256, answerer, -1, 0) == left
+    assert (answerer.asked, answerer.raw.answered) == (asked, answered)
+    assert batch.given == (answered if left else batch.given)
+    assert sum(driver.get_used() is not None for _ in range(7)) == answered
+    ram.close()

@@ -145,7 +145,7 @@ class Together:
         self.device.prepare()
         before = look(self.device)
         room = ctypes.create_string_buffer(NOISE * count)
-        answered = VuAnswer(function)(itself, requests, count, room)
+        answered = VuAnswer(function)(itself, None, requests, count, room)
         assert look(self.device) == before
         return room.raw[: RESPONSE_SIZE * answered], answered
 

@@ -171,7 +171,7 @@ def at_once(service: DeviceService, requests: list[Request]) -> int:
     service.device.prepare()
     room = ctypes.create_string_buffer(RESPONSE_SIZE * len(requests))
     data = b"".join(request.encode() for request in requests)
-    return VuAnswer(function)(argument, data, len(requests), room)  # type: ignore[no-any-return]
+    return VuAnswer(function)(argument, None, data, len(requests), room)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("observed", [False, True])

@@ -10,12 +10,9 @@ end. For the guest every request comes back exactly once, and the device sees no
 from __future__ import annotations
 
 import copy
-import ctypes
 import os
 import random
-import signal
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,6 +36,7 @@ from tests.inflight.world import (
 )
 from tests.rings.answerer import PythonAnswerer
 from tests.rings.rig import FORMATS, RING, pop
+from tests.stepping import left_by, stepped
 from vhost_user._native import SplitInflight as SplitTold
 from vhost_user.dirty_log import DirtyLog
 from vhost_user.inflight import InflightBuffer
@@ -193,16 +191,6 @@ def test_the_area_is_the_same_after_each_step(rng: random.Random) -> None:
 SIZE = 8
 START = 65_530
 
-_TRACEME, _CONT, _SINGLESTEP = 0, 7, 9
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
-
-
-def _ptrace(request: int, pid: int) -> None:
-    if _libc.ptrace(request, pid, None, None):
-        raise OSError(ctypes.get_errno(), "ptrace")
-
 
 class Left(NamedTuple):
     """What outlives a back end: its area, the ring, and the guest's buffers."""
@@ -249,24 +237,13 @@ class World:
     def stores(self, at_once: bool) -> list[Left]:
         """What is left after each store of a back end that serves all that there is, within one call or by three."""
         numbers = sorted(number for number, _, _ in self.guest.flying.values())
-        found = [self.left()]
         pid = os.fork()
         if pid == 0:
             try:
                 self._serve_batch(b"".join(map(answer_to, numbers)), at_once)
             finally:
                 os._exit(1)
-        _, status = os.waitpid(pid, 0)
-        assert os.WIFSTOPPED(status)
-        while True:
-            _ptrace(_SINGLESTEP, pid)
-            _, status = os.waitpid(pid, 0)
-            assert os.WIFSTOPPED(status)
-            if (left := self.left()) != found[-1]:
-                found.append(left)
-            if os.WSTOPSIG(status) == signal.SIGSTOP:  # once more, at the end
-                break
-        _ptrace(_CONT, pid)
+        found = left_by(pid, self.left)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         return found
@@ -277,17 +254,12 @@ class World:
         batch.answers[: len(answers)] = answers
         # What the queue calls, so that few instructions are Python's. The answers are there already.
         raw, ring, table, told = batch.raw, queue._ring, self.guest.memory.table, queue._told
-        answerer = PythonAnswerer(lambda _device, _requests, count, _answers: count)
+        answerer = PythonAnswerer(lambda _device, _keys, _requests, count, _answers: count)
         calls: list[Callable[[], object]] = [partial(raw.serve, ring, table, SIZE, told, answerer.raw, -1, 0)]
         if not at_once:
             gives = (partial(raw.give, ring, table, end, told) for end in (1, count))
             calls = [partial(raw.take, ring, table, SIZE, told), *gives]
-        sys.settrace(None)  # of coverage each instruction would be stepped, too
-        _ptrace(_TRACEME, 0)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        for call in calls:
-            call()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        stepped(lambda: [call() for call in calls])
         os._exit((answerer.raw.answered if at_once else raw.given) != count)
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,11 +84,34 @@ def served(what: ServedZone) -> Iterator[Served]:
             yield Served(device, server, stack)
 
 
+class Hears:
+    """What is told of requests, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Request, Response]] = []
+
+    def answered(self, request: Request, response: Response) -> None:
+        self.told.append((request, response._replace(reason="")))
+
+    def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
+        pass
+
+
+PREFAULT = pytest.mark.parametrize("prefault", [True, False], ids=["prefault", "no prefault"])
+"""Without, a PLUG is answered by the C core."""
+
+
+@PREFAULT
+@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard"])
 @pytest.mark.parametrize("form", FORMS)
-def test_random_requests_agree_with_the_model(form: str, rng: random.Random) -> None:
+def test_random_requests_agree_with_the_model(form: str, heard: bool, prefault: bool, rng: random.Random) -> None:
     model = ModelDevice(ADDR, NB_BLOCKS * BLOCK_SIZE, BLOCK_SIZE, 8 * BLOCK_SIZE)
-    with guest(form) as machine, served(zone(hotplugged=8)) as here:
-        frontend = here.start(machine)
+    asked: list[tuple[Request, Response]] = []
+    with guest(form) as machine, served(zone(hotplugged=8, prefault=prefault)) as here:
+        frontend, hears = here.start(machine), Hears()
+        if heard:
+            with here.device.service.lock:
+                here.device.service.observers.append(hears)
         for _ in range(counts.SERVED_REQUESTS):
             if rng.random() < 0.05:
                 target = rng.randrange(NB_BLOCKS + 1) * BLOCK_SIZE
@@ -101,16 +125,26 @@ def test_random_requests_agree_with_the_model(form: str, rng: random.Random) -> 
             expected, state = model.answer(request)
             assert response.type is expected, request
             assert state is None or response.state is state, request
+            asked.append((request, response))
         assert machine.config(frontend).plugged_size == model.plugged_size
+        assert hears.told == (asked if heard else [])
+        assert here.device.service.answers == Counter(map(_named, asked))
+        assert here.device.state.intent is None
+
+
+def _named(asked: tuple[Request, Response]) -> tuple[str, str]:
+    request, response = asked
+    return RequestType(request.type).name if request.type in list(RequestType) else "unknown", response.type.name
 
 
 def _are(what: Sized, number: int) -> bool:
     return len(what) == number
 
 
+@PREFAULT
 @pytest.mark.parametrize("form", FORMS)
-def test_the_driver_is_called_before_who_only_wants_to_know(form: str) -> None:
-    with guest(form) as machine, served(zone()) as here:
+def test_the_driver_is_called_before_who_only_wants_to_know(form: str, prefault: bool) -> None:
+    with guest(form) as machine, served(zone(prefault=prefault)) as here:
         frontend = here.start(machine)
         called: list[tuple[str, bool]] = []
 

@@ -17,6 +17,7 @@ import pytest
 from tests.backend.rig import DATA, Ram
 from tests.iotlb.rig import FEATURES, PAGE, Behind
 from tests.peers.processes import wait_until
+from tests.rings.answerer import PythonAnswerer, VuAnswer
 from tests.serve.rig import (
     ADDR,
     BLOCK_SIZE,
@@ -117,6 +118,28 @@ def answers(device: MemDevice) -> dict[tuple[str, str], int]:
     return dict(device.service.answers)
 
 
+def before_give(device: MemDevice, act: Callable[[], None]) -> None:
+    """Do something once, between the decision on what the ring has next, or the record of it, and its answer."""
+    left = [act]
+    give, answering = device._give, device.device.answering
+
+    def act_and_give(batches: RingBatches, end: int) -> None:
+        while left:
+            left.pop()()
+        give(batches, end)
+
+    def answer_and_act(*arguments: int) -> int:
+        answered: int = VuAnswer(answering()[0])(*arguments)
+        while answered and left:
+            left.pop()()
+        return answered
+
+    device._give = act_and_give  # type: ignore[method-assign]
+    core = PythonAnswerer(answer_and_act, answering()[1])
+    device.device.answering = lambda: core.address  # type: ignore[method-assign]
+    device._batches = None
+
+
 class Losing:
     """A guest whose ring's memory is gone just before an answer is to be there, and is there again afterwards."""
 
@@ -138,15 +161,11 @@ class Losing:
 
     def lose(self) -> None:
         """The next answer can't be given, and the session ends."""
-        give = self.device._give
+        before_give(self.device, self._truncate)
 
-        def truncate_and_give(batches: RingBatches, end: int) -> None:
-            self.device._give = give  # type: ignore[method-assign]
-            self._content.append(os.pread(self.machine.ram.fd, self.machine.ram.region.size, 0))
-            os.ftruncate(self.machine.ram.fd, 0)
-            give(batches, end)
-
-        self.device._give = truncate_and_give  # type: ignore[method-assign]
+    def _truncate(self) -> None:
+        self._content.append(os.pread(self.machine.ram.fd, self.machine.ram.region.size, 0))
+        os.ftruncate(self.machine.ram.fd, 0)
 
     def come_again(self) -> None:
         """After an answer was lost, and its session. Another one may be before the next session is set up."""
@@ -160,10 +179,11 @@ class Losing:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("prefault", [True, False], ids=["step by step", "at once"])
 @pytest.mark.parametrize("lost_again", ["never", "here", "in the next process"])
-def test_a_ring_whose_memory_is_gone_for_a_while(form: str, lost_again: str, state: OwnedFd) -> None:
+def test_a_ring_whose_memory_is_gone_for_a_while(form: str, prefault: bool, lost_again: str, state: OwnedFd) -> None:
     with guest(form) as machine, ExitStack() as stack:
-        here = Losing(machine, lambda: MemDevice(ZONE, state.fileno()), stack)
+        here = Losing(machine, lambda: MemDevice(zone(prefault=prefault), state.fileno()), stack)
         here.lose()
         machine.send_typed(here.frontend, PLUG, 2, 3)
         if lost_again != "never":
@@ -174,7 +194,7 @@ def test_a_ring_whose_memory_is_gone_for_a_while(form: str, lost_again: str, sta
             here.come_again()
         here.come_again()
         assert machine.took(PLUG, 2, 3, machine.wait(here.frontend)) is ACK
-        machine.check(here.frontend)
+        machine.check(here.frontend, prefault=prefault)
         assert answers(here.device) == {("PLUG", "ACK"): 1}
         assert machine.ask(here.frontend, PLUG, 2) is ERROR, "which is no second answer to the same request"
         assert here.device.state.intent is None

@@ -35,10 +35,19 @@ class Answerer:
         }
         self.pointer = ffi.new("struct vu_answerer *", fields)
 
+    def ask_once(self, once: bool) -> None:
+        """Whether a call is over once the function has answered something; else it is asked as long as it answers."""
+        self.pointer.once = once
+
     @property
     def answered(self) -> int:
         """How many requests the last call answered."""
         return int(self.pointer.answered)
+
+    @property
+    def lost(self) -> bool:
+        """Whether some of those have not gone back to the driver, since it failed."""
+        return bool(self.pointer.lost)
 
     @property
     def idle(self) -> bool:
@@ -47,7 +56,7 @@ class Answerer:
 
     def clear(self) -> None:
         """None were, and nobody knows what is to come."""
-        self.pointer.answered, self.pointer.idle = 0, True
+        self.pointer.answered, self.pointer.lost, self.pointer.idle = 0, False, True
 
 
 class Batch:

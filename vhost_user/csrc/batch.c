@@ -198,17 +198,38 @@ static bool all_ask(const struct vu_batch *batch)
 	return true;
 }
 
-/* Answers the first members and gives them back: 1 if those were all, 0 if the caller has to look, or a failure. */
+/* Answers members that have not gone back, as far as nobody else is needed for them, and gives them back. */
 static int answer(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch,
 		  struct vu_inflight *inflight, struct vu_answerer *answerer)
 {
-	uint32_t answered = answerer->answer(answerer->device, batch->requests, batch->count, batch->answers);
-	int result = answered ? vu_batch_give(queue, memory, batch, answered, inflight) : 0;
+	int result = 0;
 
-	answerer->answered += answered;
+	while (!result && batch->given < batch->count) {
+		uint32_t first = batch->given;
+		uint32_t answered = answerer->answer(answerer->device, batch->keys + first,
+						     batch->requests + batch->request_size * first, batch->count - first,
+						     batch->answers + batch->answer_size * first);
+
+		if (!answered)
+			break;
+		answerer->answered += answered;
+		result = vu_batch_give(queue, memory, batch, first + answered, inflight);
+		answerer->lost = batch->given < first + answered;
+		if (answerer->once)
+			break;
+	}
+	return result;
+}
+
+/* Answers a batch: 1 if that was all of it, and the driver is called; 0 if the caller has to look, or a failure. */
+static int answer_all(struct vu_queue *queue, const struct vu_memory *memory, struct vu_batch *batch,
+		      struct vu_inflight *inflight, struct vu_answerer *answerer)
+{
+	int result = answer(queue, memory, batch, inflight, answerer);
+
 	if (result)
 		return result < 0 ? result : 0;
-	if (answered < batch->count)
+	if (batch->given < batch->count)
 		return 0;
 	result = vu_queue_should_notify(queue, memory);
 	if (result < 0)
@@ -230,7 +251,7 @@ int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struc
 	int64_t end = now() + (int64_t)answerer->longest;
 
 	answerer->answered = 0;
-	answerer->idle = false;
+	answerer->lost = answerer->idle = false;
 	while (answerer->answered < most && (!answerer->answered || now() < end)) {
 		uint32_t left = most - answerer->answered;
 		int result = vu_batch_take(queue, memory, batch, most_of(batch, left), inflight);
@@ -246,9 +267,11 @@ int vu_batch_serve(struct vu_queue *queue, const struct vu_memory *memory, struc
 			return result;
 		if (!all_ask(batch))
 			return batch->count;
-		result = answer(queue, memory, batch, inflight, answerer);
+		result = answer_all(queue, memory, batch, inflight, answerer);
 		if (result <= 0)
 			return result ? result : (int)batch->count;
+		if (answerer->once)
+			break;
 	}
 	return 0;
 }

@@ -57,9 +57,9 @@ int vu_queue_await(struct vu_queue *queue, const struct vu_memory *memory, uint6
 
 /*
  * Who answers requests at once: the first of `count` (at least one), into `answers`; how many. It stops before one that
- * takes more than to look at `device`.
+ * takes more than `device`. Those that it answered before have gone back to their driver by then.
  */
-typedef uint32_t vu_answer(void *device, const void *requests, uint32_t count, void *answers);
+typedef uint32_t vu_answer(void *device, const struct vu_key *keys, const void *requests, uint32_t count, void *answers);
 
 struct vu_answerer {
 	vu_answer *answer;
@@ -68,9 +68,14 @@ struct vu_answerer {
 	int call;
 	/* For how many nanoseconds more chains are looked for, when all is answered; and after how many a call ends. */
 	uint64_t patience, longest;
-	/* Of the last call: how many it answered, and whether it ended because nothing more came. */
+	/* Whether a call is over once `answer` has answered something, of which the caller wants to hear. */
+	uint8_t once;
+	/*
+	 * Of the last call: how many it answered, whether some of those have not gone back, since it failed, and whether it
+	 * ended because nothing more came.
+	 */
 	uint32_t answered;
-	uint8_t idle;
+	uint8_t lost, idle;
 };
 
 /*

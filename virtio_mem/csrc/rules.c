@@ -222,24 +222,3 @@ uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t 
 	}
 	return at;
 }
-
-enum { AT_ONCE = 64 };
-
-/* What is granted changes the device, and a driver that was told BUSY is owed a notice. */
-static bool needs_nobody(enum vm_verdict verdict)
-{
-	return verdict > VM_PAUSED;
-}
-
-uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *answers)
-{
-	struct vm_device *counted = device;
-	char verdicts[AT_ONCE];
-	struct vm_effect effect;
-	uint32_t decided = vm_decide(&counted->state, requests, count < AT_ONCE ? count : AT_ONCE, verdicts, answers, &effect);
-	uint32_t at = 0;
-
-	for (; at < decided && needs_nobody(verdicts[at] & 15); at++)
-		counted->counts[(uint8_t)verdicts[at]]++;
-	return at;
-}

@@ -33,7 +33,7 @@ enum { VM_VERDICT_KEYS = 5 * 16 };
 struct vm_state {
 	uint64_t addr, block_size, region_size;
 	uint64_t usable_region_size, plugged_size, requested_size;
-	const uint8_t *blocks;
+	uint8_t *blocks;
 	uint8_t paused;
 };
 
@@ -55,18 +55,6 @@ struct vm_effect {
  */
 uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t count, char *verdicts, void *answers,
 		   struct vm_effect *effect);
-
-/* A device some of whose requests are answered by nobody else, and what they were answered: how often each verdict. */
-struct vm_device {
-	struct vm_state state;
-	uint64_t counts[VM_VERDICT_KEYS];
-};
-
-/*
- * Answers the first of `count` requests for `device`, a struct vm_device, as far as nothing else is to be done for them;
- * how many. It has the type of vhost_user's `vu_answer`.
- */
-uint32_t vm_answer(void *device, const void *requests, uint32_t count, void *answers);
 
 /*
  * The first `room` maximal runs of blocks that are plugged, or are not, among those from `at` up to `end`: where each

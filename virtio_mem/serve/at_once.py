@@ -1,35 +1,65 @@
-"""What needs nothing but a look at the device is answered by the C core, while it has the ring in its hands."""
+"""What the host has nothing to do for is answered by the C core, while it has the ring in its hands.
+
+Those are requests that change nothing, and a PLUG where memory is not populated and nobody is to be told first. Who
+wants to know of each request is told once its driver has been called.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from vhost_user import _native
+from vhost_user.errors import HostError
+from vhost_user.units import HostOffset
+from vhost_user.vring import Batch
+from virtio_mem.serve.state import DeviceState
 from virtio_mem.service import DeviceService
 
 
 class AtOnce:
-    """Answers for `service`, as an `Answerer`, where nobody wants to know of each request, and as long as `may()`.
+    """Answers the requests of `batch` for `service`, as an `Answerer`.
 
-    It is what it has the service's lock by: `with` it, the device is as it was.
+    It is what it has the service's lock by: `with` it, the device is as it was, but for what it answered.
     """
 
-    def __init__(self, service: DeviceService, may: Callable[[], bool]) -> None:
+    def __init__(self, service: DeviceService, state: DeviceState, batch: Batch) -> None:
         self.raw = _native.Answerer(*service.device.answering())
         self._service = service
-        self._may = may
+        self._state = state
+        self._batch = batch
 
     def ready(self) -> AtOnce | None:
-        """See `Answerer`."""
-        return None if self._service.tally.looks_at_each or not self._may() else self
+        """See `Answerer`. A request that was granted and not answered is looked for among those that come."""
+        return self if self._state.intent is None else None
 
     def __enter__(self) -> None:
-        self._service.lock.__enter__()
+        service = self._service
+        service.lock.__enter__()
         try:
-            self._service.device.prepare()
+            looks = service.tally.looks_at_each
+            self.raw.ask_once(looks)
+            service.device.prepare(self._state.record if self._can_plug() else None, looks=looks)
         except BaseException:
-            self._service.lock.__exit__(None, None, None)
+            service.lock.__exit__(None, None, None)
             raise
 
+    def _can_plug(self) -> bool:
+        """Whether nobody has anything to do for a PLUG, or to say against it."""
+        service = self._service
+        if service.prefault or service.listeners or self._state.intent is not None:
+            return False
+        try:
+            service.require(HostOffset(0), service.device.geometry.region_size)
+        except HostError:
+            return False
+        return True
+
     def __exit__(self, *_: object) -> None:
-        self._service.lock.__exit__(None, None, None)
+        service = self._service
+        try:
+            plugged, verdicts = service.device.answered_at_once()
+            if plugged:
+                service.not_refused()
+                self._state.plugged_at_once(lost=self.raw.lost)
+            if verdicts:
+                service.tally.answered_all(self._batch.requests, verdicts)
+        finally:
+            service.lock.__exit__(None, None, None)

@@ -22,7 +22,6 @@ from vhost_user.errors import HostError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.device import EffectType, VirtioMemDevice
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
-from virtio_mem.serve.at_once import AtOnce
 from virtio_mem.serve.intent import MOST_CHAINS, Chains, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
@@ -77,7 +76,6 @@ class MemDevice(Device):
         self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
         self.service.keeper = self.state
         self._log = _Log(self.name)
-        self._at_once = AtOnce(self.service, lambda: self.most_at_once > 1 and self.state.intent is None)
         self._batches: RingBatches | None = None
         self.endpoint: Endpoint | None = None
         self.content: Content | None = None
@@ -163,9 +161,11 @@ class MemDevice(Device):
         if self._batches is None or not self._batches.fits(vring):
             from vhost_user.backend.batches import RingBatches  # noqa: PLC0415 - rings come with a front end
             from vhost_user.vring import Batch  # noqa: PLC0415
+            from virtio_mem.serve.at_once import AtOnce  # noqa: PLC0415
 
             batch = Batch(vring.size, self.most_at_once, REQUEST_SIZE, RESPONSE_SIZE)
-            self._batches = RingBatches(vring, batch, self._serve, self._at_once)
+            at_once = AtOnce(self.service, self.state, batch) if self.most_at_once > 1 else None
+            self._batches = RingBatches(vring, batch, self._serve, at_once)
         return self._batches.serve()
 
     def _serve(self, batches: RingBatches) -> None:

@@ -31,6 +31,9 @@ A ring may break in step 7, or owe its driver the used element, since its own me
 process lives, and is where the next one would be: it keeps the record, and answers a chain of it that comes again
 without a second look.
 
+For a PLUG the host may have nothing to do. Then the C core answers it at once (at_once.py), and steps 3 to 5 are one:
+phase = NONE, the fields, phase = GRANTED. There is no other place of death than those above.
+
 Where the host refuses (step 4), all of it is undone, phase = NONE, and the driver is told BUSY. A death in there is one
 of 3-5. A record's chain is that of a split ring's head or a packed ring's id, at one position of the used ring, with
 one content. A record whose chain never comes, because the front end went, is not harmful: as long as no other record
@@ -60,21 +63,20 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vhost_user.errors import UsageError
+from virtio_mem import _native
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import Effect, EffectType
 from virtio_mem.protocol import REQUEST_SIZE, Request
 from virtio_mem.serve.words import Words
 
-MOST_CHAINS = 64
+MOST_CHAINS = _native.MOST_CHAINS
 """How many chains one record can have, and so how many requests can be granted together."""
 
-_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT, _RESET = range(6)
-_KEYS = 8
-_REQUESTS = _KEYS + MOST_CHAINS
+_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT, _RESET, _KEYS, _REQUESTS = map(
+    _native.RECORD.__getitem__,
+    ("phase", "effect", "first", "nb_blocks", "count", "reset", "keys", "requests"),
+)
 _REQUEST_WORDS = REQUEST_SIZE // 8
-
-RECORD_WORDS = _REQUESTS + _REQUEST_WORDS * MOST_CHAINS
-"""Room for one record: a head of 8 words, then a word for each chain's id and position, then each one's request."""
 
 _KEY = struct.Struct("=II")
 
@@ -162,6 +164,10 @@ class IntentRecord:
         """Step 5."""
         self._words[self._in_hand] = Phase.GRANTED
 
+    def written(self) -> None:
+        """The C core has taken steps 3 and 5."""
+        self._empty = False
+
     def clear(self) -> None:
         """Step 8."""
         if not self._empty:
@@ -177,7 +183,9 @@ class IntentRecord:
 
     def read(self) -> Intent | None:
         """What the record says now, None where it says nothing. UsageError for what nobody wrote there."""
-        phase, effect, first, nb_blocks, count, reset = (self._words[index] for index in range(6))
+        phase, effect, first, nb_blocks, count, reset = map(
+            self._words.__getitem__, (_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT, _RESET)
+        )
         if max(phase, reset) > Phase.GRANTED:
             raise _wrong("phase", max(phase, reset), "0 to 2")
         if reset:

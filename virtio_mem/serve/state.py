@@ -29,11 +29,12 @@ from dataclasses import replace
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import map_part
 from vhost_user.units import ByteCount, HostOffset, align_up
+from virtio_mem._native import RECORD_WORDS, Record
 from virtio_mem.blocks import BlockMap
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import BlockState
-from virtio_mem.serve.intent import RECORD_WORDS, ChainKey, Chains, Intent, IntentRecord, Phase
+from virtio_mem.serve.intent import ChainKey, Chains, Intent, IntentRecord, Phase
 from virtio_mem.serve.words import Words
 
 MAGIC = int.from_bytes(b"vmemstat", "little")
@@ -71,6 +72,8 @@ class DeviceState:
             raise HostError("state", error.value, error.limit) from error
         self._words = Words(self._mapping.view(HostOffset(0), ByteCount(_PAGE)))
         self._record_words = self._words.part(_RECORD, RECORD_WORDS)
+        self.record = Record(self._record_words.view)
+        """Where the C core puts requests on record that it answers at once."""
         self._bits = self._mapping.view(HostOffset(_PAGE), ByteCount(size - _PAGE))
         self._blocks: BlockMap | None = None
         self._intents: IntentRecord | None = None
@@ -196,6 +199,14 @@ class DeviceState:
             if not self._unanswered:
                 self.undone()
 
+    def plugged_at_once(self, *, lost: bool) -> None:
+        """The C core has granted requests that are on record, and the driver has the answers, unless they are lost."""
+        self._record.written()
+        if lost:
+            self.unanswered()
+        else:
+            self.done()
+
     def unanswered(self) -> None:
         """The driver has not got the answers of what was served: its chains may come again, to this process too."""
         if self._answering is not None:
@@ -282,6 +293,7 @@ class DeviceState:
         """Unmap. The device is of no use any more."""
         if self._blocks is not None:
             self._blocks.release()
+        self.record.release()
         self._record_words.release()
         self._words.release()
         self._bits.release()

@@ -7,7 +7,8 @@ class Words:
     """The words of `view`, whose length in bytes is a multiple of 8, in the host's byte order."""
 
     def __init__(self, view: memoryview) -> None:
-        self._bytes = view
+        self.view = view
+        """The same as bytes."""
         self._words = view.cast("Q")
 
     def __getitem__(self, index: int) -> int:
@@ -18,17 +19,17 @@ class Words:
 
     def put(self, start: int, data: memoryview) -> None:
         """Store `data`, whole words, from word `start` on; in which order nobody knows."""
-        self._bytes[8 * start : 8 * start + len(data)] = data
+        self.view[8 * start : 8 * start + len(data)] = data
 
     def bytes(self, start: int, count: int) -> memoryview:
         """A copy of `count` words from word `start` on."""
-        return memoryview(bytes(self._bytes[8 * start : 8 * (start + count)]))
+        return memoryview(bytes(self.view[8 * start : 8 * (start + count)]))
 
     def part(self, start: int, count: int) -> Words:
         """`count` words from word `start` on."""
-        return Words(self._bytes[8 * start : 8 * (start + count)])
+        return Words(self.view[8 * start : 8 * (start + count)])
 
     def release(self) -> None:
         """Let go of the memory."""
         self._words.release()
-        self._bytes.release()
+        self.view.release()

@@ -1,0 +1,139 @@
+"""Requests that the C core answers by itself, a PLUG among them: the device is as if it had been asked one by one."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+
+from tests import counts
+from tests.device.helpers import make_device
+from tests.device.test_decide import Ask, look, random_asks, random_geometry
+from tests.rings.answerer import VuAnswer
+from virtio_mem import _native
+from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.device import EffectType, VirtioMemDevice
+from virtio_mem.protocol import RESPONSE_SIZE, Request, RequestType, ResponseType
+from virtio_mem.serve.intent import MOST_CHAINS, ChainKey, Intent, IntentRecord, Phase
+from virtio_mem.serve.words import Words
+from virtio_mem.verdict import VERDICTS
+
+PLUG, UNPLUG, UNPLUG_ALL, _ = RequestType
+BUSY = ResponseType.BUSY
+
+MOVES = 20
+
+
+class AtOnce(NamedTuple):
+    """What the C core made of some requests: the answers, what each was answered by its own account, and its record."""
+
+    answers: bytes
+    plugged: int
+    verdicts: bytes
+    record: Intent | None
+
+
+def at_once(device: VirtioMemDevice, requests: list[Request], keys: list[int], *, looks: bool) -> AtOnce:
+    """Have the first of some requests answered."""
+    words = Words(memoryview(bytearray(8 * _native.RECORD_WORDS)))
+    record, kept = _native.Record(words.view), IntentRecord(words, device.geometry.nb_blocks)
+    function, itself = device.answering()
+    data = b"".join(request.encode() for request in requests)
+    answers = ctypes.create_string_buffer(RESPONSE_SIZE * len(requests))
+    try:
+        device.prepare(record, looks=looks)
+        answered = VuAnswer(function)(itself, (ctypes.c_uint64 * len(keys))(*keys), data, len(requests), answers)
+        plugged, verdicts = device.answered_at_once()
+        return AtOnce(answers.raw[: RESPONSE_SIZE * answered], plugged, verdicts, kept.read())
+    finally:
+        record.release()
+        words.release()
+
+
+def one_by_one(device: VirtioMemDevice, requests: list[Request]) -> tuple[bytes, Counter[int]]:
+    """The answers to all of them where the host refuses nothing, and how often each verdict."""
+    answers, seen = b"", Counter[int]()
+    for request in requests:
+        verdicts, effect = device.decide(request.encode(), bytearray(RESPONSE_SIZE), 1)
+        answers += (VERDICTS[verdicts[0]].response if effect is None else device.commit(effect)).encode()
+        seen[verdicts[0]] += 1
+    return answers, seen
+
+
+def chains_of(requests: list[Request], keys: list[int]) -> tuple[ChainKey, ...]:
+    return tuple(ChainKey(key & 0xFFFF, key >> 32, request) for key, request in zip(keys, requests, strict=False))
+
+
+def run_of(device: VirtioMemDevice, requests: list[Request]) -> Run:
+    """The blocks of some requests that are neighbours."""
+    geometry = device.geometry
+    firsts = [(request.addr - geometry.addr) // geometry.block_size for request in requests]
+    return Run(BlockIndex(min(firsts)), sum(request.nb_blocks for request in requests))
+
+
+def left_for_the_host(device: VirtioMemDevice, request: Request) -> bool:
+    """Whether something is to be done for a request, now or later, that is no PLUG."""
+    verdicts, effect = device.decide(request.encode(), bytearray(RESPONSE_SIZE), 1)
+    verdict = VERDICTS[verdicts[0]]
+    if effect is None:
+        return verdict.response.type is BUSY or verdict.type is UNPLUG_ALL  # of a region without a block
+    device.commit(effect)
+    return verdict.type in (UNPLUG, UNPLUG_ALL)
+
+
+def move_host(rng: random.Random, devices: tuple[VirtioMemDevice, ...]) -> None:
+    geometry = devices[0].geometry
+    target = rng.choice([geometry.nb_blocks, rng.randint(0, geometry.nb_blocks)]) * geometry.block_size
+    resize, turn = rng.random() < 0.3, rng.random() < 0.1
+    for device in devices:
+        if resize:
+            device.resize(target)
+        if turn:
+            (device.resume if device.paused else device.pause)()
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["counted", "looked at"])
+def test_at_once_as_one_by_one(looks: bool, rng: random.Random) -> None:
+    seen = Counter[str]()
+    for _ in range(counts.REQUESTS_TOGETHER // MOVES):
+        geometry = random_geometry(rng)
+        device, alone = VirtioMemDevice(geometry), VirtioMemDevice(geometry)
+        for _ in range(MOVES):
+            move_host(rng, (device, alone))
+            left = [ask.request(geometry) for ask in random_asks(rng, alone.blocks)]
+            while left:
+                keys = [rng.randrange(1 << 16) | rng.randrange(1 << 16) << 32 for _ in left]
+                done = at_once(device, left, keys, looks=looks)
+                count = len(done.answers) // RESPONSE_SIZE
+                served, left = left[:count], left[count:]
+                answers, verdicts = one_by_one(alone, served)
+                assert done.answers == answers
+                assert device.take_answered() == ({} if looks else verdicts)
+                assert Counter(done.verdicts) == (verdicts if looks else Counter())
+                if done.plugged:
+                    run = run_of(device, served)
+                    assert done.plugged == run.nb_blocks
+                    assert done.record == Intent(Phase.GRANTED, EffectType.PLUG, run, chains_of(served, keys))
+                    seen["several"] += count > 1
+                else:
+                    assert done.record is None
+                if not count:
+                    assert left_for_the_host(device, left[0])
+                    assert left_for_the_host(alone, left.pop(0))
+                    seen["left"] += 1
+                assert look(device) == look(alone)
+                seen["plugged"] += done.plugged > 0
+                seen["answered"] += bool(count) and not done.plugged
+    assert all(seen[each] > 5 for each in ("several", "left", "plugged", "answered")), seen
+
+
+def test_as_many_are_granted_together_as_a_record_has_room_for() -> None:
+    device = make_device()
+    requests = [Ask(PLUG, block, 1).request(device.geometry) for block in range(MOST_CHAINS + 1)]
+    done = at_once(device, requests, list(range(len(requests))), looks=True)
+    assert done.plugged == MOST_CHAINS == device.blocks.plugged
+    assert done.record is not None
+    assert done.record.chains == chains_of(requests[:MOST_CHAINS], list(range(MOST_CHAINS)))
