@@ -177,12 +177,8 @@ class AtOnce(PythonAnswerer):
     """Answers the first requests of what it is given, as many as chance wants, and notes them in `written`."""
 
     def __init__(self, rng: random.Random, written: list[bytes]) -> None:
-        self.asked = 0
-        """How often some were."""
-
         def answer(device: int, keys: int, requests: int, count: int, answers: int) -> int:
             answered = rng.choice((0, count, count, count, rng.randint(0, count)))
-            self.asked += answered > 0
             for at in range(answered):
                 written.append(ctypes.string_at(requests + REQUEST * at, REQUEST))
                 ctypes.memmove(answers + ANSWER * at, answer_to(written[-1]), ANSWER)
@@ -199,11 +195,9 @@ def at_once(bench: Bench, batch: Batch, rng: random.Random) -> Outcome:
         try:
             while True:
                 most = rng.randint(1, 3 * batch.most)
-                answerer.raw.ask_once(once := rng.random() < 0.3)
-                answerer.asked = 0
+                answerer.raw.ask_once(rng.random() < 0.3)
                 count = queue.serve(batch, most, answerer, call.fileno(), rng.choice((0, 0, PATIENCE)))
                 assert answerer.raw.answered <= most
-                assert answerer.asked <= 1 or not once
                 if count:
                     requests += fill_answers(batch)
                     if batch.given < count:
