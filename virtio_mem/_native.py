@@ -103,6 +103,15 @@ class Record:
             self.pointer = None
 
 
+class Plugs(NamedTuple):
+    """What PLUGs are answered at once by: where they are put on record, and the file that the region begins in, at
+    `offset`."""
+
+    record: Record
+    fd: int
+    offset: int
+
+
 class AnsweredAtOnce(NamedTuple):
     """How many blocks were plugged at once; and of the last requests what each was answered, where somebody looks."""
 
@@ -151,11 +160,13 @@ class Rules:
         state.usable_region_size, state.plugged_size, state.requested_size = sizes
         state.blocks, state.paused = bits.pointer, paused
 
-    def prepare(self, record: Record | None, looks: bool) -> None:
-        """Requests are about to be answered at once: a PLUG, too, where it can be put on `record`. They are counted;
-        where somebody `looks`, it is said what those of the last call were answered instead."""
+    def prepare(self, plugs: Plugs | None, looks: bool) -> None:
+        """Requests are about to be answered at once: PLUGs, too, by `plugs`, where the file has their blocks. They are
+        counted; where somebody `looks`, it is said what those of the last call were answered instead."""
         device = self._device
-        device.record = ffi.NULL if record is None else record.pointer
+        device.record = ffi.NULL
+        if plugs is not None:
+            device.record, device.fd, device.offset = plugs.record.pointer, plugs.fd, plugs.offset
         device.looks, device.answered, device.plugged = looks, 0, 0
 
     def answered(self) -> AnsweredAtOnce:

@@ -202,15 +202,15 @@ class VirtioMemDevice:
         """
         return self._rules.answering()
 
-    def prepare(self, record: _native.Record | None = None, *, looks: bool = False) -> None:
+    def prepare(self, plugs: _native.Plugs | None = None, *, looks: bool = False) -> None:
         """Requests are about to be answered at once, during which nobody else changes the device.
 
-        A PLUG is, where the host has nothing to do for it, and it can be put on `record`. What is answered is counted
-        for `take_answered()`; where somebody `looks`, `answered_at_once()` says it of each request instead.
+        PLUGs are by `plugs`, where the host has nothing to do for them. What is answered is counted for
+        `take_answered()`; where somebody `looks`, `answered_at_once()` says it of each request instead.
         """
         assert self._pending is None
         self._rules.set(*self._present)
-        self._rules.prepare(record, looks)
+        self._rules.prepare(plugs, looks)
 
     def answered_at_once(self) -> _native.AnsweredAtOnce:
         """What was answered since `prepare()`: to be called once, before anything else."""

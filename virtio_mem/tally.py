@@ -23,8 +23,8 @@ _NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
 
 
 class ServiceObserver(Protocol):
-    """Somebody who wants to know what comes of requests, and can't refuse them. Both are called under the service's
-    lock; what they raise is logged, and keeps no request from being answered."""
+    """Somebody who wants to know what comes of requests, and can't refuse them. It comes and goes under the service's
+    lock, and both are called under it; what they raise is logged, and keeps no request from being answered."""
 
     def answered(self, request: Request, response: Response) -> None:
         """`request` is answered by `response`, which its driver may have or not have yet. The device is as it says, or

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
@@ -16,6 +19,7 @@ from tests.rings.answerer import VuAnswer
 from virtio_mem import _native
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import EffectType, VirtioMemDevice
+from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import RESPONSE_SIZE, Request, RequestType, ResponseType
 from virtio_mem.serve.intent import MOST_CHAINS, ChainKey, Intent, IntentRecord, Phase
 from virtio_mem.serve.words import Words
@@ -36,7 +40,32 @@ class AtOnce(NamedTuple):
     record: Intent | None
 
 
-def at_once(device: VirtioMemDevice, requests: list[Request], keys: list[int], *, looks: bool) -> AtOnce:
+class File:
+    """The file that a device's memory is in: it may be too short."""
+
+    def __init__(self, geometry: Geometry, rng: random.Random) -> None:
+        longest = 2**63 - 4096
+        self.fd = os.memfd_create("region")
+        self.offset = rng.choice([0, 0, 4096, rng.randrange(longest)])
+        whole = self.offset + geometry.region_size
+        self.size = min(rng.choice([whole, whole, rng.randint(0, whole)]), longest)
+        os.ftruncate(self.fd, self.size)
+
+    def has(self, geometry: Geometry, request: Request) -> bool:
+        end = request.addr - geometry.addr + request.nb_blocks * geometry.block_size
+        return self.offset + end <= self.size
+
+
+@contextmanager
+def file_for(geometry: Geometry, rng: random.Random) -> Iterator[File]:
+    made = File(geometry, rng)
+    try:
+        yield made
+    finally:
+        os.close(made.fd)
+
+
+def at_once(device: VirtioMemDevice, requests: list[Request], keys: list[int], file: File, *, looks: bool) -> AtOnce:
     """Have the first of some requests answered."""
     words = Words(memoryview(bytearray(8 * _native.RECORD_WORDS)))
     record, kept = _native.Record(words.view), IntentRecord(words, device.geometry.nb_blocks)
@@ -44,7 +73,7 @@ def at_once(device: VirtioMemDevice, requests: list[Request], keys: list[int], *
     data = b"".join(request.encode() for request in requests)
     answers = ctypes.create_string_buffer(RESPONSE_SIZE * len(requests))
     try:
-        device.prepare(record, looks=looks)
+        device.prepare(_native.Plugs(record, file.fd, file.offset), looks=looks)
         answered = VuAnswer(function)(itself, (ctypes.c_uint64 * len(keys))(*keys), data, len(requests), answers)
         plugged, verdicts = device.answered_at_once()
         return AtOnce(answers.raw[: RESPONSE_SIZE * answered], plugged, verdicts, kept.read())
@@ -74,14 +103,14 @@ def run_of(device: VirtioMemDevice, requests: list[Request]) -> Run:
     return Run(BlockIndex(min(firsts)), sum(request.nb_blocks for request in requests))
 
 
-def left_for_the_host(device: VirtioMemDevice, request: Request) -> bool:
-    """Whether something is to be done for a request, now or later, that is no PLUG."""
+def left_for_the_host(device: VirtioMemDevice, request: Request, lacks: bool) -> bool:
+    """Whether something is to be done for a request, now or later; for a PLUG, whether its memory `lacks`."""
     verdicts, effect = device.decide(request.encode(), bytearray(RESPONSE_SIZE), 1)
     verdict = VERDICTS[verdicts[0]]
     if effect is None:
         return verdict.response.type is BUSY or verdict.type is UNPLUG_ALL  # of a region without a block
     device.commit(effect)
-    return verdict.type in (UNPLUG, UNPLUG_ALL)
+    return lacks if verdict.type is PLUG else verdict.type in (UNPLUG, UNPLUG_ALL)
 
 
 def move_host(rng: random.Random, devices: tuple[VirtioMemDevice, ...]) -> None:
@@ -100,40 +129,46 @@ def test_at_once_as_one_by_one(looks: bool, rng: random.Random) -> None:
     seen = Counter[str]()
     for _ in range(counts.REQUESTS_TOGETHER // MOVES):
         geometry = random_geometry(rng)
-        device, alone = VirtioMemDevice(geometry), VirtioMemDevice(geometry)
-        for _ in range(MOVES):
-            move_host(rng, (device, alone))
-            left = [ask.request(geometry) for ask in random_asks(rng, alone.blocks)]
-            while left:
-                keys = [rng.randrange(1 << 16) | rng.randrange(1 << 16) << 32 for _ in left]
-                done = at_once(device, left, keys, looks=looks)
-                count = len(done.answers) // RESPONSE_SIZE
-                served, left = left[:count], left[count:]
-                answers, verdicts = one_by_one(alone, served)
-                assert done.answers == answers
-                assert device.take_answered() == ({} if looks else verdicts)
-                assert Counter(done.verdicts) == (verdicts if looks else Counter())
-                if done.plugged:
-                    run = run_of(device, served)
-                    assert done.plugged == run.nb_blocks
-                    assert done.record == Intent(Phase.GRANTED, EffectType.PLUG, run, chains_of(served, keys))
-                    seen["several"] += count > 1
-                else:
-                    assert done.record is None
-                if not count:
-                    assert left_for_the_host(device, left[0])
-                    assert left_for_the_host(alone, left.pop(0))
-                    seen["left"] += 1
-                assert look(device) == look(alone)
-                seen["plugged"] += done.plugged > 0
-                seen["answered"] += bool(count) and not done.plugged
-    assert all(seen[each] > 5 for each in ("several", "left", "plugged", "answered")), seen
+        with file_for(geometry, rng) as file:
+            device, alone = VirtioMemDevice(geometry), VirtioMemDevice(geometry)
+            for _ in range(MOVES):
+                move_host(rng, (device, alone))
+                left = [ask.request(geometry) for ask in random_asks(rng, alone.blocks)]
+                while left:
+                    keys = [rng.randrange(1 << 16) | rng.randrange(1 << 16) << 32 for _ in left]
+                    done = at_once(device, left, keys, file, looks=looks)
+                    count = len(done.answers) // RESPONSE_SIZE
+                    served, left = left[:count], left[count:]
+                    answers, verdicts = one_by_one(alone, served)
+                    assert done.answers == answers
+                    assert device.take_answered() == ({} if looks else verdicts)
+                    assert Counter(done.verdicts) == (verdicts if looks else Counter())
+                    if done.plugged:
+                        run = run_of(device, served)
+                        assert done.plugged == run.nb_blocks
+                        assert done.record == Intent(Phase.GRANTED, EffectType.PLUG, run, chains_of(served, keys))
+                        assert all(file.has(geometry, request) for request in served)
+                        seen["several"] += count > 1
+                    else:
+                        assert done.record is None
+                    if not count:
+                        lacks = not all(file.has(geometry, request) for request in left)
+                        assert left_for_the_host(device, left[0], lacks)
+                        assert left_for_the_host(alone, left.pop(0), lacks)
+                        seen["left"] += 1
+                        seen["lacks"] += lacks
+                    assert look(device) == look(alone)
+                    seen["plugged"] += done.plugged > 0
+                    seen["answered"] += bool(count) and not done.plugged
+    assert all(seen[each] > 5 for each in ("several", "left", "lacks", "plugged", "answered")), seen
 
 
-def test_as_many_are_granted_together_as_a_record_has_room_for() -> None:
+def test_as_many_are_granted_together_as_a_record_has_room_for(rng: random.Random) -> None:
     device = make_device()
     requests = [Ask(PLUG, block, 1).request(device.geometry) for block in range(MOST_CHAINS + 1)]
-    done = at_once(device, requests, list(range(len(requests))), looks=True)
+    with file_for(device.geometry, rng) as file:
+        os.ftruncate(file.fd, file.offset + device.geometry.region_size)
+        done = at_once(device, requests, list(range(len(requests))), file, looks=True)
     assert done.plugged == MOST_CHAINS == device.blocks.plugged
     assert done.record is not None
     assert done.record.chains == chains_of(requests[:MOST_CHAINS], list(range(MOST_CHAINS)))

@@ -154,6 +154,12 @@ class Guest:
     def config(self, frontend: Frontend) -> ConfigSpace:
         return ConfigSpace.decode(frontend.get_config(0, CONFIG_SIZE))
 
+    def until_asleep(self, frontend: Frontend) -> None:
+        """Until the back end looks at the ring only when it is kicked: kicks that came before the first answer are
+        served before the second one is given."""
+        for _ in range(2):
+            self.config(frontend)
+
     # What must be so.
 
     def held(self, block: int, nb_blocks: int = 1) -> int:

@@ -160,7 +160,8 @@ def test_the_driver_is_called_before_who_only_wants_to_know(form: str, prefault:
             def _look(self, what: str) -> None:
                 called.append((what, bool(select.select([frontend.vring(0).call], [], [], 0)[0])))
 
-        here.device.service.observers.append(Looks())
+        with here.device.service.lock:
+            here.device.service.observers.append(Looks())
         for type_, told in (
             (PLUG, ["PLUG ACK"]),
             (STATE, ["STATE ACK"]),

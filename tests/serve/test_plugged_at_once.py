@@ -167,7 +167,7 @@ def test_killed_after_each_store_of_a_plug(
         here.next_backend(stepping.arm)
         prepare(machine, here.frontend)
         files = Files(here)
-        machine.config(here.frontend)  # the ring is not looked at while this is answered, nor until it is kicked
+        machine.until_asleep(here.frontend)
         stepping.next()
         for asked in ASKED:
             machine.send_typed(here.frontend, *asked)
@@ -188,7 +188,7 @@ def plugs_at_once(device: MemDevice) -> bool:
     request, room = request_for(PLUG).encode(), ctypes.create_string_buffer(RESPONSE_SIZE)
     batch = Batch(RING_SIZE, 1, REQUEST_SIZE, RESPONSE_SIZE)
     batch.requests[:] = request
-    with AtOnce(device.service, device.state, batch):
+    with AtOnce(device.service, device.memory, device.state, batch):
         function, itself = device.device.answering()
         return bool(VuAnswer(function)(itself, bytes(8), request, 1, room))
 
@@ -203,7 +203,7 @@ class Listens:
 
 def truncate(here: Served, machine: Guest) -> None:
     del here
-    os.ftruncate(machine.fd, machine.size - BLOCK_SIZE)
+    os.ftruncate(machine.fd, BLOCK_SIZE - 1)
 
 
 def listen(here: Served, machine: Guest) -> None:
@@ -226,8 +226,7 @@ def owe(here: Served, machine: Guest) -> None:
 def test_somebody_has_a_say_in_a_plug(against: Callable[[Served, Guest], None] | None) -> None:
     with guest() as machine, served(ZONE) as here:
         assert not plugs_at_once(here.device), "there is no memory"
-        frontend = here.start(machine)
-        machine.config(frontend)
+        here.start(machine)
         if against is not None:
             against(here, machine)
         assert plugs_at_once(here.device) == (against is None)
@@ -236,7 +235,7 @@ def test_somebody_has_a_say_in_a_plug(against: Callable[[Served, Guest], None] |
 
 def test_what_is_populated_is_not_plugged_at_once() -> None:
     with guest() as machine, served(zone()) as here:
-        machine.config(here.start(machine))
+        here.start(machine)
         assert not plugs_at_once(here.device)
 
 
@@ -245,7 +244,6 @@ def test_a_refusal_is_said_again_after_a_plug(caplog: pytest.LogCaptureFixture) 
     with guest() as machine, served(ZONE) as here:
         frontend = here.start(machine)
         for _ in range(2):
-            machine.config(frontend)  # while it looks for the next request it doesn't look at the file
             os.ftruncate(machine.fd, machine.size - BLOCK_SIZE)
             for _ in range(2):
                 assert machine.ask(frontend, PLUG, NB_BLOCKS - 1) is ResponseType.BUSY

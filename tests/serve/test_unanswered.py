@@ -153,6 +153,7 @@ class Losing:
         self.frontend = Frontend(way, features=machine.features)
         self.frontend.track_inflight(1, RING_SIZE)
         machine.start(self.frontend)
+        machine.until_asleep(self.frontend)
 
     def next_process(self) -> None:
         """What is in it: another device with the state of the one before."""

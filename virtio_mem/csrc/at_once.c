@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "rules_api.h"
 #include "at_once_api.h"
@@ -37,6 +38,17 @@ static void set(uint8_t *blocks, uint64_t first, uint64_t nb_blocks)
 		for (first = end - end % 8; first < end; first++)
 			blocks[first / 8] |= 1 << first % 8;
 	}
+}
+
+/* Whether the file has the blocks: its owner can truncate it at any time. */
+static bool there(const struct vm_device *device, const struct vm_effect *effect)
+{
+	uint64_t end = (effect->first + effect->nb_blocks) * device->state.block_size;
+	struct stat file;
+
+	if (fstat(device->fd, &file) || end > (uint64_t)file.st_size)
+		return false;
+	return device->offset <= (uint64_t)file.st_size - end;
 }
 
 static void put_on_record(struct vm_record *record, const struct vm_effect *effect, const void *keys,
@@ -78,7 +90,7 @@ uint32_t vm_answer(void *context, const void *keys, const void *requests, uint32
 
 	if (!effect.nb_blocks) {
 		answered = questions(device->verdicts, answered);
-	} else if (effect.type == PLUG && device->record) {
+	} else if (effect.type == PLUG && device->record && there(device, &effect)) {
 		put_on_record(device->record, &effect, keys, requests, answered);
 		plug(device, &effect);
 	} else {

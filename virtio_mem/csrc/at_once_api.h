@@ -17,8 +17,13 @@ struct vm_record {
 /* A device some of whose requests are answered by nobody else. */
 struct vm_device {
 	struct vm_state state;
-	/* Where a PLUG is put on record, and nothing else is to be done for it; NULL where none is to be granted. */
+	/*
+	 * Where a PLUG is put on record, and nothing else is to be done for it; NULL where none is to be granted. The region
+	 * begins at `offset` of the file `fd`, which has to reach to the end of what is plugged.
+	 */
 	struct vm_record *record;
+	int fd;
+	uint64_t offset;
 	/* What was answered, how often each verdict; where somebody `looks`, only the verdicts of the last call. */
 	uint64_t counts[VM_VERDICT_KEYS];
 	uint8_t looks;

@@ -7,22 +7,23 @@ wants to know of each request is told once its driver has been called.
 from __future__ import annotations
 
 from vhost_user import _native
-from vhost_user.errors import HostError
-from vhost_user.units import HostOffset
 from vhost_user.vring import Batch
+from virtio_mem._native import Plugs
+from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.state import DeviceState
 from virtio_mem.service import DeviceService
 
 
 class AtOnce:
-    """Answers the requests of `batch` for `service`, as an `Answerer`.
+    """Answers the requests of `batch` for `service`, whose memory that is, as an `Answerer`.
 
     It is what it has the service's lock by: `with` it, the device is as it was, but for what it answered.
     """
 
-    def __init__(self, service: DeviceService, state: DeviceState, batch: Batch) -> None:
+    def __init__(self, service: DeviceService, memory: FrontendMemory, state: DeviceState, batch: Batch) -> None:
         self.raw = _native.Answerer(*service.device.answering())
         self._service = service
+        self._memory = memory
         self._state = state
         self._batch = batch
 
@@ -36,21 +37,17 @@ class AtOnce:
         try:
             looks = service.tally.looks_at_each
             self.raw.ask_once(looks)
-            service.device.prepare(self._state.record if self._can_plug() else None, looks=looks)
+            service.device.prepare(self._plugs(), looks=looks)
         except BaseException:
             service.lock.__exit__(None, None, None)
             raise
 
-    def _can_plug(self) -> bool:
-        """Whether nobody has anything to do for a PLUG, or to say against it."""
-        service = self._service
-        if service.prefault or service.listeners or self._state.intent is not None:
-            return False
-        try:
-            service.require(HostOffset(0), service.device.geometry.region_size)
-        except HostError:
-            return False
-        return True
+    def _plugs(self) -> Plugs | None:
+        """By what PLUGs are answered, where nobody has anything to do for them, or to say against them."""
+        service, place = self._service, self._memory.place
+        if place is None or service.prefault or service.listeners or self._state.intent is not None:
+            return None
+        return Plugs(self._state.record, *place)
 
     def __exit__(self, *_: object) -> None:
         service = self._service

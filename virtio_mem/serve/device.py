@@ -164,7 +164,7 @@ class MemDevice(Device):
             from virtio_mem.serve.at_once import AtOnce  # noqa: PLC0415
 
             batch = Batch(vring.size, self.most_at_once, REQUEST_SIZE, RESPONSE_SIZE)
-            at_once = AtOnce(self.service, self.state, batch) if self.most_at_once > 1 else None
+            at_once = AtOnce(self.service, self.memory, self.state, batch) if self.most_at_once > 1 else None
             self._batches = RingBatches(vring, batch, self._serve, at_once)
         return self._batches.serve()
 

@@ -167,6 +167,11 @@ class FrontendMemory:
         """Whether a PLUG is to populate: where the zone was asked to, and always where memory is of huge pages."""
         return self._prefault or (self._memory is not None and isinstance(self._memory.backing, Hugetlb))
 
+    @property
+    def place(self) -> tuple[int, HostOffset] | None:
+        """The file's descriptor, and where in it the memory begins; None where there is no memory."""
+        return None if self._memory is None else (self._memory.backing.fd, self._memory.backing.offset)
+
     def require(self, offset: HostOffset, size: ByteCount) -> OthersMemory:
         """The memory, if the front end shares it and its file still has the range; else HostError."""
         if self._memory is None:
