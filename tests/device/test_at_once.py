@@ -14,7 +14,7 @@ import pytest
 
 from tests import counts
 from tests.device.helpers import make_device
-from tests.device.test_decide import Ask, look, random_asks, random_geometry
+from tests.device.test_decide import Ask, look, move_devices, random_asks, random_geometry
 from tests.rings.answerer import VuAnswer
 from virtio_mem import _native
 from virtio_mem.blocks import BlockIndex, Run
@@ -113,17 +113,6 @@ def left_for_the_host(device: VirtioMemDevice, request: Request, lacks: bool) ->
     return lacks if verdict.type is PLUG else verdict.type in (UNPLUG, UNPLUG_ALL)
 
 
-def move_host(rng: random.Random, devices: tuple[VirtioMemDevice, ...]) -> None:
-    geometry = devices[0].geometry
-    target = rng.choice([geometry.nb_blocks, rng.randint(0, geometry.nb_blocks)]) * geometry.block_size
-    resize, turn = rng.random() < 0.3, rng.random() < 0.1
-    for device in devices:
-        if resize:
-            device.resize(target)
-        if turn:
-            (device.resume if device.paused else device.pause)()
-
-
 @pytest.mark.parametrize("looks", [False, True], ids=["counted", "looked at"])
 def test_at_once_as_one_by_one(looks: bool, rng: random.Random) -> None:
     seen = Counter[str]()
@@ -132,7 +121,7 @@ def test_at_once_as_one_by_one(looks: bool, rng: random.Random) -> None:
         with file_for(geometry, rng) as file:
             device, alone = VirtioMemDevice(geometry), VirtioMemDevice(geometry)
             for _ in range(MOVES):
-                move_host(rng, (device, alone))
+                move_devices(rng, (device, alone))
                 left = [ask.request(geometry) for ask in random_asks(rng, alone.blocks)]
                 while left:
                     keys = [rng.randrange(1 << 16) | rng.randrange(1 << 16) << 32 for _ in left]

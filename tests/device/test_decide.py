@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -174,7 +175,8 @@ def look(device: VirtioMemDevice) -> tuple[object, ...]:
     return device.config, device.blocks.to_bytes(), device.owes_notice
 
 
-def move_host(rng: random.Random, model: ModelDevice, devices: list[VirtioMemDevice]) -> None:
+def move_devices(rng: random.Random, devices: Sequence[VirtioMemDevice]) -> int | None:
+    """The host resizes them all, or pauses them or has them go on, or neither; the target."""
     geometry = devices[0].geometry
     target = rng.choice([geometry.nb_blocks, rng.randint(0, geometry.nb_blocks)]) * geometry.block_size
     resize, turn = rng.random() < 0.3, rng.random() < 0.1
@@ -183,8 +185,13 @@ def move_host(rng: random.Random, model: ModelDevice, devices: list[VirtioMemDev
             device.resize(target)
         if turn:
             (device.resume if device.paused else device.pause)()
+    return target if resize else None
+
+
+def move_host(rng: random.Random, model: ModelDevice, devices: Sequence[VirtioMemDevice]) -> None:
+    target = move_devices(rng, devices)
     model.paused = devices[0].paused
-    if resize:
+    if target is not None:
         model.resize(target)
 
 
