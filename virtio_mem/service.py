@@ -252,7 +252,7 @@ class DeviceService:
 
     def not_refused(self) -> None:
         """Something else happened than what was refused last."""
-        self._logged_refusal = ""
+        self._logged_refusal, self._shortage = "", _no_shortage
 
     def _log_refusal(self, effect: Effect, error: Exception) -> None:
         """A guest can repeat a request as fast as it likes: one line is enough until something else happens."""

@@ -68,11 +68,16 @@ class Workshop:
         self._include = [f"-I{SOURCE.parent}", f"-I{sysconfig.get_paths()['include']}"]
         emit = f"from virtio_mem._build import ffibuilder; ffibuilder.emit_c_code({str(directory / 'seam.c')!r})"
         subprocess.run([sys.executable, "-c", emit], check=True, stdout=subprocess.DEVNULL)
-        self._seam = directory / "seam.o"
-        subprocess.run(self._gcc("-c", directory / "seam.c", "-o", self._seam), check=True)
+        others = [path for path in sorted(SOURCE.parent.glob("*.c")) if path != SOURCE]
+        self._unchanged = [self._object(path) for path in (directory / "seam.c", *others)]
 
     def _gcc(self, *arguments: object) -> list[str]:
         return ["gcc", "-std=gnu11", "-O2", "-fPIC", "-w", *self._include, *map(str, arguments)]
+
+    def _object(self, source: Path) -> Path:
+        made = self.directory / f"{source.stem}.o"
+        subprocess.run(self._gcc("-c", source, "-o", made), check=True)
+        return made
 
     def compile(self, text: bytes) -> Path | None:
         """An object file, known by what is in it; None for what is no C."""
@@ -86,7 +91,7 @@ class Workshop:
     def link(self, rules: Path) -> Path:
         """The extension module."""
         module = rules.with_suffix(".so")
-        subprocess.run(self._gcc("-shared", self._seam, rules, "-o", module), check=True)
+        subprocess.run(self._gcc("-shared", *self._unchanged, rules, "-o", module), check=True)
         return module
 
 

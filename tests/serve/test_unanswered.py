@@ -118,20 +118,24 @@ def answers(device: MemDevice) -> dict[tuple[str, str], int]:
     return dict(device.service.answers)
 
 
-def before_give(device: MemDevice, act: Callable[[], None]) -> None:
-    """Do something once, between the decision on what the ring has next, or the record of it, and its answer."""
-    left = [act]
+def before_give(device: MemDevice, act: Callable[[], None], turn: int = 1) -> None:
+    """Do something once, between the decision on what the ring has next, or the record of it, and its answer; or where
+    requests are answered one behind the other, at that `turn`."""
+    turns = iter(range(1, turn + 1))
     give, answering = device._give, device.device.answering
 
+    def look() -> None:
+        if next(turns, None) == turn:
+            act()
+
     def act_and_give(batches: RingBatches, end: int) -> None:
-        while left:
-            left.pop()()
+        look()
         give(batches, end)
 
     def answer_and_act(*arguments: int) -> int:
         answered: int = VuAnswer(answering()[0])(*arguments)
-        while answered and left:
-            left.pop()()
+        if answered:
+            look()
         return answered
 
     device._give = act_and_give  # type: ignore[method-assign]
@@ -160,9 +164,9 @@ class Losing:
         self.device = self._make()
         self._server, self._way = self._stack.enter_context(served(self.device))
 
-    def lose(self) -> None:
-        """The next answer can't be given, and the session ends."""
-        before_give(self.device, self._truncate)
+    def lose(self, turn: int = 1) -> None:
+        """The next answer can't be given, or the one at that turn, and the session ends."""
+        before_give(self.device, self._truncate, turn)
 
     def _truncate(self) -> None:
         self._content.append(os.pread(self.machine.ram.fd, self.machine.ram.region.size, 0))
@@ -179,8 +183,11 @@ class Losing:
         self._way = None
 
 
+WAYS = pytest.mark.parametrize("prefault", [True, False], ids=["step by step", "at once"])
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("prefault", [True, False], ids=["step by step", "at once"])
+@WAYS
 @pytest.mark.parametrize("lost_again", ["never", "here", "in the next process"])
 def test_a_ring_whose_memory_is_gone_for_a_while(form: str, prefault: bool, lost_again: str, state: OwnedFd) -> None:
     with guest(form) as machine, ExitStack() as stack:
@@ -199,6 +206,27 @@ def test_a_ring_whose_memory_is_gone_for_a_while(form: str, prefault: bool, lost
         assert answers(here.device) == {("PLUG", "ACK"): 1}
         assert machine.ask(here.frontend, PLUG, 2) is ERROR, "which is no second answer to the same request"
         assert here.device.state.intent is None
+        here.frontend.close()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@WAYS
+def test_a_plug_is_done_with_when_what_comes_behind_it_is_lost(form: str, prefault: bool, state: OwnedFd) -> None:
+    """Another driver's first request may be in the same place of its ring: its blocks are plugged already."""
+    with guest(form) as machine, ExitStack() as stack:
+        here = Losing(machine, lambda: MemDevice(zone(prefault=prefault), state.fileno()), stack)
+        here.lose(turn=2)
+        with here.device.service.lock:  # both are taken from the ring together
+            for type_ in (PLUG, STATE):
+                machine.send_typed(here.frontend, type_, 2, 3)
+        wait_for_end(here.device)
+        assert here.device.state.intent is None
+        with (
+            guest(form) as another,
+            Frontend(connect_again(here.device, here._server), features=machine.features) as way,
+        ):
+            another.start(way)
+            assert another.ask(way, PLUG, 2, 3) is ERROR
         here.frontend.close()
 
 

@@ -85,9 +85,13 @@ uint32_t vm_answer(void *context, const void *keys, const void *requests, uint32
 {
 	struct vm_device *device = context;
 	struct vm_effect effect;
-	uint32_t answered = vm_decide(&device->state, requests, count < VM_MOST_CHAINS ? count : VM_MOST_CHAINS,
-				      device->verdicts, answers, &effect);
+	uint32_t answered;
 
+	/* What was granted before, since the caller prepared the device, has gone back. */
+	if (device->plugged)
+		store(&device->record->phase, VM_PHASE_NONE);
+	answered = vm_decide(&device->state, requests, count < VM_MOST_CHAINS ? count : VM_MOST_CHAINS,
+			     device->verdicts, answers, &effect);
 	if (!effect.nb_blocks) {
 		answered = questions(device->verdicts, answered);
 	} else if (effect.type == PLUG && device->record && there(device, &effect)) {

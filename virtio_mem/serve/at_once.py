@@ -1,7 +1,7 @@
 """What the host has nothing to do for is answered by the C core, while it has the ring in its hands.
 
 Those are requests that change nothing, and a PLUG where memory is not populated and nobody is to be told first. Who
-wants to know of each request is told once its driver has been called.
+wants to know of each request is told once it has gone back; the driver is called before the last of them are told of.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ process lives, and is where the next one would be: it keeps the record, and answ
 without a second look.
 
 For a PLUG the host may have nothing to do. Then the C core answers it at once (at_once.py), and steps 3 to 5 are one:
-phase = NONE, the fields, phase = GRANTED. There is no other place of death than those above.
+phase = NONE, the fields, phase = GRANTED. There is no other place of death than those above. Step 8 is the core's
+before it decides on another request, and the caller's behind the last one.
 
 Where the host refuses (step 4), all of it is undone, phase = NONE, and the driver is told BUSY. A death in there is one
 of 3-5. A record's chain is that of a split ring's head or a packed ring's id, at one position of the used ring, with
