@@ -71,7 +71,7 @@ MAPS = [_map(*GRANTED[:count]) for count in range(len(GRANTED) + 1)]
 
 
 class Stepping:
-    """Has a back end stepped through its next look at the ring, once `armed`."""
+    """Has a back end that began by `arm()` stepped through its look at the ring behind `next()`."""
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
