@@ -16,7 +16,7 @@
 #include "rules_api.h"
 #include "at_once_api.h"
 
-enum { PLUG = 0, RECORDED_PLUG = 1 };
+enum { RECORDED_PLUG = 1 };
 
 /* One store, behind all before it and ahead of all after it: the process may be killed, but not the machine. */
 static void store(uint64_t *word, uint64_t value)
@@ -94,7 +94,7 @@ uint32_t vm_answer(void *context, const void *keys, const void *requests, uint32
 			     device->verdicts, answers, &effect);
 	if (!effect.nb_blocks) {
 		answered = questions(device->verdicts, answered);
-	} else if (effect.type == PLUG && device->record && there(device, &effect)) {
+	} else if (effect.type == VM_PLUG && device->record && there(device, &effect)) {
 		put_on_record(device->record, &effect, keys, requests, answered);
 		plug(device, &effect);
 	} else {

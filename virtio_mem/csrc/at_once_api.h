@@ -1,6 +1,6 @@
 /* Requests that are answered while the ring is in hand, since nothing else is to be done for them; see at_once.c. */
 
-enum { VM_MOST_CHAINS = 64, VM_REQUEST_SIZE = 24 };
+enum { VM_MOST_CHAINS = 64 };
 
 enum vm_phase { VM_PHASE_NONE, VM_PHASE_OPEN, VM_PHASE_GRANTED };
 

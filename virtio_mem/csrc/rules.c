@@ -8,14 +8,13 @@
 
 #include "rules_api.h"
 
-enum request_type { PLUG, UNPLUG, UNPLUG_ALL, STATE, UNKNOWN };
 enum response_type { ACK, NACK, BUSY, ERROR };
 
-enum { REQUEST_SIZE = 24, RESPONSE_SIZE = 10 };
+enum { RESPONSE_SIZE = 10 };
 
-/* A request, in host byte order; `type` is UNKNOWN for all that have no name. */
+/* A request, in host byte order. */
 struct request {
-	enum request_type type;
+	enum vm_request_type type;
 	uint64_t addr;
 	uint16_t nb_blocks;
 };
@@ -35,7 +34,7 @@ static struct request decode(const uint8_t *from)
 	memcpy(&addr, from + 8, sizeof(addr));
 	memcpy(&nb_blocks, from + 16, sizeof(nb_blocks));
 	type = le16toh(type);
-	request.type = type < UNKNOWN ? type : UNKNOWN;
+	request.type = type < VM_UNKNOWN ? type : VM_UNKNOWN;
 	request.addr = le64toh(addr);
 	request.nb_blocks = le16toh(nb_blocks);
 	return request;
@@ -141,12 +140,12 @@ static enum vm_verdict decide(const struct vm_state *state, const struct request
 	enum vm_verdict named = find_run(state, request, run);
 
 	switch (request->type) {
-	case PLUG:
-	case UNPLUG:
-		return named == VM_GRANTED ? decide_change(state, request->type == PLUG, *run, 0) : named;
-	case STATE:
+	case VM_PLUG:
+	case VM_UNPLUG:
+		return named == VM_GRANTED ? decide_change(state, request->type == VM_PLUG, *run, 0) : named;
+	case VM_STATE:
 		return named == VM_GRANTED ? decide_state(state, *run) : named;
-	case UNPLUG_ALL:
+	case VM_UNPLUG_ALL:
 		*run = (struct run){ 0, state->region_size / state->block_size };
 		return state->paused ? VM_PAUSED : VM_GRANTED;
 	default:
@@ -168,7 +167,7 @@ static bool extends(const struct vm_state *state, const struct vm_effect *effect
 		return false;
 	if (find_run(state, request, run) != VM_GRANTED || !adjoins(effect, *run))
 		return false;
-	return decide_change(state, request->type == PLUG, *run, effect->nb_blocks * state->block_size) == VM_GRANTED;
+	return decide_change(state, request->type == VM_PLUG, *run, effect->nb_blocks * state->block_size) == VM_GRANTED;
 }
 
 static void answer(enum vm_verdict verdict, uint8_t *to)
@@ -200,7 +199,7 @@ uint32_t vm_decide(const struct vm_state *state, const void *requests, uint32_t 
 
 	effect->nb_blocks = 0;
 	for (at = 0; at < count; at++) {
-		struct request request = decode((const uint8_t *)requests + REQUEST_SIZE * at);
+		struct request request = decode((const uint8_t *)requests + VM_REQUEST_SIZE * at);
 		enum vm_verdict verdict = VM_GRANTED;
 		struct run run;
 

@@ -4,6 +4,10 @@
  * theory.
  */
 
+/* The types of a request, which has VM_REQUEST_SIZE bytes; VM_UNKNOWN stands for all that have no name. */
+enum vm_request_type { VM_PLUG, VM_UNPLUG, VM_UNPLUG_ALL, VM_STATE, VM_UNKNOWN };
+enum { VM_REQUEST_SIZE = 24 };
+
 /* Why a request gets the answer that it gets. Errors are in the order of the checks. */
 enum vm_verdict {
 	/* ACK, of a PLUG, UNPLUG or UNPLUG ALL, once the host has acted */

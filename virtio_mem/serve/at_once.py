@@ -43,7 +43,8 @@ class AtOnce:
             raise
 
     def _plugs(self) -> Plugs | None:
-        """By what PLUGs are answered, where nobody has anything to do for them, or to say against them."""
+        """By what PLUGs are answered, where nobody has anything to do for them, or to say against them. A system reset
+        that was refused may have put an intent back since `ready()`."""
         service, place = self._service, self._memory.place
         if place is None or service.prefault or service.listeners or self._state.intent is not None:
             return None

@@ -139,9 +139,8 @@ class IntentRecord:
     def __init__(self, words: Words, nb_blocks: int) -> None:
         self._words = words
         self._nb_blocks = nb_blocks
-        intent = self.read()
+        self.read()
         self._in_hand = _RESET if words[_RESET] else _PHASE
-        self._empty = intent is None
 
     def open(self, effect: Effect, chains: Chains | None) -> None:
         """Step 3."""
@@ -151,7 +150,6 @@ class IntentRecord:
             self.clear()
             self._write(effect, chains, 0 if chains is None else effect.requests)
         self._words[self._in_hand] = Phase.OPEN
-        self._empty = False
 
     def _write(self, effect: Effect, chains: Chains | None, count: int) -> None:
         words, run = self._words, effect.run
@@ -165,16 +163,11 @@ class IntentRecord:
         """Step 5."""
         self._words[self._in_hand] = Phase.GRANTED
 
-    def written(self) -> None:
-        """The C core has taken steps 3 and 5."""
-        self._empty = False
-
     def clear(self) -> None:
         """Step 8."""
-        if not self._empty:
+        if self._words[_PHASE]:
             self._words[_PHASE] = Phase.NONE
-            self.uncover()
-            self._empty = True
+        self.uncover()
 
     def uncover(self) -> None:
         """Say what it said before the system reset, which was refused."""

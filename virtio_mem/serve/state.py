@@ -201,7 +201,6 @@ class DeviceState:
 
     def plugged_at_once(self, *, lost: bool) -> None:
         """The C core has granted requests that are on record, and the driver has the answers, unless they are lost."""
-        self._record.written()
         if lost:
             self.unanswered()
         else:
