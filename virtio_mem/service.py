@@ -230,6 +230,7 @@ class DeviceService:
             device.retry_now()
 
     def _carry_out(self, effect: Effect) -> Response:
+        self._shortage = _no_shortage
         try:
             self.keeper.opening(effect)
             if effect.type is EffectType.PLUG:
@@ -264,7 +265,6 @@ class DeviceService:
         log.log(level, text, effect.type.value, effect.size, effect.offset, error, exc_info=unexpected)
 
     def _plug(self, effect: Effect) -> None:
-        self._shortage = _no_shortage
         if self.prefault:
             try:
                 self.memory.populate(effect.offset, effect.size)
@@ -285,7 +285,6 @@ class DeviceService:
             raise
 
     def _unplug(self, effect: Effect) -> None:
-        self._shortage = _no_shortage
         told = 0
         gone: bool | None = False
         try:

@@ -9,6 +9,8 @@ import pytest
 from tests.device.helpers import ADDR, BLOCK, REGION, make_device
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.units import ByteCount, GuestAddress, HostOffset
+from virtio_mem.device import Effect
+from virtio_mem.keeper import KeepsNothing
 from virtio_mem.protocol import BlockState, Feature, Request, RequestType, Response, ResponseType
 from virtio_mem.service import _MANY_RUNS, RETRY_INTERVAL, DeviceService, Section
 
@@ -346,6 +348,21 @@ def test_a_refusal_of_another_kind_is_not_held_back_by_an_earlier_shortage() -> 
     service.device.take_config_notice()
     script.failing.add(("b", "unplugging"))
     assert ask(service, UNPLUG, 5).type is BUSY
+    service.poll(10.0)
+    assert service.device.take_config_notice()
+
+
+def test_a_refusal_before_anything_is_tried_is_not_held_back_by_an_earlier_shortage() -> None:
+    class Full(KeepsNothing):
+        def opening(self, effect: Effect) -> None:
+            raise HostError("state", effect.size, "room to put it on record")
+
+    service, script, memory = make_service()
+    script.failing.add(("memory", "populate"))
+    memory.short = refusal()
+    assert ask(service, PLUG).type is BUSY
+    service.keeper = Full()
+    assert ask(service, PLUG).type is BUSY
     service.poll(10.0)
     assert service.device.take_config_notice()
 
