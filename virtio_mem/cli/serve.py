@@ -20,7 +20,8 @@ A guest that has 2 GiB for itself, and up to 2 GiB more by virtio-mem:
 _MORE = """\
 QEMU has to be 10.2 or later. Its machine q35 puts what is above 2 GiB of RAM at 4 GiB. mem=2G has the guest leave that
 alone until it is plugged. The memory is QEMU's, and has to be share=on; the zone, from addr to addr + hotplug_size,
-has to be RAM that QEMU has. `ready` is printed when every socket listens: start QEMU then.
+has to be RAM that QEMU has. `ready` is printed when every socket listens: start QEMU then. Without KVM, as here, append
+`no_timer_check tsc=reliable` as well on a busy host: an emulated processor that is late looks like a broken clock.
 
 keys of --zone:
   id=NAME                        the zone's name
