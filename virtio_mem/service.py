@@ -111,8 +111,6 @@ class DeviceService:
         self.tally = Tally(device)
         self.observers = self.tally.observers
         self.failed_undos = 0
-        self.unplugged_bytes = 0
-        self.unreturned_bytes = 0
         self.lock = TurnLock()
         self._last_retry = float("-inf")
         self._shortage: Callable[[], HostError | None] = _no_shortage
@@ -200,8 +198,8 @@ class DeviceService:
                 "paused": device.paused,
                 "answers": {f"{request} {answer}": count for (request, answer), count in self.answers.items()},
                 "failed_undos": self.failed_undos,
-                "unplugged_bytes": self.unplugged_bytes,
-                "unreturned_bytes": self.unreturned_bytes,
+                "unplugged_bytes": self.tally.unplugged_bytes,
+                "unreturned_bytes": self.tally.unreturned_bytes,
             }
 
     def pause(self) -> None:
@@ -302,12 +300,10 @@ class DeviceService:
     def _verify(self, effect: Effect, gone: bool | None) -> None:
         """Whether the bytes went back is for the host to say: two numbers, what was unplugged and what it still has."""
         unplugged = self.device.plugged_size if effect.everything else effect.size
-        self.unplugged_bytes += unplugged
         kept: ByteCount | None = None
         with suppress(HostError):
             sections = () if gone else self._discarded(effect)
             kept = ByteCount(sum(self.memory.held(section.offset, section.size) for section in sections))
-            self.unreturned_bytes += kept
             if kept:
                 # A guest can touch its blocks while it unplugs them, as often as it likes: one line a poll is enough.
                 level = logging.DEBUG if self._logged_kept else logging.WARNING

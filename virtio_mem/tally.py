@@ -22,6 +22,11 @@ _COUNTED = {
 _NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
 
 
+MOST_BYTES = 2**63 - 1
+"""Where counters of bytes stay, as clients are promised integers of 64 bits: a guest that plugs and unplugs tebibytes,
+and touches none of them, gets there within minutes."""
+
+
 class ServiceObserver(Protocol):
     """Somebody who wants to know what comes of requests, and can't refuse them. It comes and goes under the service's
     lock, and both are called under it; what they raise is logged, and keeps no request from being answered."""
@@ -41,6 +46,10 @@ class Tally:
         self._device = device
         self._answers: Counter[tuple[str, str]] = Counter()
         self.observers: list[ServiceObserver] = []
+        self.unplugged_bytes = 0
+        """What was unplugged, up to MOST_BYTES."""
+        self.unreturned_bytes = 0
+        """What the host still held of it right afterwards; the same."""
         self._held: list[Callable[[], None]] | None = None
 
     def hold(self) -> None:
@@ -97,10 +106,16 @@ class Tally:
             left = left.replace(first, b"") if count < len(left) else b""
 
     def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
-        """Memory was given back."""
-        if self._held is not None:
-            self._held.append(partial(self.discarded, unplugged, kept))
-            return
+        """Memory was given back. It is counted at once, and told when the rest is: counts of bytes are saved with the
+        blocks, before a driver is answered."""
+        self.unplugged_bytes = min(self.unplugged_bytes + unplugged, MOST_BYTES)
+        self.unreturned_bytes = min(self.unreturned_bytes + (kept or 0), MOST_BYTES)
+        if self._held is None:
+            self._tell_discarded(unplugged, kept)
+        else:
+            self._held.append(partial(self._tell_discarded, unplugged, kept))
+
+    def _tell_discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
         for observer in self.observers:
             _tell(partial(observer.discarded, unplugged, kept))
 

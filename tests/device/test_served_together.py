@@ -100,7 +100,7 @@ def test_neighbours_come_by_one_step_of_each_kind() -> None:
     assert rig.script.steps == [("a", "unplugging", 1, 6), ("b", "unplugging", 1, 6), ("memory", "discard", 1, 6)]
     assert rig.kept == ["opening 1+6 for 2", "granted 1+6", "changed"]
     assert rig.service.answers == {("PLUG", "ACK"): 3, ("STATE", "ACK"): 1, ("UNPLUG", "ACK"): 2}
-    assert rig.service.unplugged_bytes == 6 * BLOCK
+    assert rig.service.tally.unplugged_bytes == 6 * BLOCK
 
 
 @pytest.mark.parametrize("type_", [PLUG, UNPLUG])

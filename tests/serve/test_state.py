@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,6 +110,34 @@ def test_one_of_the_two_slots_is_enough(file: OwnedFd, slot: int) -> None:
     again = load(file)
     assert again.device.requested_size == (2 if slot == newest else 4) * BLOCK_SIZE
     again.close()
+
+
+def test_what_has_no_room_changes_nothing_that_was_saved(file: OwnedFd) -> None:
+    state = load(file)
+    for count in (5, 7):
+        state.counters = lambda count=count: (count, 0)  # type: ignore[misc]
+        state.changed()
+    saved = os.pread(file.fileno(), RECORD, 0)
+    state.counters = lambda: (2**64, 0)
+    for _ in SLOTS:
+        with pytest.raises(struct.error):
+            state.changed()
+    assert os.pread(file.fileno(), RECORD, 0) == saved
+    state.close()
+    again = load(file)
+    assert again.counted == (7, 0)
+    again.close()
+
+
+@pytest.mark.parametrize(("word", "value"), [(0, 2**63), (4, 2**63), (5, 2**64 - 1)])
+def test_a_slot_that_nobody_wrote_is_none(file: OwnedFd, word: int, value: int) -> None:
+    load(file).close()
+    for slot in SLOTS:
+        values = [2, 0, 0, 0, 0, 0]
+        values[word] = value
+        put(file, slot, *values, 0, zlib.crc32(struct.pack("=6Q", *values)))
+    with pytest.raises(UsageError, match="sizes"):
+        load(file)
 
 
 @pytest.mark.parametrize("type_", [EffectType.PLUG, EffectType.UNPLUG, EffectType.UNPLUG_ALL])

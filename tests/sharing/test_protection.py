@@ -159,7 +159,7 @@ def test_no_block_comes_back_under_a_daemon_that_touches_all_the_time(
         toucher.ask("hits")
         toucher.ask("hits")
         assert held(manager) == 0
-        assert service.unreturned_bytes == 0
+        assert service.tally.unreturned_bytes == 0
         assert done, "it did touch what was plugged"
         figure("unplugs while a daemon touches memory", unplugs)
 

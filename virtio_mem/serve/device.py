@@ -72,8 +72,9 @@ class MemDevice(Device):
         self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
         self.service = make_service(self.device, self.memory)
         self.service.require = self.memory.require  # what the front end doesn't share can't be plugged
-        self.service.unplugged_bytes, self.service.unreturned_bytes = self.state.counted
-        self.state.counters = lambda: (self.service.unplugged_bytes, self.service.unreturned_bytes)
+        tally = self.service.tally
+        tally.unplugged_bytes, tally.unreturned_bytes = self.state.counted
+        self.state.counters = lambda: (tally.unplugged_bytes, tally.unreturned_bytes)
         self.service.keeper = self.state
         self._log = _Log(self.name)
         self._batches: RingBatches | None = None

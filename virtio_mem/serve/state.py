@@ -36,6 +36,7 @@ from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import BlockState
 from virtio_mem.serve.intent import ChainKey, Chains, Intent, IntentRecord, Phase
 from virtio_mem.serve.words import Words
+from virtio_mem.tally import MOST_BYTES
 
 MAGIC = int.from_bytes(b"vmemstat", "little")
 VERSION = 2
@@ -148,7 +149,7 @@ class DeviceState:
         best = (0, 0, 0, 0, 0, 0)
         for start in _SLOTS:
             values = tuple(self._words[start + index] for index in range(6))
-            if values[0] > best[0] and zlib.crc32(_SIZES.pack(*values)) == self._words[start + _CHECKSUM]:
+            if values[0] > best[0] and _is_whole(values, self._words[start + _CHECKSUM]):
                 best = values  # type: ignore[assignment]
         self._generation, requested, usable, paused, unplugged, unreturned = best
         self.counted = unplugged, unreturned
@@ -235,15 +236,15 @@ class DeviceState:
         sizes = device.requested_size, device.usable_region_size, int(device.paused), *self.counters()
         if sizes == self._saved:  # a PLUG changes none of them
             return
-        self._generation += 1
-        start, values = _SLOTS[self._generation % 2], (self._generation, *sizes)
-        words = self._words
+        values = (self._generation + 1, *sizes)
+        checksum = zlib.crc32(_SIZES.pack(*values))  # which refuses what has no room, before anything is changed
+        words, start = self._words, _SLOTS[values[0] % 2]
         words[start] = 0
         for index in range(1, 6):
             words[start + index] = values[index]
-        words[start + _CHECKSUM] = zlib.crc32(_SIZES.pack(*values))
-        words[start] = self._generation
-        self._saved = sizes
+        words[start + _CHECKSUM] = checksum
+        words[start] = values[0]
+        self._generation, self._saved = values[0], sizes
 
     def take_over(self, device: VirtioMemDevice) -> None:
         """Have a blank state say that the device is where `device` is, and paused."""
@@ -297,6 +298,12 @@ class DeviceState:
         self._words.release()
         self._bits.release()
         self._mapping.close()
+
+
+def _is_whole(values: tuple[int, ...], checksum: int) -> bool:
+    """Whether a slot has values that can be, and its generation can be counted on."""
+    generation, *_, unplugged, unreturned = values
+    return zlib.crc32(_SIZES.pack(*values)) == checksum and max(generation, unplugged, unreturned) <= MOST_BYTES
 
 
 def _header(geometry: Geometry) -> bytes:
