@@ -280,9 +280,9 @@ class VirtioMemDevice:
     def system_reset(self) -> Effect:
         """The machine is reset: every block is to be unplugged, even where the driver's UNPLUG_ALL would be refused.
 
-        Commit or abandon the effect like a request's. Abandoned, the blocks stay plugged, as the standard allows.
+        Commit or abandon the effect like a request's; the device is reset with it. Abandoned, nothing changes: the
+        blocks stay plugged, as the standard allows.
         """
-        self.device_reset()
         return self._open(EffectType.SYSTEM_RESET, self._everything)
 
     def pause(self) -> None:
@@ -334,8 +334,9 @@ class VirtioMemDevice:
         """The only place where the usable region shrinks. UNPLUG_ALL needs no notice: its driver knows."""
         self.blocks.unplug_all()
         usable = self.geometry.usable_size_for(self.requested_size)
-        if cause is EffectType.SYSTEM_RESET and usable != self.usable_region_size:
-            self._notice = True
+        if cause is EffectType.SYSTEM_RESET:
+            self.device_reset()
+            self._notice |= usable != self.usable_region_size
         self.usable_region_size = usable
 
     def _open(self, type_: EffectType, run: Run, requests: int = 1) -> Effect:

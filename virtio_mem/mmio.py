@@ -124,6 +124,7 @@ class MmioTransport:
         """The machine is reset: forget the driver, unplug everything. False where the host refused to unplug."""
         with self._ring_lock, self.service.lock:
             done = self.service.system_reset()
+            self.service.device_reset()
             self._forget_driver()
         return done
 

@@ -169,12 +169,11 @@ class DeviceService:
     def system_reset(self) -> bool:
         """The machine is reset: every block is unplugged.
 
-        False where the host refused to, and while the device is paused: whoever paused it (migration, snapshot) relies
-        on blocks to stay as they are. They are plugged then as before, and the driver's UNPLUG ALL comes into play.
+        False, and nothing changed, where the host refused to, and while the device is paused: whoever paused it
+        (migration, snapshot) relies on blocks to stay as they are. The next driver's UNPLUG ALL comes into play then.
         """
         with self.lock:
             if self.device.paused:
-                self.device.device_reset()
                 return False
             response = self._carry_out(self.device.system_reset())
             self.keeper.done()

@@ -308,9 +308,26 @@ def test_a_system_reset_while_paused_changes_nothing() -> None:
     assert not service.system_reset()
     assert script.take() == []
     assert service.device.plugged_size == 2 * BLOCK
-    assert service.device.acked_features == 0, "the driver is gone all the same"
+    assert service.device.acked_features == Feature.UNPLUGGED_INACCESSIBLE
     service.resume()
     assert service.system_reset()
+    assert service.device.acked_features == 0
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_system_reset_that_is_refused_leaves_the_notice_that_is_owed(paused: bool) -> None:
+    service, script, _ = make_service()
+    service.device.resize(4 * BLOCK)
+    service.device.take_config_notice()
+    ask(service, PLUG, 3, 1)
+    service.pause()
+    assert ask(service, PLUG).type is BUSY
+    if not paused:
+        script.failing.add(("b", "unplugging"))
+        service.device.paused = False
+    assert not service.system_reset()
+    service.resume()
+    assert service.device.take_config_notice()
 
 
 def test_an_undo_that_fails_is_counted_and_keeps_no_other_from_being_taken() -> None:
