@@ -136,6 +136,18 @@ def test_memory_that_the_front_end_does_not_have_is_waited_for(snapshot: Path, t
             machine.check(frontend)
 
 
+def test_a_machine_that_is_reset_before_its_memory_is_there_begins_empty(snapshot: Path, tmp_path: Path) -> None:
+    with supervised(PLAN, tmp_path, snapshot) as service:
+        assert put(service, "vm.resume") == 204
+        assert put(service, "system-reset") == 204
+        for _ in range(2):  # what is plugged in the first memory is nothing that the snapshot is to be written over
+            with guest() as machine, front_end(service, machine) as frontend:
+                assert machine.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.ACK
+                for block in range(NB_BLOCKS):
+                    assert machine.ask(frontend, RequestType.PLUG, block) is ResponseType.ACK
+                machine.check(frontend)
+
+
 def test_the_state_directory_has_it_from_then_on(snapshot: Path, tmp_path: Path) -> None:
     states = tmp_path / "states"
     states.mkdir()

@@ -129,11 +129,13 @@ class MemDevice(Device):
         self.notify()
 
     def _write_content(self, content: Content) -> bool:
-        """Whether it is in the memory now. Without it, memory is as good as not there."""
+        """Whether it is in the memory now. Without it, memory is as good as not there; unless nothing is plugged, as
+        after a system reset that came first."""
         try:
-            with _taking:
-                memory = self.memory.require(HostOffset(0), self.zone.hotplug_size)
-                content.write(self.device, memory, prefault=self.memory.populates)
+            if self.device.plugged_size:
+                with _taking:
+                    memory = self.memory.require(HostOffset(0), self.zone.hotplug_size)
+                    content.write(self.device, memory, prefault=self.memory.populates)
         except HostError as error:
             log.error("%s: the snapshot is not restored: %s", self.name, error)
             self.memory.refuse(f"a snapshot is to be restored to it first: {error}")
