@@ -295,8 +295,33 @@ def test_a_system_reset_takes_everything() -> None:
         assert machine.ask(frontend, PLUG, 3, 5) is ACK
         frontend.close()
         wait_until(lambda: not here.device.memory.connected, "the front end is gone")
-        assert here.device.service.system_reset(), "nobody's memory is to be given back"
+        assert here.device.service.system_reset(), "nobody is there to refuse"
         assert here.device.device.plugged_size == 0
+
+
+@pytest.mark.parametrize("between", [0, 1])
+def test_memory_that_comes_again_after_a_system_reset_is_given_back(between: int) -> None:
+    """Also where somebody came in between who shared none of it; what another front end has is its own."""
+    with guest() as machine, guest() as another, served(zone()) as here:
+        frontend = here.start(machine)
+        assert machine.ask(frontend, PLUG, 3, 5) is ACK
+        frontend.close()
+        wait_until(lambda: not here.device.memory.connected, "the front end is gone")
+        assert here.device.service.system_reset()
+        assert machine.held(3, 5) == 5 * BLOCK_SIZE
+        for _ in range(between):
+            here.connect(machine.features).close()
+        again = Guest(fd=os.dup(machine.fd))
+        frontend = here.start(again)
+        again.check(frontend)
+        frontend.close()
+        wait_until(lambda: not here.device.memory.connected, "the front end is gone")
+        assert here.device.service.system_reset()
+        os.pwrite(another.fd, b"theirs", 7 * BLOCK_SIZE)
+        frontend = here.start(another)
+        assert os.pread(another.fd, 6, 7 * BLOCK_SIZE) == b"theirs"
+        frontend.close()
+        again.close()
 
 
 def test_regions_that_adjoin_in_one_file_are_one() -> None:

@@ -7,8 +7,8 @@ to be written never gets here: the back end refuses it. A private mapping of the
 what is given back of the file then, the front end keeps as its copies.
 
 Whatever is missing (no front end, no such region, the wrong kind of file, a file that was truncated) is a HostError:
-the driver is told BUSY, and asked to try again when memory comes. With no front end there is nobody whose memory could
-be given back, and `discard` is done.
+the driver is told BUSY, and asked to try again when memory comes. With no front end `discard` is done, as a system reset
+has to be: what it is asked for is given back when the same memory comes again, before anything can be plugged there.
 
 What a process populates is charged to its memory cgroup: to the one that this service runs in, not the front end's. So
 it looks at the headroom of its own cgroup first (hostmem/headroom.py), and then has the host allocate the pages without
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ from virtio_mem.serve.others_memory import OthersMemory
 
 if TYPE_CHECKING:
     from vhost_user.memory import Region
+
+
+log = logging.getLogger(__name__)
 
 
 class Extent(NamedTuple):
@@ -63,6 +67,10 @@ class FrontendMemory:
         self._prefault = prefault
         self._memory: OthersMemory | None = None
         self._extent: Extent | None = None
+        self._left: Extent | None = None
+        """Where the memory was of the front end that is gone."""
+        self._owed: set[tuple[HostOffset, ByteCount]] = set()
+        """What is to be given back of it."""
         self._why_missing = _NOBODY
         self._replacing = threading.Lock()
 
@@ -88,11 +96,14 @@ class FrontendMemory:
             self.refuse(f"{error.field}={error.value}: {error.limit}")
             return False
         self._replace(memory, extent)
+        self._give_back(extent)
         return True
 
     def detach(self) -> None:
         """The front end is gone."""
         self.connected = False
+        if self._extent is not None:
+            self._left, self._owed = self._extent, set()
         self.refuse(_NOBODY)
 
     def refuse(self, why: str) -> None:
@@ -187,8 +198,21 @@ class FrontendMemory:
         self.require(offset, size).populate(offset, size)
 
     def discard(self, offset: HostOffset, size: ByteCount) -> bool:
-        """Give a range back to the host; nothing to do where no front end is there. See `BackedMemory.discard`."""
-        return self.connected and self.require(offset, size).discard(offset, size)
+        """Give a range back to the host, later where no front end is there. See `BackedMemory.discard`."""
+        if not self.connected:
+            self._owed.add((offset, size))
+            return False
+        return self.require(offset, size).discard(offset, size)
+
+    def _give_back(self, extent: Extent) -> None:
+        """Memory came. What was not given back of it, since nobody shared it, is given back now."""
+        owed = self._owed if extent == self._left else set()
+        self._left, self._owed = None, set()
+        for offset, size in owed:
+            try:
+                self.discard(offset, size)
+            except HostError as error:
+                log.warning("%d bytes at %#x are not given back: %s", size, self.addr + offset, error)
 
     def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
         """Bytes that the host holds for a range, whoever touched them. HostError where nobody can tell."""
