@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +24,10 @@ from vhost_user.frontend import Frontend
 from virtio_mem.cli import main
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.protocol import BlockState, RequestType, ResponseType
+from virtio_mem.serve import snapshot as snapshots
+from virtio_mem.serve.files import state_file
 from virtio_mem.serve.plan import ServePlan
+from virtio_mem.serve.state import DeviceState, state_size
 from virtio_mem.snapshot import content
 from virtio_mem.snapshot.content import Range
 
@@ -245,13 +251,100 @@ def _serve(tmp_path: Path, snapshot: Path, more: str) -> int:
     return main(["serve", "--zone", option, "--restore", str(snapshot)])
 
 
-def test_a_state_directory_with_states_is_refused(snapshot: Path, tmp_path: Path) -> None:
-    from virtio_mem.serve.snapshot import prepare  # noqa: PLC0415
-
-    plan = ServePlan(zones=(zone(),), state_dir=str(tmp_path))
-    for prepared in prepare(snapshot, plan):
+def prepare(snapshot: Path, plan: ServePlan) -> None:
+    """As `serve --restore` does, and no more."""
+    for prepared in snapshots.prepare(snapshot, plan):
         prepared.state.close()
         if prepared.content is not None:
             prepared.content.close()
+
+
+def test_a_state_directory_with_states_is_refused(snapshot: Path, tmp_path: Path) -> None:
+    plan = ServePlan(zones=(zone(),), state_dir=str(tmp_path))
+    prepare(snapshot, plan)
+    with closing(in_directory(tmp_path)) as state:
+        state.restored()
+    before = (tmp_path / "mem0.state").read_bytes()
     with pytest.raises(UsageError, match="has a state of the zone"):
-        list(prepare(snapshot, plan))
+        prepare(snapshot, plan)
+    assert (tmp_path / "mem0.state").read_bytes() == before
+
+
+def in_directory(directory: Path) -> DeviceState:
+    with state_file(directory, "mem0", state_size(zone().geometry)) as fd:
+        return DeviceState(fd.fileno(), zone().geometry, requested_size=0)
+
+
+def test_a_service_that_ends_before_memory_is_there_restores_when_it_is_told_to_again(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    states = tmp_path / "states"
+    states.mkdir()
+    plan = ServePlan(zones=(zone(),), state_dir=str(states))
+    for _ in range(2):
+        with supervised(plan, tmp_path, snapshot) as service:
+            service.replace_worker()
+        with closing(in_directory(states)) as state:
+            assert state.unrestored
+            assert state.device.plugged_size == 9 * BLOCK_SIZE
+    with guest() as machine:
+        with supervised(plan, tmp_path, snapshot) as service, front_end(service, machine) as frontend:
+            remember(machine, snapshot)
+            machine.check(frontend)
+        with supervised(plan, tmp_path) as service, front_end(service, machine) as frontend:
+            machine.check(frontend)
+
+
+def test_plugged_blocks_without_their_content_are_not_served(
+    snapshot: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    states = tmp_path / "states"
+    states.mkdir()
+    prepare(snapshot, ServePlan(zones=(zone(),), state_dir=str(states)))
+    before = (states / "mem0.state").read_bytes()
+    option = f"id=mem0,socket={tmp_path / 'mem0.sock'},addr=4G,hotplug_size={NB_BLOCKS * BLOCK_SIZE}"
+    assert main(["serve", "--zone", option, "--state-dir", str(states)]) == 2
+    assert "zone mem0 content=missing: has still to be restored" in capfd.readouterr().err
+    assert (states / "mem0.state").read_bytes() == before
+
+
+def test_a_machine_that_was_reset_before_its_memory_was_there_is_served_without_the_snapshot(
+    snapshot: Path, tmp_path: Path
+) -> None:
+    states = tmp_path / "states"
+    states.mkdir()
+    plan = replace(PLAN, state_dir=str(states))
+    with supervised(plan, tmp_path, snapshot) as service:
+        assert put(service, "vm.resume") == 204
+        assert put(service, "system-reset") == 204
+    for plugged in ({}, {3: b""}):
+        with guest() as machine, supervised(plan, tmp_path) as service, front_end(service, machine) as frontend:
+            assert machine.config(frontend).plugged_size == len(plugged) * BLOCK_SIZE
+            assert machine.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.ACK
+            assert machine.ask(frontend, RequestType.PLUG, 3) is ResponseType.ACK
+
+
+def test_what_is_refused_leaves_no_state(snapshot: Path, tmp_path: Path) -> None:
+    """Of no zone, whichever is wrong, and whenever that is found."""
+    states, both = tmp_path / "states", tmp_path / "both"
+    states.mkdir()
+    shutil.copytree(snapshot, both)
+    manifest = json.loads((both / "snapshot.json").read_text())
+    manifest["zones"].append(manifest["zones"][0] | {"id": "mem1"})
+    (both / "snapshot.json").write_text(json.dumps(manifest))
+    for part in ("blocks", "hotplug"):
+        shutil.copy(both / f"mem0.{part}", both / f"mem1.{part}")
+    plan = ServePlan(zones=(zone(), replace(zone(), id="mem1")), state_dir=str(states))
+    content, good = both / "mem1.hotplug", (both / "mem1.hotplug").read_bytes()
+    content.write_bytes(good[::-1])
+    with pytest.raises(UsageError, match="zone mem1 content"):
+        prepare(both, plan)
+    assert list(states.iterdir()) == []
+    content.write_bytes(good)
+    (states / "mem1.state").write_bytes(b"another's")
+    with pytest.raises(UsageError, match="zone mem1 state size"):
+        prepare(both, plan)
+    assert [path.name for path in states.iterdir()] == ["mem1.state"]
+    (states / "mem1.state").unlink()
+    prepare(both, plan)
+    assert sorted(path.name for path in states.iterdir()) == ["mem0.state", "mem1.state"]

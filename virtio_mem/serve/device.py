@@ -140,6 +140,7 @@ class MemDevice(Device):
             log.error("%s: the snapshot is not restored: %s", self.name, error)
             self.memory.refuse(f"a snapshot is to be restored to it first: {error}")
             return False
+        self.state.restored()
         self.content = None
         self.content_written()
         log.info("%s: the snapshot is restored", self.name)

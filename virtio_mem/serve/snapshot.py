@@ -12,7 +12,7 @@ What the guest had besides (its CPUs, its other memory) is the VMM's to save and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +24,9 @@ from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.serve.device import MemDevice
-from virtio_mem.serve.files import state_file, state_memfd
+from virtio_mem.serve.files import state_file, state_memfd, state_path
 from virtio_mem.serve.plan import ServedZone, ServePlan
-from virtio_mem.serve.state import DeviceState, state_size
+from virtio_mem.serve.state import DeviceState, make_blank, state_size
 from virtio_mem.snapshot.content import populate, read_content
 from virtio_mem.snapshot.manifest import PartState, ZoneState, part_path, refused
 from virtio_mem.snapshot.own_file import own_file, require_file
@@ -64,22 +64,33 @@ class Prepared(NamedTuple):
     facts: bytes
 
 
-def prepare(directory: Path, plan: ServePlan) -> Iterator[Prepared]:
-    """Check a snapshot, and make the states of the plan's zones from it. Whoever iterates owns the descriptors.
+def prepare(directory: Path, plan: ServePlan) -> list[Prepared]:
+    """Check a snapshot, and make the states of the plan's zones from it; the descriptors are the caller's.
 
-    Raises UsageError for what is no snapshot of these zones, and where a state directory has states of them already.
+    Raises UsageError for what is no snapshot of these zones, and where a state directory has states of them already,
+    unless those were made from a snapshot whose content never came to be restored. Then no state was made.
     """
     manifest = read_manifest(directory)
     states = {zone.id: zone for zone in manifest.zones}
     if list(states) != [zone.id for zone in plan.zones]:
         wanted = ", ".join(zone.id for zone in plan.zones)
         raise refused("zones", ", ".join(states), f"must be those of --zone: {wanted}", "give the same --zone options")
-    for zone in plan.zones:
-        with located(f"zone {zone.id}"):
-            yield _prepare_zone(zone, states[zone.id], directory, plan)
+    with ExitStack() as undo:
+        checked, prepared = [], []
+        for zone in plan.zones:
+            with located(f"zone {zone.id}"):
+                checked.append(_checked(zone, states[zone.id], directory, undo))
+        for zone, (device, content, facts) in zip(plan.zones, checked, strict=True):
+            with located(f"zone {zone.id}"):
+                prepared.append(Prepared(zone, _write_state(zone, device, plan, undo), content, facts))
+        undo.pop_all()
+    return prepared
 
 
-def _prepare_zone(zone: ServedZone, saved: ZoneState, directory: Path, plan: ServePlan) -> Prepared:
+def _checked(
+    zone: ServedZone, saved: ZoneState, directory: Path, undo: ExitStack
+) -> tuple[VirtioMemDevice, OwnedFd | None, bytes]:
+    """The device that was saved, its content as `Prepared` has it, and the facts."""
     if saved.device is None or saved.hotplug is None or saved.boot is not None:
         raise refused("device", "missing" if saved.device is None else "with boot memory", "must be a served zone's")
     if saved.hotplug.size != zone.hotplug_size:
@@ -87,13 +98,10 @@ def _prepare_zone(zone: ServedZone, saved: ZoneState, directory: Path, plan: Ser
     blocks = read_blocks(zone.geometry, saved.device, part_path(directory, zone.id, "blocks"))
     device = VirtioMemDevice(zone.geometry)
     device.adopt(saved.device.requested_size, saved.device.usable_region_size, blocks)
-    with ExitStack() as undo:
-        content = _checked_content(saved.hotplug, device, part_path(directory, zone.id, "hotplug"))
-        if content is not None:
-            undo.enter_context(content)
-        state = undo.enter_context(_write_state(zone, device, plan))
-        undo.pop_all()
-    return Prepared(zone, state, content, json.dumps(asdict(saved.hotplug)).encode())
+    content = _checked_content(saved.hotplug, device, part_path(directory, zone.id, "hotplug"))
+    if content is not None:
+        undo.enter_context(content)
+    return device, content, json.dumps(asdict(saved.hotplug)).encode()
 
 
 def _checked_content(part: PartState, device: VirtioMemDevice, path: Path) -> OwnedFd | None:
@@ -104,22 +112,25 @@ def _checked_content(part: PartState, device: VirtioMemDevice, path: Path) -> Ow
         return OwnedFd.duplicate_of(fd)
 
 
-def _write_state(zone: ServedZone, device: VirtioMemDevice, plan: ServePlan) -> OwnedFd:
+def _write_state(zone: ServedZone, device: VirtioMemDevice, plan: ServePlan, undo: ExitStack) -> OwnedFd:
     """The state of a paused device that is where `device` is."""
     size = state_size(zone.geometry)
-    where = state_memfd(zone.id, size) if plan.state_dir is None else state_file(plan.state_dir, zone.id, size)
-    try:
-        state = DeviceState(where.fileno(), zone.geometry, requested_size=device.requested_size)
-        try:
-            if not state.blank:
-                raise UsageError("--state-dir", plan.state_dir, "has a state of the zone", "remove it, to restore")
-            state.take_over(device)
-        finally:
-            state.close()
-    except BaseException:
-        where.close()
-        raise
+    where = undo.enter_context(
+        state_memfd(zone.id, size) if plan.state_dir is None else state_file(plan.state_dir, zone.id, size)
+    )
+    with closing(_open_state(where, zone)) as state:
+        if not (state.blank or state.unrestored):
+            raise UsageError("--state-dir", plan.state_dir, "has a state of the zone", "remove it, to restore")
+    if plan.state_dir is not None:
+        undo.callback(state_path(plan.state_dir, zone.id).unlink)
+    make_blank(where.fileno())
+    with closing(_open_state(where, zone)) as state:
+        state.take_over(device)
     return where
+
+
+def _open_state(where: OwnedFd, zone: ServedZone) -> DeviceState:
+    return DeviceState(where.fileno(), zone.geometry, requested_size=zone.hotplugged_size)
 
 
 class Content:

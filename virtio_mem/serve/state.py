@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vhost_user.errors import HostError, PeerError, UsageError
-from vhost_user.mapping import map_part
+from vhost_user.mapping import Mapping, map_part
 from vhost_user.units import ByteCount, HostOffset, align_up
 from virtio_mem._native import RECORD_WORDS, Record
 from virtio_mem.blocks import BlockMap
@@ -45,13 +45,29 @@ _PAGE = 4096
 _SLOTS = (16, 24)  # words
 _RECORD = 32
 _HEADER = struct.Struct("=6Q")  # version, addr, region_size, block_size, node_id + 1, nb_blocks
-_SIZES = struct.Struct("=6Q")  # generation, requested_size, usable_region_size, paused, unplugged and unreturned bytes
+_SIZES = struct.Struct("=6Q")  # generation, requested_size, usable_region_size, flags, unplugged and unreturned bytes
+_PAUSED, _UNRESTORED = 1, 2  # of the flags
 _CHECKSUM = 7  # the word of a slot; of the header too
 
 
 def state_size(geometry: Geometry) -> ByteCount:
     """Bytes of the state of a device."""
     return ByteCount(_PAGE + align_up(-(-geometry.nb_blocks // 8), _PAGE))
+
+
+def _mapped(fd: int, size: int) -> Mapping:
+    if (found := os.fstat(fd).st_size) != size:
+        raise _damaged("size", found, f"the {size} bytes that a device of this geometry has")
+    try:
+        mapping, _ = map_part(fd, 0, size)
+    except PeerError as error:
+        raise HostError("state", error.value, error.limit) from error
+    return mapping
+
+
+def make_blank(fd: int) -> None:
+    """Have the file of a state be as good as new. Nobody has it open."""
+    os.pwrite(fd, bytes(8), 0)
 
 
 class DeviceState:
@@ -65,12 +81,7 @@ class DeviceState:
         self, fd: int, geometry: Geometry, *, requested_size: int, unplugged_inaccessible: bool = True
     ) -> None:
         size = state_size(geometry)
-        if (found := os.fstat(fd).st_size) != size:
-            raise _damaged("size", found, f"the {size} bytes that a device of this geometry has")
-        try:
-            self._mapping, _ = map_part(fd, 0, size)
-        except PeerError as error:
-            raise HostError("state", error.value, error.limit) from error
+        self._mapping = _mapped(fd, size)
         self._words = Words(self._mapping.view(HostOffset(0), ByteCount(_PAGE)))
         self._record_words = self._words.part(_RECORD, RECORD_WORDS)
         self.record = Record(self._record_words.view)
@@ -92,6 +103,8 @@ class DeviceState:
         requests whose driver has no answer."""
         self.interrupted: Intent | None = None
         """The record that was found. The device is already what it says, where it says that it was granted."""
+        self.unrestored = False
+        """Whether what its blocks are to hold is in a snapshot still, and not in memory."""
         self.counted = 0, 0
         """What `counters` said in the process before."""
         self.counters: Callable[[], tuple[int, int]] = lambda: self.counted
@@ -131,10 +144,10 @@ class DeviceState:
             raise _damaged("checksum", words[_CHECKSUM], f"{zlib.crc32(header)}, that of the header")
         if header != _header(geometry):
             raise _other_device(_HEADER.unpack(header), _HEADER.unpack(_header(geometry)))
-        requested, usable, paused = self._load_sizes()
+        requested, usable, flags = self._load_sizes()
         self._intents = IntentRecord(self._record_words, geometry.nb_blocks)
         self._load_blocks(geometry, requested, usable)
-        self.device.paused = paused
+        self.device.paused, self.unrestored = bool(flags & _PAUSED), bool(flags & _UNRESTORED)
         self.interrupted = self.intent = intent = self._intents.read()
         if intent is None:
             return
@@ -145,17 +158,17 @@ class DeviceState:
         if intent.phase is Phase.GRANTED:
             self.finish(intent)
 
-    def _load_sizes(self) -> tuple[int, int, bool]:
+    def _load_sizes(self) -> tuple[int, int, int]:
         best = (0, 0, 0, 0, 0, 0)
         for start in _SLOTS:
             values = tuple(self._words[start + index] for index in range(6))
             if values[0] > best[0] and _is_whole(values, self._words[start + _CHECKSUM]):
                 best = values  # type: ignore[assignment]
-        self._generation, requested, usable, paused, unplugged, unreturned = best
+        self._generation, requested, usable, flags, unplugged, unreturned = best
         self.counted = unplugged, unreturned
         if not self._generation:
             raise _damaged("sizes", "none", "one of two slots is whole")
-        return requested, usable, bool(paused)
+        return requested, usable, flags
 
     def _load_blocks(self, geometry: Geometry, requested: int, usable: int) -> None:
         padding = int.from_bytes(self._bits[geometry.nb_blocks // 8 :], "little") >> geometry.nb_blocks % 8
@@ -233,7 +246,8 @@ class DeviceState:
         return self._intents
 
     def _save(self, device: VirtioMemDevice) -> None:
-        sizes = device.requested_size, device.usable_region_size, int(device.paused), *self.counters()
+        flags = _PAUSED * device.paused | _UNRESTORED * self.unrestored
+        sizes = device.requested_size, device.usable_region_size, flags, *self.counters()
         if sizes == self._saved:  # a PLUG changes none of them
             return
         values = (self._generation + 1, *sizes)
@@ -247,12 +261,17 @@ class DeviceState:
         self._generation, self._saved = values[0], sizes
 
     def take_over(self, device: VirtioMemDevice) -> None:
-        """Have a blank state say that the device is where `device` is, and paused."""
+        """Have a blank state say that the device is where `device` is, paused, and that memory has yet to be."""
         assert self.blank
         for run in device.blocks.plugged_runs():
             self.device.blocks.put(run, BlockState.PLUGGED)
         self.device.requested_size, self.device.usable_region_size = device.requested_size, device.usable_region_size
-        self.device.paused = True
+        self.device.paused = self.unrestored = True
+        self.changed()
+
+    def restored(self) -> None:
+        """Memory is as the snapshot says that was taken over."""
+        self.unrestored = False
         self.changed()
 
     # What a process before this one left, or this one.

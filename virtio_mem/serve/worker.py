@@ -151,7 +151,18 @@ def _with_content(device: MemDevice, worker: Worker) -> MemDevice:
         fd = worker.fds.get(name)
         device.content = Content(None if fd is None else fd.fileno(), worker.bytes[name])
         device.content_written = lambda: worker.drop(name)
+    elif device.state.unrestored:
+        _require_no_content(device)
     return device
+
+
+def _require_no_content(device: MemDevice) -> None:
+    """Of a state that was made from a snapshot whose content nobody has any more: nothing may be plugged."""
+    if device.device.plugged_size:
+        device.close()
+        limit = "has still to be restored from the snapshot that the state is of"
+        raise UsageError(f"{device.name} content", "missing", limit, "give --restore as before, or remove the state")
+    device.state.restored()
 
 
 def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, extension: Extension) -> Control:
