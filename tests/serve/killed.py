@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.serve.rig import NB_BLOCKS, RING_SIZE, Guest, guest, zone
+from tests.serve.rig import BLOCK_SIZE, NB_BLOCKS, RING_SIZE, Guest, guest, zone
 from vhost_user.backend import Server
 from vhost_user.connection import Connection
 from vhost_user.event import Event
@@ -29,6 +30,9 @@ from virtio_mem.serve.words import Words
 
 ZONE = zone()
 RESET = b"reset"
+
+SLOTS = (128, 192)
+"""Where a state has its sizes."""
 
 
 class Bomb:
@@ -171,6 +175,13 @@ class World:
             elif not self.machine.driver.enable_interrupts():
                 self.frontend.vring(0).wait(0.002)
         return answers
+
+    def check(self) -> None:
+        """See `Guest.check`. And what was unplugged was counted, once."""
+        self.machine.check(self.frontend)
+        slots = [struct.unpack("=6Q", os.pread(self.state.fileno(), 48, at)) for at in SLOTS]
+        *_, unplugged, _ = max(slots)  # by generation
+        assert unplugged == self.machine.unplugged * BLOCK_SIZE
 
     def close(self) -> None:
         self.frontend.close()

@@ -69,6 +69,8 @@ class Guest:
         os.ftruncate(self.fd, self.size)
         self.mapping = Mapping(self.size, mmap.MAP_SHARED | MAP_NORESERVE, self.fd)
         self.plugged: dict[int, bytes] = {}
+        self.unplugged = 0
+        """How many blocks were unplugged so far."""
         self.layout: SplitLayout | PackedLayout
         self.driver: DriverQueue
         if self.packed:
@@ -140,9 +142,15 @@ class Guest:
         elif type_ is RequestType.UNPLUG:
             for each in blocks:
                 del self.plugged[each]
+                self.unplugged += 1
         elif type_ is RequestType.UNPLUG_ALL:
-            self.plugged.clear()
+            self.lost_all()
         return response.type
+
+    def lost_all(self) -> None:
+        """Every block was unplugged."""
+        self.unplugged += len(self.plugged)
+        self.plugged.clear()
 
     def _write(self, block: int) -> bytes:
         pattern = self._number.to_bytes(4, "little") + block.to_bytes(4, "little")

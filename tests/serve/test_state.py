@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import counts
+from tests.serve.killed import SLOTS
 from tests.serve.rig import ADDR, BLOCK_SIZE, NB_BLOCKS, zone
 from vhost_user.errors import HostError, UsageError
 from vhost_user.owned_fd import OwnedFd
@@ -28,7 +29,6 @@ GEOMETRY = zone().geometry
 WHOLE = Run(BlockIndex(0), NB_BLOCKS)
 CHAIN = ChainKey(3, 7, Request(RequestType.PLUG, ADDR, 2))
 MAGIC, BITS, RECORD = 0, 4096, 256
-SLOTS = (128, 192)
 
 
 @pytest.fixture
@@ -229,6 +229,8 @@ def test_the_state_of_another_device_is_refused(file: OwnedFd, change: dict[str,
         (RECORD, [2, 3, 1, 2], "all blocks"),
         (RECORD, [1, 1, 0, 1, MOST_CHAINS + 1], "chains"),
         (RECORD, [1, 1, 0, 1, 1, 0, 0, 0, 1 << 16], "chain"),
+        (RECORD, [2, 2, 0, 1, 0, 0, 2**63], "unplugged"),
+        (RECORD, [0, 0, 0, 0, 0, 1, 0, 2**63], "unplugged"),
         (RECORD, [1, 1, 0, 1, 2, 0, 0, 0, 1, 1 << 48], "chain"),
         (BITS, [1 << NB_BLOCKS], "bits"),
         (BITS + 2048, [1], "bits"),

@@ -59,7 +59,7 @@ def test_killed_at_each_step_of_a_request(
                 here.answered()
             here.next_backend()
             assert machine.took(type_, block, nb_blocks, machine.wait(frontend)) is ResponseType.ACK
-            machine.check(frontend)
+            here.check()
             if survived:
                 break
             kills += 1
@@ -99,7 +99,7 @@ def test_killed_at_each_step_of_many_requests(
             answers += here.answers_until_death(len(MANY) - len(answers))
             for (type_, block, nb_blocks), answer in zip(MANY, answers, strict=True):
                 assert machine.took(type_, block, nb_blocks, answer) is ResponseType.ACK
-            machine.check(frontend)
+            here.check()
             if not died:
                 break
             kills += 1
@@ -122,17 +122,17 @@ def dies_in_a_system_reset(here: World, at: int) -> bytes:
         told = b""
     here.next_backend()
     if here.machine.config(here.frontend).plugged_size == 0:
-        here.machine.plugged.clear()
+        here.machine.lost_all()
     return told
 
 
 def test_killed_at_each_step_of_a_system_reset(rng: random.Random, figure: Callable[[str, object], None]) -> None:
     with world("split") as here:
-        machine, frontend = here.machine, here.frontend
+        machine = here.machine
         kills = 0
         for at in steps(rng):
             told = dies_in_a_system_reset(here, at)
-            machine.check(frontend)
+            here.check()
             if told:
                 assert told == b"yes"
                 assert not machine.plugged

@@ -6,10 +6,11 @@ enum vm_phase { VM_PHASE_NONE, VM_PHASE_OPEN, VM_PHASE_GRANTED };
 
 /*
  * The record of the requests in hand: serve/intent.py has the theory. Each word is stored whole. `effect` is 1 for PLUG, 2
- * for UNPLUG, 3 for UNPLUG ALL; `keys` are the chains' ids and positions, and `requests` what was read from them.
+ * for UNPLUG, 3 for UNPLUG ALL; `keys` are the chains' ids and positions, and `requests` what was read from them. What
+ * unplugged_bytes is once that is granted, or the system reset, is no matter of a PLUG's.
  */
 struct vm_record {
-	uint64_t phase, effect, first, nb_blocks, count, reset, unused[2];
+	uint64_t phase, effect, first, nb_blocks, count, reset, unplugged, unplugged_by_reset;
 	uint64_t keys[VM_MOST_CHAINS];
 	uint8_t requests[VM_MOST_CHAINS][VM_REQUEST_SIZE];
 };

@@ -237,6 +237,8 @@ class MemDevice(Device):
         if intent.type is EffectType.PLUG:
             self.state.undone()
         else:
+            tally = self.service.tally
+            tally.unplugged_bytes = max(tally.unplugged_bytes, intent.unplugged)
             self.state.finish(intent)
         log.info("%s: an interrupted %s is finished", self.name, intent.type.value)
 

@@ -9,7 +9,7 @@ would go wrong: a PLUG whose blocks are plugged by now earns an ERROR, and its d
     3. fields, then phase = OPEN                the host is about to act
     4. the host acts: populates, or gives back
     5. phase = GRANTED                          the answer is ACK, and can't be another one any more
-    6. bits of the map, then the sizes          (state.py)
+    6. bits of the map, then sizes and counts   (state.py)
     7. the answer is written, the used element is out, the inflight area is told
     8. phase = NONE                             before the next request is decided on
 
@@ -23,7 +23,7 @@ What each place of death leaves, and what is made of it before anything is taken
          afresh. The others: a part of the memory is gone, with all that the guest had there, so there is one way, on.
          The range is given back again, step 5 and 6 follow.
     5-7  The bits may be half changed: they are put again, from the record. The request is answered ACK, without a
-         second look at it.
+         second look at it. How many bytes were unplugged in all, the record says: it may be counted already.
     7-8  The request has gone back, so the ring doesn't give it again. The next chain is another one of the record, or
          one that is none of it, by its place in the ring: then phase = NONE, and it is served.
 
@@ -69,13 +69,13 @@ from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.device import Effect, EffectType
 from virtio_mem.protocol import REQUEST_SIZE, Request
 from virtio_mem.serve.words import Words
+from virtio_mem.tally import MOST_BYTES
 
 MOST_CHAINS = _native.MOST_CHAINS
 """How many chains one record can have, and so how many requests can be granted together."""
 
-_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT, _RESET, _KEYS, _REQUESTS = map(
-    _native.RECORD.__getitem__,
-    ("phase", "effect", "first", "nb_blocks", "count", "reset", "keys", "requests"),
+_PHASE, _EFFECT, _FIRST, _NB_BLOCKS, _COUNT, _RESET, _UNPLUGGED, _UNPLUGGED_BY_RESET, _KEYS, _REQUESTS = (
+    _native.RECORD.values()
 )
 _REQUEST_WORDS = REQUEST_SIZE // 8
 
@@ -125,12 +125,16 @@ class Chains(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a record says. There are no `chains` where the request came from no ring."""
+    """What a record says. There are no `chains` where the request came from no ring.
+
+    `unplugged` is what the device's count of unplugged bytes is once this is granted; a PLUG doesn't say.
+    """
 
     phase: Phase
     type: EffectType
     run: Run
     chains: tuple[ChainKey, ...]
+    unplugged: int = 0
 
 
 class IntentRecord:
@@ -142,12 +146,14 @@ class IntentRecord:
         self.read()
         self._in_hand = _RESET if words[_RESET] else _PHASE
 
-    def open(self, effect: Effect, chains: Chains | None) -> None:
+    def open(self, effect: Effect, chains: Chains | None, unplugged: int) -> None:
         """Step 3."""
         if effect.type is EffectType.SYSTEM_RESET:
             self._in_hand = _RESET
+            self._words[_UNPLUGGED_BY_RESET] = unplugged
         else:
             self.clear()
+            self._words[_UNPLUGGED] = unplugged
             self._write(effect, chains, 0 if chains is None else effect.requests)
         self._words[self._in_hand] = Phase.OPEN
 
@@ -183,7 +189,8 @@ class IntentRecord:
         if max(phase, reset) > Phase.GRANTED:
             raise _wrong("phase", max(phase, reset), "0 to 2")
         if reset:
-            return Intent(Phase(reset), EffectType.SYSTEM_RESET, Run(BlockIndex(0), self._nb_blocks), ())
+            unplugged = self._read_unplugged(_UNPLUGGED_BY_RESET)
+            return Intent(Phase(reset), EffectType.SYSTEM_RESET, Run(BlockIndex(0), self._nb_blocks), (), unplugged)
         if phase == Phase.NONE:
             return None
         if effect not in _EFFECTS:
@@ -203,7 +210,13 @@ class IntentRecord:
             _EFFECTS[effect],
             Run(BlockIndex(first), nb_blocks),
             tuple(map(chains.chain, range(count))),
+            0 if _EFFECTS[effect] is EffectType.PLUG else self._read_unplugged(_UNPLUGGED),
         )
+
+    def _read_unplugged(self, index: int) -> int:
+        if (unplugged := self._words[index]) > MOST_BYTES:
+            raise _wrong("unplugged", unplugged, f"at most {MOST_BYTES}")
+        return unplugged
 
 
 def _wrong(field: str, value: object, limit: str) -> UsageError:

@@ -156,6 +156,7 @@ class DeviceState:
         if intent.type is EffectType.PLUG and end > usable:
             raise _damaged("intent", f"bytes up to {end}", f"within usable_region_size, {usable}")
         if intent.phase is Phase.GRANTED:
+            self.counted = max(self.counted[0], intent.unplugged), self.counted[1]
             self.finish(intent)
 
     def _load_sizes(self) -> tuple[int, int, int]:
@@ -188,7 +189,10 @@ class DeviceState:
             assert effect.type is EffectType.SYSTEM_RESET, "what was left is brought to an end before a chain is taken"
             self._aside = self.intent, self._unanswered, self._counted
         self._forget()
-        self._record.open(effect, self.serving)
+        unplugged = 0
+        if effect.type is not EffectType.PLUG:
+            unplugged = self.counters()[0] + (self.device.plugged_size if effect.everything else effect.size)
+        self._record.open(effect, self.serving, min(unplugged, MOST_BYTES))
 
     def granted(self, effect: Effect) -> None:
         """The host has acted."""
