@@ -33,7 +33,7 @@ from vhost_user.message.header import HEADER, Header
 from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
 from vhost_user.message.table import MAX_PAYLOAD
-from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.owned_fd import OwnedFd, ReceivedFd, close_all, close_socket
 
 assert MAX_FDS <= _native.MOST_FDS
 
@@ -208,7 +208,7 @@ class Connection:
     def _taken(self, result: int) -> Received | None:
         if result == _WHOLE:
             request, flags, body, fds = self._incoming.take()
-            return Received(request, flags, body, [OwnedFd(fd) for fd in fds] if fds else [])
+            return Received(request, flags, body, [ReceivedFd(fd) for fd in fds] if fds else [])
         if result in (_native.NOT_YET, _native.WATCHED):
             return None
         raise self._refusal(result)
@@ -275,7 +275,7 @@ class Connection:
                     return False
                 try:
                     self._incoming.drop()
-                    self._sock.close()
+                    close_socket(self._sock)
                 finally:
                     self._sending.release()
             finally:

@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 
 from vhost_user.errors import HostError, UsageError
 
 _CLOSED = -1
+
+ROOM_FOR_FDS = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+"""For all descriptors that one message can have, SCM_MAX_FD of unix(7): those that there is no room for the kernel
+closes within recvmsg(2), and waits for what that waits for."""
 
 
 class OwnedFd:
@@ -75,8 +81,11 @@ class OwnedFd:
         in any case: close(2). A peer can pass a file of such a file system, so that is no error here.
         """
         fd, self._fd = self._fd, _CLOSED
-        if fd == _CLOSED:
-            return
+        if fd != _CLOSED:
+            self._close(fd)
+
+    @staticmethod
+    def _close(fd: int) -> None:
         try:
             os.close(fd)
         except OSError as error:
@@ -93,6 +102,49 @@ class OwnedFd:
         self.close()
 
 
+class ReceivedFd(OwnedFd):
+    """One that a peer sent, so that nobody knows what closing it waits for: `close` does not wait for that."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if _closes_at_once(fd):
+            OwnedFd._close(fd)
+        else:
+            close_elsewhere(fd)
+
+
+def _closes_at_once(fd: int) -> bool:
+    """Whether it is known to. Nothing is asked here that a file system in user space has to answer."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # of memory, memfd_create(2), and of nothing else
+    except OSError:
+        try:
+            kind = str(Path(f"/proc/self/fd/{fd}").readlink())
+        except OSError:
+            return False
+        return kind == "anon_inode:[eventfd]" or kind.startswith("pipe:")
+    return True
+
+
+def close_elsewhere(fd: int) -> None:
+    """close(2), without waiting for what that may wait for; see csrc/close.c."""
+    try:
+        from vhost_user import _native  # noqa: PLC0415 - rarely needed: a supervisor has no other use for it
+    except ImportError:  # the interpreter ends, and an ending process doesn't wait
+        os.close(fd)
+    else:
+        _native.close_elsewhere(fd)
+
+
+def close_socket(sock: socket.socket) -> None:
+    """Close one that a peer is at the other end of: what it sent and nobody read is closed with it. Closing twice is
+    allowed."""
+    if (fd := sock.detach()) != _CLOSED:
+        close_elsewhere(fd)
+
+
 def close_all(owned: Iterable[OwnedFd]) -> None:
     """Close each of them."""
     for fd in owned:
@@ -105,4 +157,4 @@ def received_fds(ancillary: Iterable[tuple[int, int, bytes]]) -> list[OwnedFd]:
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-    return [OwnedFd(number) for number in numbers]
+    return [ReceivedFd(number) for number in numbers]

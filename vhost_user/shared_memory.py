@@ -33,7 +33,7 @@ from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import map_part
 from vhost_user.memory import GuestMemory, Region, RegionFile
 from vhost_user.message import MemoryRegion
-from vhost_user.owned_fd import OwnedFd, close_all
+from vhost_user.owned_fd import OwnedFd, ReceivedFd, close_all
 from vhost_user.units import U64_MAX, GuestAddress, HostAddress, HostOffset, UserAddress
 
 MAX_REGIONS = 509
@@ -224,7 +224,7 @@ class SharedMemory:
         try:
             file = None
             if self._keeps_file(region) and sum(other.file is not None for other in others) < MAX_KEPT_FILES:
-                file = RegionFile(OwnedFd(fd.take()), HostOffset(region.mmap_offset))
+                file = RegionFile(ReceivedFd(fd.take()), HostOffset(region.mmap_offset))
             return Region(region.guest_address, region.size, mapping, offset, region.user_address, file)
         except BaseException:
             mapping.close()

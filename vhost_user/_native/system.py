@@ -21,6 +21,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     checked(lib.vu_fallocate(fd, mode, offset, length))
 
 
+def close_elsewhere(fd: int) -> None:
+    """close(2), without waiting for what that waits for."""
+    lib.vu_close_elsewhere(fd)
+
+
 def die_with_parent() -> None:
     """Has the kernel kill this process when the thread that started it ends; too late where that is over already."""
     checked(lib.vu_die_with_parent())

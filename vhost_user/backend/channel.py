@@ -20,7 +20,7 @@ from vhost_user.connection import Connection, require_stream_socket
 from vhost_user.errors import PeerError, TimedOut
 from vhost_user.message import U64, BackendRequest, name_of, spec_of
 from vhost_user.message.numbers import ProtocolFeature
-from vhost_user.owned_fd import OwnedFd
+from vhost_user.owned_fd import OwnedFd, close_socket
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +111,10 @@ def require_channel(fd: OwnedFd, own_names: Set[object]) -> socket.socket:
         if names & own_names or (names and pid == os.getpid()):
             raise PeerError("descriptor", "a connection to this process", "a socket whose other end is the front end's")
     except OSError as error:
-        sock.close()
+        close_socket(sock)
         raise PeerError("descriptor", os.strerror(error.errno or 0), "a socket that is connected") from error
     except BaseException:
-        sock.close()
+        close_socket(sock)
         raise
     return sock
 

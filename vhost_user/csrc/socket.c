@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "awake.h"
+#include "close_api.h"
 #include "socket_api.h"
 
 enum { VERSION_MASK = 3, VERSION = 1, NS_PER_S = 1000000000 };
@@ -33,7 +34,7 @@ union fd_message {
 static void close_all(const int *fds, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
-		close(fds[i]);
+		vu_close_elsewhere(fds[i]);
 }
 
 void vu_incoming_drop(struct vu_incoming *incoming)
@@ -62,11 +63,11 @@ static uint32_t descriptors(struct msghdr *message, int *fds)
 /* Whether the descriptors of this read may be there; they are closed where not. */
 static int take_descriptors(struct vu_incoming *incoming, struct msghdr *message)
 {
-	int fds[VU_MOST_FDS];
+	int fds[SENT_FDS];
 	uint32_t count = descriptors(message, fds);
 	bool late = count && incoming->have;
 
-	if (!late && !(message->msg_flags & MSG_CTRUNC)) {
+	if (!late && count <= incoming->most_fds && !(message->msg_flags & MSG_CTRUNC)) {
 		if (count) {
 			memcpy(incoming->fds, fds, count * sizeof(int));
 			incoming->fd_count = count;
@@ -75,7 +76,7 @@ static int take_descriptors(struct vu_incoming *incoming, struct msghdr *message
 	}
 	close_all(fds, count);
 	vu_incoming_drop(incoming);
-	incoming->fd_count = count;
+	incoming->fd_count = late || count < incoming->most_fds ? count : incoming->most_fds;
 	return late ? VU_LATE_FDS : VU_TRUNCATED_FDS;
 }
 
@@ -84,15 +85,16 @@ static int take_bytes(int sock, struct vu_incoming *incoming, void *to, size_t s
 {
 	union fd_message control;
 	struct iovec part = { to, size };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	/* There is room for all that can come: what there is none for the kernel closes, and waits if it has to. */
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = control.room,
+		.msg_controllen = sizeof(control.room),
+	};
 	ssize_t got;
 	int result;
 
-	if (incoming->most_fds) {
-		/* CMSG_LEN and not CMSG_SPACE: the padding would be room for one more. */
-		message.msg_control = control.room;
-		message.msg_controllen = CMSG_LEN(incoming->most_fds * sizeof(int));
-	}
 	do
 		got = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	while (got < 0 && errno == EINTR);

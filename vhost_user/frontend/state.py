@@ -168,7 +168,7 @@ def _theirs(fd: OwnedFd, direction: TransferDirection) -> _Channel:
     """Our way of using a channel of the back end's. Takes `fd` over."""
     with fd:
         if not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
-            return _Socket(require_stream_socket(OwnedFd(fd.take())))
+            return _Socket(require_stream_socket(fd))
         flags = os.O_RDONLY if direction is TransferDirection.SAVE else os.O_WRONLY
         try:
             return _Pipe(os.open(f"/proc/self/fd/{fd.fileno()}", flags | os.O_NONBLOCK | os.O_CLOEXEC))

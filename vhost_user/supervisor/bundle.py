@@ -13,7 +13,7 @@ import errno
 import socket
 from collections.abc import Sequence
 
-from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.owned_fd import OwnedFd, ReceivedFd, close_all, received_fds
 
 MOST = 32
 """Descriptors of a bundle. A message of a front end has 8, a packet of a worker 16; the kernel would take 253."""
@@ -21,7 +21,7 @@ MOST = 32
 _ROOM = socket.CMSG_SPACE(MOST * 4)
 
 
-class StoredFd(OwnedFd):
+class StoredFd(ReceivedFd):
     """A descriptor of which bundle number `bundle` has a duplicate, as its `index`-th."""
 
     __slots__ = ("bundle", "index")
@@ -39,7 +39,7 @@ def pack(fds: Sequence[OwnedFd]) -> OwnedFd:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         socket.send_fds(theirs, [bytes([len(fds)])], [fd.fileno() for fd in fds])
-        return OwnedFd(ours.detach())
+        return ReceivedFd(ours.detach())  # whoever closes it closes those in it
 
 
 def unpack(bundle: OwnedFd, number: int) -> list[StoredFd]:

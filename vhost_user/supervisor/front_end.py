@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from vhost_user.backend.loop import Call, EventLoop
-from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.owned_fd import ROOM_FOR_FDS, OwnedFd, close_all, received_fds
 from vhost_user.supervisor.book import INPUT, OUTPUT, Book, session_key
 from vhost_user.supervisor.kept import Journal
 from vhost_user.supervisor.wire import Wire
@@ -33,8 +33,6 @@ MAX_FDS = 8
 """`vhost_user.message.MAX_FDS`, for the same reason."""
 
 _HEADER = struct.Struct("=III")
-
-_ROOM = socket.CMSG_SPACE(MAX_FDS * 4)
 
 _INPUT = struct.Struct("=QQQ")
 """In a book: the number of the piece that was read last, of the message before this one, and what it is blamed for."""
@@ -146,7 +144,7 @@ class FrontEnd:
     def _receive(self, wanted: int) -> bool:
         """Read `wanted` bytes at most; whether to go on."""
         try:
-            data, ancillary, told = self._wire.receive(wanted, _ROOM, first=not self._data)
+            data, ancillary, told = self._wire.receive(wanted, ROOM_FOR_FDS, first=not self._data)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -154,6 +152,10 @@ class FrontEnd:
             return False
         fds = received_fds(ancillary)
         late = bool(self._data and fds)
+        if len(fds) > MAX_FDS:
+            close_all(fds)
+            self.close(f"{len(fds)} descriptors, where no message has more than {MAX_FDS}")
+            return False
         try:
             self._fds += self._book.keep(fds)
         except OSError as error:

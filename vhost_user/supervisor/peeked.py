@@ -11,14 +11,10 @@ import socket
 from contextlib import suppress
 from typing import Any, Self
 
-from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.owned_fd import ROOM_FOR_FDS, OwnedFd, close_all, received_fds
 
 SO_PEEK_OFF = 42
 """asm-generic/socket.h; Python has no name for it."""
-
-
-_ROOM = socket.CMSG_SPACE(253 * 4)
-"""For the descriptors of one message: SCM_MAX_FD of unix(7)."""
 
 
 class PeekedSocket(socket.socket):
@@ -58,7 +54,7 @@ class PeekedSocket(socket.socket):
         while (left := self.looked_at) > 0:
             # The other end died and had not read all: that is told once, even before what it sent.
             with suppress(ConnectionResetError):
-                _, ancillary, _, _ = super().recvmsg(left, _ROOM, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+                _, ancillary, _, _ = super().recvmsg(left, ROOM_FOR_FDS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
                 fds = received_fds(ancillary)
                 count += len(fds)
                 close_all(fds)

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import PeerError
-from vhost_user.owned_fd import OwnedFd, close_all, received_fds
+from vhost_user.owned_fd import OwnedFd, close_all, close_socket, received_fds
 from vhost_user.supervisor.book import WORKED, WORKER, Book, keep_open
 from vhost_user.supervisor.outbox import Outbox
 from vhost_user.supervisor.packets import Packet, receive
@@ -103,7 +103,7 @@ class StoredWire(Wire):
         """Close the connection, of which the store has a duplicate."""
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+        close_socket(self.sock)
         self._outbox.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from vhost_user.owned_fd import OwnedFd
+from vhost_user.owned_fd import OwnedFd, close_socket
 
 _RECEIVE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -60,4 +60,4 @@ class Wire:
 
     def close(self) -> None:
         """Close the connection."""
-        self.sock.close()
+        close_socket(self.sock)
