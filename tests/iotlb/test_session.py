@@ -393,3 +393,18 @@ def test_features_stay_as_they_are_while_a_ring_waits() -> None:
         with pytest.raises(Refused):
             rig.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(SPLIT))
         rig.frontend.requests.tell(FrontendRequest.SET_FEATURES, U64(rig.frontend.features | F_LOG_ALL))
+
+
+@FORMATS
+def test_a_ring_that_has_no_inflight_area_does_not_start(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It is refused before it waits for translations: what waits is started."""
+    with behind(form) as rig:
+        rig.frontend.track_inflight(1, 16)
+        rig.map_ring(1)
+        with pytest.raises(Refused, match="SET_VRING_KICK"):
+            rig.start(1)
+        for _ in range(2):
+            rig.frontend.vring(1).kick.signal()
+            rig.frontend.requests.confirm()
+        rig.ready(0).echo(b"good")
+    assert not [record.message for record in caplog.records if record.levelname == "ERROR"]

@@ -194,10 +194,11 @@ class Vring:
         layout = self._layout(self.address)
         if self._negotiated.inflight is None and self.open_area is not None:
             self._private = self.open_area(self)
-        if self._negotiated.translated:
-            self.waiting = True
-            return
         try:
+            if self._negotiated.translated:
+                self._inflight()  # the one thing that may be refused and does not wait for translations
+                self.waiting = True
+                return
             self.queue = self._make_queue(layout)
         except BaseException:
             self._close_private()
@@ -267,6 +268,8 @@ class Vring:
         if buffer.packed != self._negotiated.packed:
             kind = "packed" if buffer.packed else "split"
             raise PeerError("inflight areas", f"of {kind} rings", "of the kind that was negotiated", "set them anew")
+        if self.index >= buffer.num_queues:
+            raise PeerError("inflight areas", buffer.num_queues, f"one of {self} as well", "set them anew")
         return buffer.queue(self.index)
 
     def update_log(self) -> None:
