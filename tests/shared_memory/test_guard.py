@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import platform
 import signal
 import threading
 import zlib
@@ -278,6 +279,16 @@ def test_a_fault_of_ours_is_survived_below_another_handler(before: str) -> None:
 def test_a_signal_that_somebody_sends_is_no_fault(send: str, times: int) -> None:
     done = run(PROGRAM.format(before="", after="; ".join([send] * times)))
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, "")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="rt_sigqueueinfo has another number on this architecture")
+@pytest.mark.parametrize("before", ["", INSTALL])
+def test_a_page_that_goes_bad_before_it_is_met_takes_nothing_from_the_guard(before: str) -> None:
+    """The kernel tells of it early where it is asked to, PR_MCE_KILL(2const): BUS_MCEERR_AO."""
+    tell = "import ctypes; info = bytes([7, 0, 0, 0] * 2 + [5] + [0] * 119)"
+    send = "ctypes.CDLL(None).syscall(129, os.getpid(), signal.SIGBUS, info)"
+    done = run(PROGRAM.format(before=before, after=f"{tell}; {send}; {READ_GUARDED}"))
+    assert (done.returncode, done.stdout) == (0, "alive True\n")
 
 
 def test_a_range_that_gets_no_zeros_is_passed_on() -> None:

@@ -108,6 +108,8 @@ static void pass_on(int number, siginfo_t *info, void *context)
 {
 	if (before.sa_flags & SA_SIGINFO) {
 		before.sa_sigaction(number, info, context);
+	} else if (info->si_code == BUS_MCEERR_AO && before.sa_handler == SIG_DFL) {
+		/* A page has gone bad, and nobody has met it yet: who does so gets a SIGBUS of its own. */
 	} else if (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN) {
 		/* An access is tried again when we return, and meets its fate; what somebody sent must be sent again. */
 		sigaction(number, &before, NULL);
