@@ -83,15 +83,12 @@ def test_the_wrong_end_of_a_pipe_can_not_be_waited_for() -> None:
     assert writer.closed
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="io_setup has another number on this architecture")
-def test_a_host_without_asynchronous_io_loses_no_ring() -> None:
-    program = """
-import pathlib, resource
-from vhost_user import _native
+WITHOUT_AIO = """
+import ctypes, fcntl, os, pathlib, select, threading
 from vhost_user.event import Event
+from vhost_user.owned_fd import OwnedFd
 limit = int(pathlib.Path("/proc/sys/fs/aio-max-nr").read_text())
 used = int(pathlib.Path("/proc/sys/fs/aio-nr").read_text())
-import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 def take(number):
     context = ctypes.c_ulong()
@@ -99,12 +96,39 @@ def take(number):
 take(limit - used)
 while take(1):
     pass  # others had some, and let go of them meanwhile
-with Event.create() as event:
-    event.signal()
-    print(event.take(), event.take())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "True False\n"
+
+HEARD = """
+with Event.create() as event:
+    for _ in range(100):
+        event.signal()
+        print(select.select([event], [], [], 10)[0] == [event], event.take(), event.take())
+"""
+
+BLOCKING = """
+fd = os.eventfd(0)
+os.eventfd_write(fd, 2**64 - 2)
+def change():
+    while True:
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK)
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+threading.Thread(target=change, daemon=True).start()
+with Event.to_signal(OwnedFd(os.dup(fd))) as event:
+    for _ in range(20000):
+        event.signal()
+print("never held")
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="io_setup has another number on this architecture")
+@pytest.mark.parametrize(
+    ("program", "said"), [(HEARD, "True True False\n" * 100), (BLOCKING, "never held\n")], ids=["heard", "blocking"]
+)
+def test_a_host_without_asynchronous_io_loses_no_ring_and_holds_nobody(program: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_AIO + program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == said
 
 
 def test_no_descriptor_left_is_the_hosts_refusal() -> None:

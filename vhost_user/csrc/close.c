@@ -7,35 +7,24 @@
  */
 
 #define _GNU_SOURCE
-#include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "close_api.h"
+#include "detached.h"
 
-/* UNSHARE is CLOSE_RANGE_UNSHARE of linux/close_range.h. With so many threads the process can as well wait itself. */
-enum { STACK_SIZE = 1 << 16, UNSHARE = 2, MOST_THREADS = 256 };
+enum { UNSHARE = 2 /* CLOSE_RANGE_UNSHARE of linux/close_range.h */ };
 
 struct handover {
 	int fd;
 	sem_t ready, closed;
 	atomic_int owners;
 };
-
-/* Also those that are about to end, where somebody else has a say in that. */
-static bool many_threads(void)
-{
-	struct stat about;
-
-	return !stat("/proc/self/task", &about) && about.st_nlink > MOST_THREADS;
-}
 
 static void let_go(struct handover *handover)
 {
@@ -70,28 +59,9 @@ static void *hold(void *argument)
 	return NULL;
 }
 
-static bool start(struct handover *handover)
-{
-	pthread_attr_t attributes;
-	sigset_t all, before;
-	pthread_t thread;
-	bool started;
-
-	if (pthread_attr_init(&attributes))
-		return false;
-	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	pthread_attr_setstacksize(&attributes, STACK_SIZE);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the process's own threads */
-	started = !pthread_create(&thread, &attributes, hold, handover);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_attr_destroy(&attributes);
-	return started;
-}
-
 void vu_close_elsewhere(int fd)
 {
-	struct handover *handover = many_threads() ? NULL : malloc(sizeof(*handover));
+	struct handover *handover = malloc(sizeof(*handover));
 	bool held;
 
 	if (handover) {
@@ -100,7 +70,7 @@ void vu_close_elsewhere(int fd)
 		sem_init(&handover->ready, 0, 0);
 		sem_init(&handover->closed, 0, 0);
 	}
-	held = handover && start(handover);
+	held = handover && start_detached(hold, handover);
 	if (held)
 		await(&handover->ready);
 	close(fd);

@@ -4,12 +4,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "detached.h"
 #include "event_api.h"
 
 /* One for the process, made at the first signal and kept. The lock is held for two system calls that don't wait. */
@@ -56,15 +58,35 @@ static int signal_by_kernel(int fd)
 	return 1;
 }
 
-/* The host has no asynchronous I/O left to give: a call must not be lost for that. */
-static int signal_by_write(int fd)
+/* Writes to a duplicate of an eventfd, for as long as its owners like. */
+static void *write_one(void *argument)
 {
 	uint64_t one = 1;
-	int flags = fcntl(fd, F_GETFL);
+	int fd = (intptr_t)argument;
 
-	if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK)))
+	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		continue;
+	close(fd);
+	return NULL;
+}
+
+/*
+ * The host has no asynchronous I/O left to give: a call must not be lost for that. Whoever is full has been called; and
+ * who fills it meanwhile holds a thread, which nobody waits for.
+ */
+static int signal_by_write(int fd)
+{
+	struct pollfd room = { fd, POLLOUT, 0 };
+	int own;
+
+	if (poll(&room, 1, 0) == 0)
+		return 0;
+	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (own < 0)
 		return -errno;
-	return write(fd, &one, sizeof(one)) == sizeof(one) || errno == EAGAIN ? 0 : -errno;
+	if (!start_detached(write_one, (void *)(intptr_t)own))
+		close(own);
+	return 0;
 }
 
 int vu_event_signal(int fd)

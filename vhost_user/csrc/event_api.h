@@ -7,7 +7,7 @@
 /*
  * Adds 1 to an eventfd(2), whatever its flags and its value: a full one stays full. The kernel does it on completion of
  * an asynchronous read (io_submit(2) with IOCB_FLAG_RESFD), because that is the one way from user space that can't
- * wait; where the host has no more of that to give, an ordinary write takes its place. -EINVAL if `fd` is no eventfd.
+ * wait; where the host has no more of that to give, a thread writes. -EINVAL if `fd` is no eventfd.
  */
 int vu_event_signal(int fd);
 
