@@ -14,6 +14,9 @@ a device may hold views for as long as it likes. Both keep the mapping under the
 touched by its address any more, and is unmapped now, or by the last of those to let go. The front end can't make that
 grow without bound: nothing is added while as many mappings linger as there may be regions.
 
+Addresses are all that a region of a sparse file costs, and the process has 128 TiB of them. So one front end may share
+seven eighths of what the others of this process leave: each of them finds some, however many there are.
+
 Memory that the front end takes away by truncating its file: mappings are guarded (see mapping.py), so that costs a
 region, and not the process. After each event a server asks for the `dead_region()`, and closes the connection.
 """
@@ -27,7 +30,7 @@ from contextlib import ExitStack
 from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from vhost_user.errors import HostError, PeerError, UsageError
 from vhost_user.mapping import map_part
@@ -42,6 +45,14 @@ on x86-64 when front ends came to rely on the number."""
 
 MAX_KEPT_FILES = 16
 """Regions whose files are kept open for the device that asked; those beyond go without."""
+
+
+ADDRESS_SPACE = 1 << 47
+"""Bytes that a process can map, on x86-64 and arm64, unless it asks for more."""
+
+_space = threading.Lock()
+_taken: WeakKeyDictionary[SharedMemory, int] = WeakKeyDictionary()
+"""Bytes that each has mapped."""
 
 
 class UserSpan(NamedTuple):
@@ -77,6 +88,8 @@ class SharedMemory:
         """Whether GPA_ADDRESSES was negotiated: user addresses of regions and rings are guest addresses."""
         self._keeps_file = keeps_file
         self._lock = threading.Lock()
+        self._size = 0
+        """Bytes that were taken of the address space."""
         self._lingering: WeakSet[object] = WeakSet()
         self._spans: tuple[bool, list[UserSpan]] | None = None
 
@@ -85,12 +98,16 @@ class SharedMemory:
         try:
             with self._lock, ExitStack() as undo:
                 self._check([region for region, _ in regions_with_fds])
+                before, size = self._size, sum(region.size for region, _ in regions_with_fds)
+                self._take(max(before, size))
+                undo.callback(self._take, before)
                 mapped: list[Region] = []
                 for region, fd in regions_with_fds:
                     mapped.append(self._map(region, fd, mapped))
                     undo.callback(_unmap, mapped[-1])
                 self._install(mapped)
                 undo.pop_all()
+                self._take(size)
         finally:
             close_all(fd for _, fd in regions_with_fds)
 
@@ -101,11 +118,16 @@ class SharedMemory:
             self._check_count(len(present) + 1)
             self._check_one(region)
             _check_beside(region, present, spans)
-            added = self._map(region, fd, present)
+            self._take(self._size + region.size)
             try:
-                self.guest_memory.add(added)
+                added = self._map(region, fd, present)
+                try:
+                    self.guest_memory.add(added)
+                except BaseException:
+                    _unmap(added)
+                    raise
             except BaseException:
-                _unmap(added)
+                self._take(self._size - region.size)
                 raise
             insort(spans, self._user_span(added), key=_user_of)
 
@@ -114,6 +136,7 @@ class SharedMemory:
         with self._lock:
             found, spans = self._find(region), self.user_spans
             self.guest_memory.remove(found)
+            self._take(self._size - found.size)
             del spans[bisect_left(spans, self._user_address(found), key=_user_of)]
             self._let_go(found)
 
@@ -121,6 +144,7 @@ class SharedMemory:
         """Let there be no region."""
         with self._lock:
             self._install([])
+            self._take(0)
 
     def close(self) -> None:
         """Unmap everything, now or when the last view lets go; closing twice is allowed."""
@@ -203,6 +227,16 @@ class SharedMemory:
         if len(self._lingering) > self.max_regions:
             limit = f"views hold at most {self.max_regions} mappings of regions that were removed"
             raise HostError("regions", len(self._lingering), limit, "let go of the views that the device holds")
+
+    def _take(self, size: int) -> None:
+        """Have so many bytes of the address space. HostError where others would be left too few."""
+        with _space:
+            others = sum(_taken.values()) - self._size
+            most = (ADDRESS_SPACE - others) * 7 // 8
+            if size > max(most, self._size):
+                limit = f"at most {most} in all regions of one front end, beside what others share"
+                raise HostError("size", size, limit, "share less, or serve it in a process of its own")
+            self._size = _taken[self] = size
 
     def _check_one(self, region: MemoryRegion) -> None:
         if region.size <= 0:

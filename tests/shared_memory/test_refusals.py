@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,41 @@ def test_too_many(shared: SharedMemory) -> None:
             shared.add(region(0x100000, PAGE_SIZE), SMALL.file(1))
     held.check(TRIES)
     assert shared.guest_memory.regions == before
+
+
+def sparse(size: int) -> OwnedFd:
+    fd = SMALL.file(0)
+    os.ftruncate(fd.fileno(), size)
+    return fd
+
+
+def test_whoever_takes_all_there_is_leaves_some_for_others() -> None:
+    """By regions that cost nothing, one after the other and in one table; each of three."""
+    with ExitStack() as stack:
+        for number in range(3):
+            greedy = stack.enter_context(SharedMemory())
+            at, size = 0, 2**46
+            while size >= PAGE_SIZE:
+                try:
+                    if number % 2:
+                        greedy.replace([(region(0, at + size), sparse(at + size))])
+                    else:
+                        greedy.add(region(at, size), sparse(size))
+                except HostError:
+                    size //= 2
+                else:
+                    at += size
+            taken = sum(each.size for each in greedy.guest_memory.regions)
+            assert taken > 2 ** (45 - 3 * number)
+        with SharedMemory() as other:
+            other.add(region(0, 2**36), sparse(2**36))
+            held = Held()
+            for _ in range(TRIES):
+                with pytest.raises(HostError, match="at most"):
+                    other.replace([(region(0, 2**40), sparse(2**40))])
+            held.check(TRIES)
+    with SharedMemory() as again:
+        again.add(region(0, 2**46), sparse(2**46))
 
 
 @pytest.mark.parametrize(
