@@ -12,14 +12,14 @@ def hotplugged_part(field: str, size: int, *, boot_size: int, hotplug_size: int,
     `block_size` is None for a zone without a device, whose size is its boot size for good. UsageError, which names
     `field`, for a size that the zone can't have.
     """
+    if block_size is None:
+        if size != boot_size:
+            limit = f"stays {boot_size} bytes: the zone has no virtio-mem device, and resizing by ACPI is not there yet"
+            raise UsageError(field, size, limit, "such a device needs hotplug_method=virtio-mem and a hotplug_size")
+        return ByteCount(0)
     if not boot_size <= size <= boot_size + hotplug_size:
         limit = f"from its boot size, {boot_size}, to {boot_size + hotplug_size} bytes"
         raise UsageError(field, size, limit, "hotplug_size is what can be added to the boot size")
-    if block_size is None:
-        if size != boot_size:
-            limit = "the zone has no virtio-mem device, and resizing by ACPI is not there yet"
-            raise UsageError(field, size, limit, "use hotplug_method=virtio-mem, and a hotplug_size")
-        return ByteCount(0)
     over = (size - boot_size) % block_size
     if over:
         limit = f"its boot size, {boot_size}, and whole blocks of {format_size(block_size)}"

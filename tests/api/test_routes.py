@@ -100,7 +100,9 @@ def test_a_zone_without_a_device(make_machine: MakeMachine) -> None:
     assert (counts["nb_blocks"], counts["nb_runs"], counts["cells"]) == (0, 0, [])
     assert rig.get("/api/v1/vm.counters").json == {}
     assert rig.operation(rig.resize(BOOT))["state"] == "reached"
-    assert rig.ask("PUT", "/api/v1/vm.resize", {"desired_ram": BOOT + BLOCK}).status == 400
+    refusal = rig.ask("PUT", "/api/v1/vm.resize", {"desired_ram": BOOT + BLOCK})
+    assert refusal.status == 400
+    assert "the zone has no virtio-mem device" in str(refusal.json)
     assert rig.get("/metrics").status == 200
 
 
