@@ -110,7 +110,7 @@ def numa_configs(draw: DrawFn) -> NumaConfig:
     if draw(st.booleans()):
         values["device_id"] = draw(names())
     else:
-        values["cpus"] = draw(unique(st.integers(0, 255), 9))
+        values["cpus"] = draw(unique(st.integers(0, 8191), 9))
         values["memory_zones"] = draw(unique(names(), 3))
     return NumaConfig(
         guest_numa_id=node,

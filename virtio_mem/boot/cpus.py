@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from virtio_mem.config.numa import MAX_CPU
 from virtio_mem.config.option import Option, kind
 from virtio_mem.config.values import Number
 
-MAX_CPUS = MAX_CPU + 1
+MAX_CPUS = 4096
+"""Processors that QEMU's machine q35 has at most, since QEMU 9.1: `cpu-max` of the monitor's query-machines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +18,10 @@ class CpusConfig(Option):
 
     OPTION: ClassVar[str] = "--cpus"
 
-    boot: int = field(default=1, metadata=kind(Number(MAX_CPUS)))
-    max: int | None = field(default=None, metadata=kind(Number(MAX_CPUS)))
+    boot: int = field(default=1, metadata=kind(Number(MAX_CPUS, minimum=1)))
+    max: int | None = field(default=None, metadata=kind(Number(MAX_CPUS, minimum=1)))
 
     def _check_rules(self) -> None:
-        if self.boot == 0:
-            raise self.error("boot", "a machine has one processor at least", "write boot=1")
         if self.max is not None and self.max != self.boot:
             limit = f"must be boot={self.boot}: processors can't be added later"
             raise self.error("max", limit, "leave max out")

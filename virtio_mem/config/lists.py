@@ -30,12 +30,12 @@ class ListOf(Kind[tuple[Element, ...]]):
         """A tuple, or a list made a tuple."""
         if not isinstance(value, (tuple, list)):
             raise ConfigError(where, repr(value), "must be a tuple", "give a tuple, as in (1,) or (1, 2)")
-        elements: list[Element] = []
+        elements: dict[Element, None] = {}  # thousands of CPUs, of which each is looked for
         for item in value:
             element = self.element.check(where, item)
             if element in elements:
                 raise ConfigError(where, self.element.show(element), "is in the list twice", "name it once")
-            elements.append(element)
+            elements[element] = None
         return tuple(elements)
 
     def show(self, value: tuple[Element, ...]) -> str:

@@ -10,8 +10,8 @@ from virtio_mem.config.lists import NAMES, Integers, ListOf
 from virtio_mem.config.option import Option, kind
 from virtio_mem.config.values import NAME, U32, Kind
 
-MAX_CPU = 255
-"""The highest number of a virtual CPU: it has 8 bits, as xAPIC identifiers have."""
+MAX_CPU = 8191
+"""The highest number of a virtual CPU: Cloud Hypervisor has at most 8192 of them, by KVM on x86-64."""
 
 MAX_PCI_SEGMENT = 95
 """The highest PCI segment: Cloud Hypervisor has at most 96 of them."""

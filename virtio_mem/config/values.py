@@ -97,9 +97,10 @@ class Size(Kind[ByteCount]):
 
 @dataclass(frozen=True)
 class Number(Kind[int]):
-    """A whole number from 0 to `maximum`."""
+    """A whole number from `minimum` to `maximum`."""
 
     maximum: int = U32_MAX
+    minimum: int = 0
 
     def read(self, where: str, text: str) -> int:
         """An int."""
@@ -110,13 +111,14 @@ class Number(Kind[int]):
 
     def check(self, where: str, value: object) -> int:
         """An int within bounds."""
-        if not is_whole(value, self.maximum):
+        if not is_whole(value, self.maximum) or value < self.minimum:
             raise self.error(where, value)
         return value
 
     def error(self, where: str, value: object) -> ConfigError:
         """What is wrong with `value`, to be raised."""
-        return ConfigError(where, value, f"must be a whole number from 0 to {self.maximum}", "choose one of these")
+        limit = f"must be a whole number from {self.minimum} to {self.maximum}"
+        return ConfigError(where, value, limit, "choose one of these")
 
     def show(self, value: int) -> str:
         """Decimal digits."""
