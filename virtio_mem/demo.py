@@ -29,6 +29,7 @@ from rich.text import Text
 from vhost_user.errors import FieldError, UsageError
 from vhost_user.units import MIB
 from virtio_mem.config import VmMemoryConfig
+from virtio_mem.config.vm import only_memory
 from virtio_mem.guest.memory_driver import MEMORY_BLOCK_SIZE, Outcome
 from virtio_mem.guest.process import pattern
 from virtio_mem.machine import Machine
@@ -241,7 +242,7 @@ def main() -> None:
     """Run the demo; the options replace the machine's."""
     epilog = "scripts/demo --linux boots a Linux guest instead, on QEMU's processors; see scripts/demo --linux --help"
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0], epilog=epilog)
-    parser.add_argument("--memory", default=MEMORY, help=f"default: {MEMORY}")
+    parser.add_argument("--memory", action="append", default=[], help=f"default: {MEMORY}")
     parser.add_argument("--memory-zone", nargs="+", action="extend", metavar="ZONE", help=f"default: {ZONES[0]}")
     parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="NODE")
     parser.add_argument("--packed", action="store_true", help="use a packed virtqueue instead of a split one")
@@ -257,10 +258,10 @@ def main() -> None:
 
 def _perform(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
-        zones = arguments.memory_zone or []
-        if not zones and arguments.memory == MEMORY:
+        memory, zones = only_memory(arguments.memory, MEMORY), arguments.memory_zone or []
+        if not zones and memory == MEMORY:
             zones = [*ZONES, HUGE_ZONE] if stack.enter_context(_huge_pages()) else list(ZONES)
-        config = VmMemoryConfig.from_options(arguments.memory, zones, arguments.numa)
+        config = VmMemoryConfig.from_options(memory, zones, arguments.numa)
         manager = stack.enter_context(MemoryManager(config))
         machine = stack.enter_context(Machine(manager))
         machine.start()

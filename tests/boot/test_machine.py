@@ -145,7 +145,15 @@ def test_an_old_qemu(qemu: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["--memory", "size=64M"], "--memory shared=off: is private memory"),
         (["--memory", "size=64M,shared=on,hotplug_size=1G"], "--memory hotplug_size=1G: can be plugged by virtio-mem"),
         (["--memory", "size=64M,shared=on", "--kernel", "/nonsense"], "--kernel=/nonsense: is not a file"),
-        (["--memory", "size=64M,shared=on", "--cpus", "boot=0"], "--cpus boot=0: must be a whole number from 1 to 4096"),
+        (
+            ["--memory", "size=64M,shared=on", "--cpus", "boot=0"],
+            "--cpus boot=0: must be a whole number from 1 to 4096",
+        ),
+        (
+            ["--memory", "size=64M,shared=on", "--memory", "size=96M,shared=on"],
+            "--memory=size=64M,shared=on size=96M,shared=on: may be given only once; describe parts by --memory-zone",
+        ),
+        (["--cpus", "boot=1", "--cpus", "boot=2"], "--cpus=boot=1 boot=2: may be given only once"),
         (["--memory", "size=64M,shared=on", "--numa", "guest_numa_id=0,cpus=[1]"], "--cpus boot=1 makes 0 to 0"),
         (
             ["--memory", "size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=3M,hotplugged_size=1M"],

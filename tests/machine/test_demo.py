@@ -46,6 +46,12 @@ def test_a_machine_of_ones_own_on_a_packed_ring() -> None:
     assert "mem0: 64 MiB plugged, 64 MiB held by the host" in done.stdout
 
 
+def test_only_one_memory_is_taken() -> None:
+    done = demo("--memory", "size=8M,shared=on", "--memory", "size=16M,shared=on")
+    assert done.returncode == 2
+    assert "--memory=size=8M,shared=on size=16M,shared=on: may be given only once; describe parts" in done.stderr
+
+
 def test_a_reader_that_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(program, "READER", "")
     with (tmp_path / "part").open("w+b") as file, suppress(ConnectionError):

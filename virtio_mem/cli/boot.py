@@ -46,8 +46,11 @@ exit status: QEMU's, which is 0 when the guest powers off
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.epilog = f"{EXAMPLE}\n{_MORE}"
-    parser.add_argument("--cpus", default="boot=1", metavar="boot=N", help="the guest's processors (boot=1)")
-    parser.add_argument("--memory", default=None, metavar="KEY=VALUE,...", help="all memory, or size=0 and zones")
+    # Of these two only one is taken, which is to be said and not left to argparse: it would take the last.
+    parser.add_argument("--cpus", action="append", default=[], metavar="boot=N", help="the guest's processors (boot=1)")
+    parser.add_argument(
+        "--memory", action="append", default=[], metavar="KEY=VALUE,...", help="all memory, or size=0 and zones"
+    )
     parser.add_argument("--memory-zone", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...")
     parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...")
     parser.add_argument("--kernel", metavar="FILE", help="a bzImage (the one of scripts/peers)")
@@ -68,13 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     from virtio_mem.boot.cpus import CpusConfig  # noqa: PLC0415
     from virtio_mem.boot.machine import DEFAULT_CMDLINE, BootOptions, boot  # noqa: PLC0415
     from virtio_mem.config import VmMemoryConfig  # noqa: PLC0415
-    from virtio_mem.config.vm import DEFAULT_MEMORY  # noqa: PLC0415
+    from virtio_mem.config.args import only_value  # noqa: PLC0415
+    from virtio_mem.config.vm import DEFAULT_MEMORY, only_memory  # noqa: PLC0415
     from virtio_mem.serve.ending import in_order  # noqa: PLC0415
 
-    memory = arguments.memory or (DEFAULT_MEMORY + ",shared=on")
+    memory = only_memory(arguments.memory, DEFAULT_MEMORY + ",shared=on")
+    cpus = only_value(CpusConfig.OPTION, arguments.cpus, "boot=1", "write one boot=N")
     options = BootOptions(
         config=VmMemoryConfig.from_options(memory, arguments.memory_zone, arguments.numa),
-        cpus=CpusConfig.parse(arguments.cpus),
+        cpus=CpusConfig.parse(cpus),
         kernel=arguments.kernel,
         initrd=arguments.initrd,
         cmdline=DEFAULT_CMDLINE if arguments.cmdline is None else arguments.cmdline,

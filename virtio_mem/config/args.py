@@ -32,6 +32,13 @@ def group_values(arguments: Sequence[str], options: Collection[str]) -> dict[str
     return values
 
 
+def only_value(option: str, values: Sequence[str], default: str, remedy: str) -> str:
+    """The value of an option that can't be repeated, or `default` where there is none. Raises ConfigError."""
+    if len(values) > 1:
+        raise ConfigError(option, " ".join(values), "may be given only once", remedy)
+    return values[0] if values else default
+
+
 def _check_waiting(option: str) -> None:
     if option:
         raise ConfigError(option, None, "has no value", "write its keys behind it, or leave the option out")

@@ -13,7 +13,7 @@ from typing import Self
 
 from vhost_user.units import U64_MAX
 from virtio_mem.config import topology
-from virtio_mem.config.args import group_values
+from virtio_mem.config.args import group_values, only_value
 from virtio_mem.config.errors import ConfigError
 from virtio_mem.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig, SgxEpcConfig
 from virtio_mem.config.numa import NumaConfig
@@ -36,6 +36,12 @@ _OPTIONS: dict[str, type[Option]] = {
     "numa": NumaConfig,
     "sgx_epc": SgxEpcConfig,
 }
+
+
+def only_memory(values: Sequence[str], default: str = DEFAULT_MEMORY) -> str:
+    """The text of --memory among a program's arguments, or `default` where it is not there. Raises ConfigError where it
+    is there more than once."""
+    return only_value(MemoryConfig.OPTION, values, default, "describe parts by --memory-zone")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +76,9 @@ class VmMemoryConfig:
     def from_args(cls, arguments: Sequence[str]) -> Self:
         """The configuration from a program's arguments, such as `["--memory", "size=1G"]`, and nothing else in them."""
         values = group_values(arguments, [option.OPTION for option in _OPTIONS.values()])
-        memory = values[MemoryConfig.OPTION] or [DEFAULT_MEMORY]
-        if len(memory) > 1:
-            raise ConfigError(MemoryConfig.OPTION, " ".join(memory), "is given once", "describe parts by --memory-zone")
+        memory = only_memory(values[MemoryConfig.OPTION])
         return cls.from_options(
-            memory[0], values[MemoryZoneConfig.OPTION], values[NumaConfig.OPTION], values[SgxEpcConfig.OPTION]
+            memory, values[MemoryZoneConfig.OPTION], values[NumaConfig.OPTION], values[SgxEpcConfig.OPTION]
         )
 
     @classmethod
