@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -137,6 +138,15 @@ def test_an_old_qemu(qemu: Path, capfd: pytest.CaptureFixture[str]) -> None:
     qemu.chmod(0o755)
     assert main(command(qemu)[3:]) == 1
     assert "is QEMU 7.2; 10.2 is the first that has vhost-user-test-device; scripts/peers" in capfd.readouterr().err
+
+
+def test_the_help_names_the_keys_that_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that tests/boot/test_layout.py shows to be refused."""
+    assert main(["boot", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Of the keys of --cpus there are boot and max" in text
+    (refused,) = re.findall(r"; ([^;]*) are refused", text)
+    assert set(re.findall(r"\w+_\w+", refused)) == {"device_id", "sgx_epc_sections", "pci_segments"}
 
 
 @pytest.mark.parametrize(
