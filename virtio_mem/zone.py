@@ -5,13 +5,13 @@ behind it. A file that nobody can see and that would be memory itself, as in a d
 would only take the memory twice: such a zone is anonymous memory.
 
 Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be hundreds of times
-what the host has, and costs nothing until blocks of it are plugged and populated.
+what the host has, and costs nothing until blocks of it are plugged and populated. Who asked for it is warned of that.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +73,13 @@ class Zone:
             boot = self._open(undo, "boot", spec.size, HostOffset(0))
             with _told_as("hotplug_size", format_size(spec.hotplug_size), "size"):
                 hotplug = self._open(undo, "hotplug", spec.hotplug_size, HostOffset(spec.size))
-            sample = boot or hotplug
-            assert sample is not None
+            parts = {settings.BOOT: boot, settings.HOTPLUG: hotplug}
+            backings = {part: backing for part, backing in parts.items() if backing is not None}
+            sample = next(iter(backings.values()))
             self.kind = sample.kind
             self.shared = sample.shared
             self.has_shared_zero_page = sample.has_shared_zero_page
-            self.settings = _settings(spec, sample)
+            self.settings = _settings(spec, backings)
             self.boot = self._map(undo, boot, spec.size, reserve=spec.reserve)
             with _told_as("hotplug_size", format_size(spec.hotplug_size), "size"):
                 self.hotplug = self._map(undo, hotplug, spec.hotplug_size, reserve=False)
@@ -226,8 +227,9 @@ def _check_sizes(spec: ZoneSpec, page_size: ByteCount) -> None:
         raise UsageError("size", format_size(total), limit)
 
 
-def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
-    """Every option that can come to nothing or to something else, for a zone of this kind."""
+def _settings(spec: ZoneSpec, parts: Mapping[str, Backing]) -> tuple[Setting, ...]:
+    """Every option that can come to nothing or to something else, for a zone of these parts."""
+    backing = next(iter(parts.values()))
     huge = isinstance(backing, Hugetlb)
     why_shared = "" if backing.shared == spec.shared else "huge pages are always shared"
     why_huge = "" if huge == spec.hugepages else "the file is on a hugetlbfs"
@@ -236,11 +238,11 @@ def _settings(spec: ZoneSpec, backing: Backing) -> tuple[Setting, ...]:
         Setting("shared", spec.shared, backing.shared, why_shared),
         Setting("hugepages", spec.hugepages, huge, why_huge or _short_pool(spec, backing)),
         Setting("hugepage_size", spec.hugepage_size, backing.page_size if huge else None),
-        settings.host_numa_node(spec.host_numa_node, backing),
+        settings.host_numa_node(spec.host_numa_node, parts),
         Setting("prefault", spec.prefault, spec.prefault),
-        settings.reserve(spec.reserve, backing),
-        settings.mergeable(spec.mergeable, backing),
-        settings.transparent_huge_pages(spec.thp, backing),
+        settings.reserve(spec.reserve, parts),
+        settings.mergeable(spec.mergeable, parts),
+        settings.transparent_huge_pages(spec.thp, parts),
     )
 
 

@@ -46,6 +46,7 @@ SHARED_ON_DISK = (SHARED_FILE, SHARED_DIRECTORY)
 BINDABLE = tuple(kind for kind in KINDS if kind not in SHARED_ON_DISK)
 RESERVABLE = (*MERGEABLE, HUGETLB)
 SIZE = 4 * MIB
+BOOT_ONLY = "memory that is not plugged yet is not paid for; only boot memory is reserved"
 KSM_PASSES = 3
 """The pass that is under way when pages are written may have been over some of them; two whole ones merge all."""
 
@@ -89,7 +90,29 @@ def test_reserved_private_memory_is_accounted_for_in_the_boot_part_only(make: Ma
     assert "nr" not in boot
     assert "ac" not in hotplug
     assert "nr" in hotplug
-    assert setting(zone, "reserve") == ("reserve", True, True, "")
+    assert setting(zone, "reserve") == ("reserve", True, True, f"not for the hotplug region: {BOOT_ONLY}")
+    boot_alone = make.zone(kind, size=SIZE, reserve=True)
+    assert setting(boot_alone, "reserve") == ("reserve", True, True, "")
+
+
+@each(*RESERVABLE)
+def test_a_hotplug_region_that_is_not_reserved_is_warned_of(
+    make: Maker, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = make.spec(kind, size=SIZE, hotplug_size=SIZE, reserve=True, explicit=frozenset({"reserve"}))
+    make.open(spec)
+    assert warnings(caplog) == [f"zone m: reserve=on: not for the hotplug region: {BOOT_ONLY}"]
+
+
+@each(*RESERVABLE)
+def test_reserve_without_boot_memory_has_no_effect_and_says_so(
+    make: Maker, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    zone = make.zone(kind, hotplug_size=SIZE, reserve=True, explicit=frozenset({"reserve"}))
+    assert "nr" in vm_flags(part(zone.hotplug).address)
+    assert setting(zone, "reserve") == ("reserve", True, False, BOOT_ONLY)
+    assert zone.info()["settings"]["reserve"] == {"requested": True, "effective": False, "reason": BOOT_ONLY}
+    assert warnings(caplog) == [f"zone m: reserve=on has no effect: {BOOT_ONLY}"]
 
 
 @pytest.mark.needs_hugetlb
