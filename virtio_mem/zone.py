@@ -1,8 +1,10 @@
 """A zone: guest memory of one kind, with the boot memory that is always there and a region to plug more into.
 
-The two parts have files of their own, except that a user's file holds both: boot memory first, the hotplug region right
-behind it. A file that nobody can see and that would be memory itself, as in a directory on a tmpfs with shared=off,
-would only take the memory twice: such a zone is anonymous memory.
+The two parts have files of their own. A regular file of the user's is boot memory and nothing else: every driver begins
+with UNPLUG ALL, which gives the hotplug region back to the host, and with it would go whatever the file had there. The
+region is what it would be without the file, of the file's huge pages where it is on a hugetlbfs. A directory is where
+both parts have their unnamed files. A file that nobody can see and that would be memory itself, as in a directory on a
+tmpfs with shared=off, would only take the memory twice: such a zone is anonymous memory.
 
 Boot memory is reserved and prefaulted as a whole if asked for. The hotplug region never is: it may be hundreds of times
 what the host has, and costs nothing until blocks of it are plugged and populated. Who asked for it is warned of that.
@@ -10,7 +12,6 @@ what the host has, and costs nothing until blocks of it are plugged and populate
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class ZoneSpec:
     """What a zone is to be; sizes in bytes. `explicit` has the names of the options that the user really wrote.
 
     `size` is boot memory, `hotplug_size` the region to plug into; either may be 0 but not both. `file` is a regular
-    file of at least size + hotplug_size bytes, or a directory for unnamed files. `hugepages` are always shared;
+    file of at least `size` bytes, for boot memory, or a directory for unnamed files. `hugepages` are always shared;
     without `hugepage_size` they have the kernel's default size.
     """
 
@@ -70,16 +71,15 @@ class Zone:
         self.page_size = _page_size(spec, self._place)
         _check_sizes(spec, self.page_size)
         with ExitStack() as undo:
-            boot = self._open(undo, "boot", spec.size, HostOffset(0))
+            boot = self._open(undo, "boot", spec.size)
             with _told_as("hotplug_size", format_size(spec.hotplug_size), "size"):
-                hotplug = self._open(undo, "hotplug", spec.hotplug_size, HostOffset(spec.size))
+                hotplug = self._open(undo, "hotplug", spec.hotplug_size)
             parts = {settings.BOOT: boot, settings.HOTPLUG: hotplug}
             backings = {part: backing for part, backing in parts.items() if backing is not None}
             sample = next(iter(backings.values()))
             self.kind = sample.kind
             self.shared = sample.shared
-            self.has_shared_zero_page = sample.has_shared_zero_page
-            self.settings = _settings(spec, backings)
+            self.settings = _settings(spec, self._place, backings)
             self.boot = self._map(undo, boot, spec.size, reserve=spec.reserve)
             with _told_as("hotplug_size", format_size(spec.hotplug_size), "size"):
                 self.hotplug = self._map(undo, hotplug, spec.hotplug_size, reserve=False)
@@ -89,47 +89,34 @@ class Zone:
             undo.pop_all()
         settings.warn(spec.id, self.settings, spec.explicit)
 
-    def _open(self, undo: ExitStack, part: str, size: ByteCount, offset: HostOffset) -> Backing | None:
-        """What backs a part, whose closing is left to `undo`; `offset` is where a user's file has it."""
+    def _open(self, undo: ExitStack, part: str, size: ByteCount) -> Backing | None:
+        """What backs a part, whose closing is left to `undo`."""
         if not size:
             return None
-        backing = self._backing(part, size, offset)
+        backing = self._backing(part, size)
         undo.callback(backing.close)
         if part == "hotplug" and isinstance(backing, SharedFile) and not files.can_punch_holes(backing.fd):
             limit = "its file system can't give back a part of a file, so memory could never be unplugged"
             raise HostError("file", self.spec.file, limit, "use another file system, shared=off, or no hotplug_size")
-        if part == "hotplug" and isinstance(backing, PrivateFile):
-            self._check_private_hotplug(backing.fd)
         return backing
 
-    def _check_private_hotplug(self, fd: int) -> None:
-        """Plugging would fill the holes of a file that is memory, and nothing may punch them again."""
-        place = self._place
-        assert place is not None
-        if place.in_memory and files.unallocated(fd):
-            limit = f"has holes and is on a {place.fstype}, where private memory fills them and unplugging can't"
-            remedy = f"use shared=on, another file system, or fallocate -l {os.fstat(fd).st_size} {place.path}"
-            raise UsageError("file", place.path, limit, remedy)
-
-    def _backing(self, part: str, size: ByteCount, offset: HostOffset) -> Backing:
-        spec, place = self.spec, self._place
+    def _backing(self, part: str, size: ByteCount) -> Backing:
+        spec, place, start = self.spec, self._place, HostOffset(0)
         reserved = spec.reserve and part == "boot"
-        if place is None:
+        if place is None or (part == "hotplug" and not place.directory):
             name = f"virtio-mem:{spec.id}:{part}"
-            if spec.hugepages:
-                fd = files.memfd(name, size, self.page_size)
-                return Hugetlb(fd, HostOffset(0), self.page_size, reserved=reserved)
+            if self.page_size > PAGE_SIZE:
+                return Hugetlb(files.memfd(name, size, self.page_size), start, self.page_size, reserved=reserved)
             return Memfd(files.memfd(name, size)) if spec.shared else Anonymous()
         if _needs_no_file(spec, place):
             return Anonymous()
         if place.directory:
-            fd, offset = files.unnamed_file(place.path, size), HostOffset(0)
+            fd = files.unnamed_file(place.path, size)
         else:
-            needed = ByteCount(spec.size + spec.hotplug_size)
-            fd = files.user_file(place.path, needed, shared=spec.shared or spec.hugepages)
+            fd = files.user_file(place.path, size, shared=spec.shared or spec.hugepages)
         if place.fstype == HUGETLBFS:
-            return Hugetlb(fd, offset, self.page_size, reserved=reserved)
-        return SharedFile(fd, offset, place) if spec.shared else PrivateFile(fd, offset, place)
+            return Hugetlb(fd, start, self.page_size, reserved=reserved)
+        return SharedFile(fd, start, place) if spec.shared else PrivateFile(fd, start, place)
 
     def _map(self, undo: ExitStack, backing: Backing | None, size: ByteCount, *, reserve: bool) -> HostMemory | None:
         """A part, whose closing is left to `undo`."""
@@ -227,14 +214,14 @@ def _check_sizes(spec: ZoneSpec, page_size: ByteCount) -> None:
         raise UsageError("size", format_size(total), limit)
 
 
-def _settings(spec: ZoneSpec, parts: Mapping[str, Backing]) -> tuple[Setting, ...]:
+def _settings(spec: ZoneSpec, place: Place | None, parts: Mapping[str, Backing]) -> tuple[Setting, ...]:
     """Every option that can come to nothing or to something else, for a zone of these parts."""
     backing = next(iter(parts.values()))
     huge = isinstance(backing, Hugetlb)
     why_shared = "" if backing.shared == spec.shared else "huge pages are always shared"
     why_huge = "" if huge == spec.hugepages else "the file is on a hugetlbfs"
     return (
-        _file(spec, backing),
+        _file(spec, place, parts),
         Setting("shared", spec.shared, backing.shared, why_shared),
         Setting("hugepages", spec.hugepages, huge, why_huge or _short_pool(spec, backing)),
         Setting("hugepage_size", spec.hugepage_size, backing.page_size if huge else None),
@@ -257,12 +244,18 @@ def _short_pool(spec: ZoneSpec, backing: Backing) -> str:
     return ""
 
 
-def _file(spec: ZoneSpec, backing: Backing) -> Setting:
-    name = None if spec.file is None else str(spec.file)
-    if name is not None and backing.fd < 0:
+def _file(spec: ZoneSpec, place: Place | None, parts: Mapping[str, Backing]) -> Setting:
+    if place is None:
+        return Setting("file", None, None)
+    name, hotplug = str(spec.file), parts.get(settings.HOTPLUG)
+    if _needs_no_file(spec, place):
         why = "private memory needs no file where files are memory: it is anonymous; shared=on makes files there"
         return Setting("file", name, None, why)
-    return Setting("file", name, name)
+    if place.directory or hotplug is None:
+        return Setting("file", name, name)
+    if not spec.size:
+        return Setting("file", name, None, "a regular file is for boot memory only, of which the zone has none")
+    return Setting("file", name, name, f"boot memory only; the hotplug region is {hotplug.kind} memory")
 
 
 def _held(part: HostMemory | None) -> int | None:

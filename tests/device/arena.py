@@ -25,16 +25,26 @@ MAX_PLUGGED = 64
 
 
 def zone_spec(backing: str, directory: Path, hotplug_size: int) -> ZoneSpec:
-    """A zone of nothing but a hotplug region, on `backing`. A transparent huge page would span many of our blocks."""
+    """A zone of nothing but a hotplug region, on `backing`. A transparent huge page would span many of our blocks.
+
+    A regular file has boot memory only, so there the zone is that; see `region`.
+    """
     size, none = ByteCount(hotplug_size), ByteCount(0)
     if backing.endswith("file"):
         path = directory / "zone"
         with path.open("wb") as file:
             file.truncate(hotplug_size)
-        return ZoneSpec("mem0", none, size, file=path, shared=backing == "shared file", thp=False)
+        return ZoneSpec("mem0", size, file=path, shared=backing == "shared file", thp=False)
     if backing == "hugetlb":
         return ZoneSpec("mem0", none, size, hugepages=True, hugepage_size=ByteCount(2 * MIB))
     return ZoneSpec("mem0", none, size, shared=backing == "memfd", thp=False)
+
+
+def region(zone: Zone) -> HostMemory:
+    """What the device of a zone of `zone_spec` is on."""
+    memory = zone.hotplug or zone.boot
+    assert memory is not None
+    return memory
 
 
 def block_size_of(backing: str) -> int:
@@ -82,9 +92,8 @@ class Arena:
         block_size = block_size_of(backing)
         region_size = NB_BLOCKS * block_size
         self.zone = Zone(zone_spec(backing, directory, region_size))
-        assert self.zone.hotplug is not None
-        self.held = self.zone.hotplug.held
-        self.memory = Refusing(self.zone.hotplug)
+        self.held = region(self.zone).held
+        self.memory = Refusing(region(self.zone))
         geometry = Geometry(
             addr=GuestAddress(ADDR),
             region_size=ByteCount(region_size),

@@ -33,6 +33,7 @@ OPTIONS = {
     "shared file": "shared=on,file=%s",
     "private file": "shared=off,file=%s",
 }
+"""Files of a directory: a regular file has no hotplug region."""
 
 
 def resident() -> int:
@@ -61,10 +62,7 @@ def taken(backing: str, zone: ManagedZone) -> int:
 def test_a_gibibyte_there_and_back(backing: str, tmp_path: Path, hugepages: Callable[[int, int], HugePagePool]) -> None:
     if backing == "hugetlb":
         hugepages(2 * MIB, SIZE // (2 * MIB))
-    file = tmp_path / "zone"
-    with file.open("wb") as opened:
-        opened.truncate(SIZE)
-    options = OPTIONS[backing].replace("%s", str(file))
+    options = OPTIONS[backing].replace("%s", str(tmp_path))
     line = "--memory size=0,hotplug_method=virtio-mem --memory-zone id=boot,size=2M"
     zone = f"id=z,size=0,{options},hotplug_size={SIZE},hotplugged_size={SIZE}"
     with MemoryManager(VmMemoryConfig.parse(f"{line} {zone}")) as manager:

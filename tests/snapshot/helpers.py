@@ -30,7 +30,7 @@ OPTIONS = {
 def config(kind: str, directory: Path) -> VmMemoryConfig:
     file = directory / "zone"
     if kind.endswith(" file") and not file.exists():
-        # With data where nobody ever writes: a private zone begins with it.
+        # With data where nobody ever writes: a private zone begins with it. What is behind boot memory is none of ours.
         file.write_bytes(random.Random(kind).randbytes(BOOT + HOTPLUG))
     options = OPTIONS[kind].format(file=file, directory=directory)
     return VmMemoryConfig.parse(

@@ -129,13 +129,13 @@ def test_unplugged_blocks_are_not_in_a_snapshot(tmp_path: Path) -> None:
     assert b"secret" not in saved
 
 
-def test_a_shared_file_is_named_and_not_copied(tmp_path: Path) -> None:
+def test_boot_memory_in_a_shared_file_is_named_and_not_copied(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot"
     with MemoryManager(config("shared file", tmp_path)) as manager:
         fill(manager, random.Random(1))
         manager.pause()
         save(manager, snapshot)
-    assert sorted(path.name for path in snapshot.iterdir()) == ["mem0.blocks", "snapshot.json"]
+    assert sorted(path.name for path in snapshot.iterdir()) == ["mem0.blocks", "mem0.hotplug", "snapshot.json"]
     (tmp_path / "zone").rename(tmp_path / "elsewhere")
     (tmp_path / "zone").write_bytes(bytes(BOOT + HOTPLUG))
     with pytest.raises(UsageError, match=r"zone mem0 file=.* is inode"):

@@ -28,7 +28,10 @@ HUGE = ByteCount(2 * MIB)
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to back a zone. `place` says what its file is, if it has one: a file or a directory, on disk or a tmpfs."""
+    """A way to back a zone. `place` says what its file is, if it has one: a file or a directory, on disk or a tmpfs.
+
+    `kind` is that of its boot memory.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +43,18 @@ class Kind:
     @property
     def shared(self) -> bool:
         return "shared" in self.options or "hugepages" in self.options
+
+    @property
+    def user_file(self) -> bool:
+        """Whether the zone's file is a regular one."""
+        return self.place.endswith("file")
+
+    @property
+    def hotplug_kind(self) -> str:
+        """That of its hotplug region, which is never in a regular file."""
+        if not self.user_file:
+            return self.kind
+        return "memfd" if self.shared else "anonymous"
 
 
 SHARED = {"shared": True}
@@ -91,17 +106,14 @@ class Maker:
     stack: contextlib.ExitStack
 
     def spec(self, kind: Kind, *, size: int = 0, hotplug_size: int = 0, **options: Any) -> ZoneSpec:
-        """A spec for which all is prepared: a file with random bytes of the right size, enough huge pages."""
+        """A spec for which all is prepared: a file of the right size, enough huge pages."""
         if kind.kind == "hugetlb":
             self.hugepages(kind.page_size, (size + hotplug_size) // kind.page_size)
-        total = size + hotplug_size
         where = self.disk if kind.place.startswith("disk") else self.tmpfs
-        if kind.place.endswith("file"):
-            where /= f"{kind.name}-{total}"
+        if kind.user_file:
+            where /= f"{kind.name}-{size}-{hotplug_size}"
             where.touch()
-            os.truncate(where, total)
-            if kind is PRIVATE_TMPFS_FILE and hotplug_size:
-                allocate(where)
+            os.truncate(where, size)
         file = where if kind.place else None
         chosen = {"file": file, **kind.options, **options}
         return ZoneSpec("m", ByteCount(size), ByteCount(hotplug_size), **chosen)
@@ -127,10 +139,10 @@ class Maker:
         return directory
 
     def memory(self, kind: Kind, size: int, **options: Any) -> HostMemory:
-        """A hotplug region and nothing else."""
-        hotplug = self.zone(kind, hotplug_size=size, **options).hotplug
-        assert hotplug is not None
-        return hotplug
+        """A hotplug region and nothing else; boot memory of a kind with a regular file, which has only that."""
+        if kind.user_file:
+            return part(self.zone(kind, size=size, **options).boot)
+        return part(self.zone(kind, hotplug_size=size, **options).hotplug)
 
 
 def part(memory: HostMemory | None) -> HostMemory:

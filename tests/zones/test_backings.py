@@ -60,7 +60,9 @@ def test_a_zone_is_of_its_kind_and_takes_nothing_until_it_is_touched(make: Maker
     assert (zone.kind, zone.shared, zone.page_size) == (kind.kind, kind.shared, kind.page_size)
     assert (boot.size, hotplug.size) == (4 * MIB, 8 * MIB)
     assert boot.held() == hotplug.held() == 0
-    assert zone.has_shared_zero_page == (kind.kind == "anonymous")
+    assert (boot.backing.kind, hotplug.backing.kind) == (kind.kind, kind.hotplug_kind)
+    for memory in (boot, hotplug):
+        assert memory.has_shared_zero_page == (memory.backing.kind == "anonymous")
     assert smaps(boot.address)["KernelPageSize"] == kind.page_size
 
 
@@ -98,7 +100,12 @@ def test_a_zone_may_have_one_part_only(make: Maker, kind: Kind, size: int, hotpl
 
 @each(*SHARED_KINDS)
 def test_another_process_reads_and_writes_through_the_passed_fd(make: Maker, kind: Kind) -> None:
-    memory = part(make.zone(kind, size=8 * MIB, hotplug_size=4 * MIB).hotplug)
+    zone = make.zone(kind, size=8 * MIB, hotplug_size=4 * MIB)
+    for memory in (part(zone.boot), part(zone.hotplug)):
+        read_and_write_elsewhere(memory)
+
+
+def read_and_write_elsewhere(memory: HostMemory) -> None:
     fill(memory, 0, memory.size, b"from the zone 16")
     offset = memory.file_offset
     ours, theirs = socket.socketpair()
@@ -158,12 +165,34 @@ def test_a_directory_gets_files_without_names(make: Maker, kind: Kind) -> None:
 
 
 @each(SHARED_FILE, SHARED_TMPFS_FILE)
-def test_a_shared_file_has_boot_memory_first_and_the_hotplug_region_behind_it(make: Maker, kind: Kind) -> None:
+def test_a_shared_file_has_boot_memory_and_nothing_else(make: Maker, kind: Kind) -> None:
     zone = make.zone(kind, size=4 * MIB, hotplug_size=8 * MIB)
     fill(part(zone.boot), 0, 4 * MIB, b"boot")
     fill(part(zone.hotplug), 0, 8 * MIB, b"plug")
     assert zone.spec.file is not None
-    assert zone.spec.file.read_bytes() == b"boot" * MIB + b"plug" * (2 * MIB)
+    assert zone.spec.file.read_bytes() == b"boot" * MIB
+
+
+@each(*USER_FILES)
+def test_what_a_file_has_behind_boot_memory_is_neither_seen_nor_changed(make: Maker, kind: Kind) -> None:
+    spec = make.spec(kind, size=4 * MIB, hotplug_size=8 * MIB)
+    assert spec.file is not None
+    image = os.urandom(4 * MIB) * 3
+    spec.file.write_bytes(image)
+    hotplug = part(make.open(spec).hotplug)
+    assert bytes(hotplug.view()) == bytes(8 * MIB)
+    hotplug.populate(HostOffset(0), hotplug.size)
+    fill(hotplug, 0, hotplug.size)
+    assert hotplug.discard_verified(HostOffset(0), hotplug.size) == 0
+    assert spec.file.read_bytes() == image
+
+
+@each(*USER_FILES)
+def test_a_zone_without_boot_memory_has_no_use_for_a_file(make: Maker, kind: Kind) -> None:
+    zone = make.zone(kind, hotplug_size=8 * MIB)
+    assert (zone.kind, zone.shared) == (kind.hotplug_kind, kind.shared)
+    assert zone.spec.file is not None
+    assert zone.spec.file.stat().st_size == 0
 
 
 @each(SHARED_FILE, SHARED_TMPFS_FILE)
@@ -184,9 +213,9 @@ def test_a_private_file_can_be_read_only_and_shows_its_contents(make: Maker, kin
     spec.file.write_bytes(b"image---" * (12 * MIB // 8))
     spec.file.chmod(0o444)
     zone = make.open(spec)
-    hotplug = part(zone.hotplug)
-    assert bytes(hotplug.view()[:8]) == b"image---"
-    assert fcntl.fcntl(hotplug.backing.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    boot = part(zone.boot)
+    assert bytes(boot.view()[:8]) == b"image---"
+    assert fcntl.fcntl(boot.backing.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 @each(PRIVATE_FILE, PRIVATE_TMPFS_FILE)
@@ -209,10 +238,10 @@ def test_a_private_file_is_never_changed(make: Maker, kind: Kind) -> None:
 
 @each(PRIVATE_FILE, PRIVATE_TMPFS_FILE)
 def test_discarding_a_private_file_brings_its_contents_back(make: Maker, kind: Kind) -> None:
-    spec = make.spec(kind, hotplug_size=8 * MIB)
+    spec = make.spec(kind, size=8 * MIB)
     assert spec.file is not None
     spec.file.write_bytes(b"image---" * MIB)
-    memory = part(make.open(spec).hotplug)
+    memory = part(make.open(spec).boot)
     fill(memory, 0, memory.size)
     memory.discard(HostOffset(0), ByteCount(4 * MIB))
     assert bytes(memory.view()[:8]) == b"image---"
@@ -313,11 +342,11 @@ def test_a_hotplug_region_of_a_private_file_on_a_tmpfs_never_grows_the_file(make
     zone = make.zone(PRIVATE_TMPFS_FILE, size=4 * MIB, hotplug_size=8 * MIB)
     file = zone.spec.file
     assert file is not None
-    before = file.stat().st_blocks
     memory = part(zone.hotplug)
     memory.populate(HostOffset(0), memory.size)
+    assert file.stat().st_blocks == 0
     assert memory.discard_verified(HostOffset(0), memory.size) == 0
-    assert file.stat().st_blocks == before
+    assert file.stat().st_blocks == 0
 
 
 @each(MEMFD, ANONYMOUS)

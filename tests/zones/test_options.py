@@ -387,6 +387,36 @@ def test_a_directory_that_private_memory_has_no_use_for_is_warned_of(
     assert warnings(caplog) == [f"zone m: file={make.tmpfs} has no effect: {told.reason}"]
 
 
+@each(SHARED_FILE, PRIVATE_FILE)
+def test_a_file_is_said_to_be_for_boot_memory_only(make: Maker, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    file = frozenset({"file"})
+    both = setting(make.zone(kind, size=SIZE, hotplug_size=SIZE, explicit=file), "file")
+    assert both.effective == both.requested
+    assert both.reason == f"boot memory only; the hotplug region is {kind.hotplug_kind} memory"
+    assert setting(make.zone(kind, size=SIZE, explicit=file), "file").reason == ""
+    assert warnings(caplog) == []
+    none = setting(make.zone(kind, hotplug_size=SIZE, explicit=file), "file")
+    assert none.effective is None
+    assert warnings(caplog) == [f"zone m: file={none.requested} has no effect: {none.reason}"]
+
+
+@pytest.mark.needs_thp
+@pytest.mark.parametrize("thp", [True, False])
+@each(SHARED_FILE, PRIVATE_FILE)
+def test_thp_is_for_the_hotplug_region_beside_a_file(
+    make: Maker, kind: Kind, thp: bool, shmem_thp: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    shmem_thp("advise")
+    with host.changed(host.THP / "enabled", "madvise"):
+        zone = make.zone(kind, size=SIZE, hotplug_size=SIZE, thp=thp, explicit=frozenset({"thp"}))
+        part(zone.hotplug).populate(HostOffset(0), ByteCount(SIZE))
+    counters = smaps(part(zone.hotplug).address)
+    assert counters["AnonHugePages"] + counters["ShmemPmdMapped"] == SIZE * thp
+    reason = f"not for boot memory: {part(zone.boot).backing.no_thp}" if thp else ""
+    assert setting(zone, "thp") == ("thp", thp, thp, reason)
+    assert warnings(caplog) == [f"zone m: thp=on: {reason}"] * thp
+
+
 def test_an_option_with_its_effect_is_not_warned_of(make: Maker, caplog: pytest.LogCaptureFixture) -> None:
     options: dict[str, Any] = {"prefault": True, "reserve": True, "mergeable": False, "thp": False}
     make.zone(ANONYMOUS, size=SIZE, explicit=frozenset(options), **options)

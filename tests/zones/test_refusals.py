@@ -26,7 +26,6 @@ from tests.zones.helpers import (
     SHARED_TMPFS_FILE,
     Kind,
     Maker,
-    allocate,
     each,
     effective_user,
     part,
@@ -96,14 +95,14 @@ def test_more_than_the_address_space_is_refused(kind: Kind, field: str) -> None:
 
 
 @each(SHARED_FILE, PRIVATE_FILE, SHARED_TMPFS_FILE)
-@pytest.mark.parametrize("missing", [1, 4096, 8 * MIB])
+@pytest.mark.parametrize("missing", [1, 4096, 4 * MIB])
 def test_a_file_too_small_is_told_with_both_sizes(make: Maker, kind: Kind, missing: int) -> None:
     short = make.spec(kind, size=4 * MIB, hotplug_size=4 * MIB)
     assert short.file is not None
-    os.truncate(short.file, 8 * MIB - missing)
-    error = refused(short, UsageError, "the zone needs 8M (size and hotplug_size together)")
-    assert error.remedy == f"truncate -s {8 * MIB} {short.file}"
-    assert short.file.stat().st_size == 8 * MIB - missing
+    os.truncate(short.file, 4 * MIB - missing)
+    error = refused(short, UsageError, "the zone's boot memory needs 4M")
+    assert error.remedy == f"truncate -s {4 * MIB} {short.file}"
+    assert short.file.stat().st_size == 4 * MIB - missing
 
 
 @each(SHARED_FILE, PRIVATE_FILE)
@@ -113,9 +112,10 @@ def test_a_file_larger_than_the_zone_is_left_as_it_is_behind_it(make: Maker, kin
     larger.file.write_bytes(b"\1" * 12 * MIB)
     zone = make.open(larger)
     assert part(zone.hotplug).discard_verified(HostOffset(0), ByteCount(4 * MIB)) == 0
+    part(zone.boot).discard(HostOffset(0), ByteCount(4 * MIB))
     contents = larger.file.read_bytes()
     assert len(contents) == 12 * MIB
-    assert contents[8 * MIB :] == b"\1" * 4 * MIB
+    assert contents[4 * MIB :] == b"\1" * 8 * MIB
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -207,25 +207,14 @@ def test_a_file_that_the_file_system_can_not_have_is_told(make: Maker) -> None:
 
 def test_a_file_system_without_holes_has_no_hotplug(make: Maker) -> None:
     directory = make.mount("ramfs")
+    words = ("can't give back a part of a file", "shared=off")
+    assert refused(spec(hotplug_size=4 * MIB, file=directory, shared=True), HostError, *words).field == "file"
+    boot_only = make.open(spec(file=directory, shared=True))
+    assert boot_only.hotplug is None
     file = directory / "file"
     file.touch()
-    os.truncate(file, 8 * MIB)
-    words = ("can't give back a part of a file", "shared=off")
-    assert refused(spec(hotplug_size=4 * MIB, file=file, shared=True), HostError, *words).field == "file"
-    boot_only = make.open(spec(file=file, shared=True))
-    assert boot_only.hotplug is None
-
-
-def test_a_sparse_private_file_on_a_tmpfs_has_no_hotplug(make: Maker) -> None:
-    file = make.tmpfs / "sparse"
-    file.touch()
-    os.truncate(file, 8 * MIB)
-    words = ("has holes and is on a tmpfs", "use shared=on, another file system", f"fallocate -l {8 * MIB} {file}")
-    assert refused(spec(hotplug_size=4 * MIB, file=file), UsageError, *words).field == "file"
-    assert file.stat().st_blocks == 0
-    assert make.open(spec(file=file)).kind == "private file"
-    allocate(file)
-    assert make.open(spec(hotplug_size=4 * MIB, file=file)).hotplug is not None
+    os.truncate(file, 4 * MIB)
+    assert part(make.open(spec(hotplug_size=4 * MIB, file=file, shared=True)).hotplug).backing.kind == "memfd"
 
 
 # huge pages
@@ -336,16 +325,23 @@ def test_a_directory_on_a_hugetlbfs_gives_huge_pages(make: Maker, hugetlbfs: Pat
 
 @pytest.mark.needs_hugetlb
 @pytest.mark.needs_userfaultfd
-def test_a_file_on_a_hugetlbfs_holds_both_parts(make: Maker, hugetlbfs: Path) -> None:
-    file = hugetlbfs / "both"
+@pytest.mark.parametrize("options", [{"shared": True}, {"hugepages": True}])
+def test_a_hotplug_region_beside_a_file_on_a_hugetlbfs_has_pages_of_that_size(
+    make: Maker, hugetlbfs: Path, options: dict[str, Any]
+) -> None:
+    file = hugetlbfs / "boot"
     file.touch()
-    os.truncate(file, 8 * MIB)
-    zone = make.open(spec(4 * MIB, hotplug_size=4 * MIB, file=file, shared=True))
-    part(zone.hotplug).populate(HostOffset(2 * MIB), HUGE)
-    assert zone.info()["held"] == {"boot": 0, "hotplug": HUGE}
+    os.truncate(file, 4 * MIB)
+    zone = make.open(spec(4 * MIB, hotplug_size=4 * MIB, file=file, **options))
+    boot, hotplug = part(zone.boot), part(zone.hotplug)
+    assert {memory.backing.kind for memory in (boot, hotplug)} == {"hugetlb"}
+    assert (boot.page_size, hotplug.page_size) == (HUGE, HUGE)
+    boot.populate(HostOffset(0), HUGE)
+    hotplug.populate(HostOffset(2 * MIB), HUGE)
+    assert zone.info()["held"] == {"boot": HUGE, "hotplug": HUGE}
     assert file.stat().st_blocks * 512 == HUGE
-    assert part(zone.hotplug).discard_verified(HostOffset(2 * MIB), HUGE) == 0
-    assert file.stat().st_blocks == 0
+    assert hotplug.discard_verified(HostOffset(2 * MIB), HUGE) == 0
+    assert file.stat().st_blocks * 512 == HUGE
 
 
 @pytest.mark.needs_hugetlb
@@ -397,7 +393,8 @@ def failures_expected(kind: Kind, call: str, on_disk: bool) -> int:
     if call == "Mapped":
         return 2
     # Advice for each part where the kind can have transparent huge pages, and the populating of the first.
-    return 1 + 2 * (kind.kind == "anonymous" or (kind is MEMFD and facts.shmem_thp_mode() not in ("never", "deny")))
+    with_thp = ["anonymous", *(["memfd"] if facts.shmem_thp_mode() not in ("never", "deny") else [])]
+    return 1 + (kind.kind in with_thp) + (kind.hotplug_kind in with_thp)
 
 
 @each(*(kind for kind in KINDS if kind.place.endswith("directory") and kind.kind != "anonymous"))

@@ -33,6 +33,7 @@ from virtio_mem.boot.qemu import BackingFile, QemuOptions, qemu_arguments
 from virtio_mem.config import HotplugMethod, VmMemoryConfig, ZonePlan
 from virtio_mem.control.options import memory_options, zone_options
 from virtio_mem.geometry import default_block_size
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.layout import ZoneSize
 from virtio_mem.serve.daemon import notify_service_manager, serve
 from virtio_mem.serve.files import check_traces
@@ -191,6 +192,11 @@ def _files(zones: Mapping[str, Zone]) -> dict[tuple[str, bool], BackingFile]:
     }
 
 
+def _hotplug(zone: Zone) -> HostMemory:
+    assert zone.hotplug is not None
+    return zone.hotplug
+
+
 def _serve_plan(
     options: BootOptions, layout: MachineLayout, zones: Mapping[str, Zone], sizes: Mapping[str, ZoneSize]
 ) -> ServePlan:
@@ -204,7 +210,7 @@ def _serve_plan(
             hotplugged_size=plans[place.zone].hotplugged_size,
             guest_numa_id=layout.zone_nodes[place.zone],
             prefault=plans[place.zone].spec.prefault,
-            unplugged_inaccessible=not zones[place.zone].has_shared_zero_page,
+            unplugged_inaccessible=not _hotplug(zones[place.zone]).has_shared_zero_page,
             boot_size=plans[place.zone].spec.size,
         )
         for place in layout.placements.hotplug

@@ -54,7 +54,8 @@ class MemoryConfig(Option):
 class MemoryZoneConfig(Option):
     """`--memory-zone`: one part of the machine's memory, and how the host backs it. Sizes are in bytes.
 
-    `mergeable` of None is what --memory says. A zone of size 0 has memory only once it is hotplugged.
+    `mergeable` of None is what --memory says. A zone of size 0 has memory only once it is hotplugged. `file` is a
+    regular file of at least `size` bytes for boot memory, or a directory where both parts have unnamed files.
     """
 
     OPTION: ClassVar[str] = "--memory-zone"

@@ -122,7 +122,7 @@ def user_file(path: Path, size: ByteCount, *, shared: bool) -> int:
     with _owned(fd):
         found = os.fstat(fd).st_size
         if found < size:
-            limit = f"has {format_size(found)}, and the zone needs {format_size(size)} (size and hotplug_size together)"
+            limit = f"has {format_size(found)}, and the zone's boot memory needs {format_size(size)}"
             raise UsageError("file", path, limit, f"truncate -s {size} {path}")
     return fd
 

@@ -29,7 +29,7 @@ from virtio_mem.serve.plan import ServedZone, ServePlan
 from virtio_mem.serve.state import DeviceState, make_blank, state_size
 from virtio_mem.snapshot.content import populate, read_content
 from virtio_mem.snapshot.manifest import PartState, ZoneState, part_path, refused
-from virtio_mem.snapshot.own_file import own_file, require_file
+from virtio_mem.snapshot.own_file import require_file
 from virtio_mem.snapshot.restore import located, opened, read_blocks, read_manifest, require_content
 from virtio_mem.snapshot.save import SavedZone, plugged_ranges, save_zones
 
@@ -43,7 +43,7 @@ def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
             with device.service.lock:
                 device.settle()
                 memory = stack.enter_context(closing(device.memory.again()))
-            zones.append(SavedZone(device.zone.id, None, memory, device.service, own_file(_path_of(memory), memory)))
+            zones.append(SavedZone(device.zone.id, None, memory, device.service, _path_of(memory)))
         save_zones(directory, zones, options, None, UsableRegion.REQUESTED_PLUS_SLACK)
 
 

@@ -13,8 +13,8 @@ What is in the directory:
     ZONE.blocks         which blocks are plugged: a bit a block, the lowest first
 
 Content is sparse: what is zero takes no room, whether the host had memory for it or not, and unplugged blocks are not
-looked at. A zone on a regular file that is shared has its content there: the file is named, and not copied
-(own_file.py); to go back to the snapshot, keep it as it was.
+looked at. What is in a regular file that is shared, as a zone's boot memory may be, has its content there: the file is
+named, and not copied (own_file.py); to go back to the snapshot, keep it as it was.
 
 snapshot.json is written last, so that a directory without it is no snapshot. Whoever restores trusts nothing in it: a
 snapshot that was truncated, or made by somebody hostile, is refused, and nothing is left open. The names of its own

@@ -24,7 +24,8 @@ from virtio_mem.snapshot.own_file import named, own_file
 
 
 class SavedZone(NamedTuple):
-    """What is saved of a zone. `file` is the regular file that its memory is, and that stays; None where it is copied.
+    """What is saved of a zone. `file` is what its memory may be in, or None: a part that is in a regular file is not
+    copied.
 
     `service` and `hotplug` are None where the zone can't be resized.
     """
@@ -48,9 +49,7 @@ def save(manager: MemoryManager, directory: Path) -> None:
 
 def _saved(zone: ManagedZone) -> SavedZone:
     hotplug = zone.zone.hotplug if zone.service is not None else None
-    sample = zone.zone.boot or zone.zone.hotplug
-    assert sample is not None
-    return SavedZone(zone.id, zone.zone.boot, hotplug, zone.service, own_file(zone.zone.spec.file, sample))
+    return SavedZone(zone.id, zone.zone.boot, hotplug, zone.service, zone.zone.spec.file)
 
 
 def save_zones(
@@ -112,9 +111,9 @@ def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
 
 
 def _save_part(zone: SavedZone, memory: BackedMemory, ranges: Iterable[Range], path: Path) -> PartState:
-    if zone.file is not None:
+    if (file := own_file(zone.file, memory)) is not None:
         os.fsync(memory.backing.fd)
-        return named(zone.file, memory)
+        return named(file, memory)
     with _written(path) as fd:
         os.ftruncate(fd, memory.size)
         digest = write_content(memory, ranges, fd)

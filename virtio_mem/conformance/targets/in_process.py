@@ -110,6 +110,13 @@ class _Refusing:
         return HostError("memory", f"{offset:#x}+{size:#x}", "the check has the host refuse") if self.refuses else None
 
 
+def _region(zone: Zone) -> HostMemory:
+    """What the device is on. A regular file has boot memory only: of a zone on one it is that."""
+    memory = zone.hotplug or zone.boot
+    assert memory is not None
+    return memory
+
+
 class Made(NamedTuple):
     """A device in service, and what it is in service on."""
 
@@ -135,8 +142,7 @@ class InProcess(Subject):
 
     def __init__(self, made: Made) -> None:
         self._zone, self._gate, self.service, self.parts = made
-        assert self._zone.hotplug is not None
-        self._memory = self._zone.hotplug
+        self._memory = _region(self._zone)
         self._now = 0.0
         self._notices = 0
 
@@ -224,8 +230,7 @@ class InProcessTarget(Target):
         """Whether the host tells what it holds of such memory. HostError where it has none of it to give."""
         size = self._whole_pages(Wish().region_size)
         with Zone(self._spec(size)) as zone:
-            memory = zone.hotplug
-            assert memory is not None
+            memory = _region(zone)
             if shortage := memory.shortage(HostOffset(0), size):
                 raise shortage
             try:
@@ -235,7 +240,7 @@ class InProcessTarget(Target):
         return True
 
     def _spec(self, size: ByteCount) -> ZoneSpec:
-        """A zone of nothing but a region of `size` bytes. Blocks may be smaller than a transparent huge page."""
+        """A zone of nothing but `size` bytes. Blocks may be smaller than a transparent huge page."""
         none, backing = ByteCount(0), self._backing
         if backing == "hugetlb":
             return ZoneSpec("mem0", none, size, hugepages=True)
@@ -244,7 +249,7 @@ class InProcessTarget(Target):
         path = self._directory / "zone"
         with path.open("wb") as file:
             file.truncate(size)
-        return ZoneSpec("mem0", none, size, file=path, shared=backing == "file", thp=False)
+        return ZoneSpec("mem0", size, file=path, shared=backing == "file", thp=False)
 
     def _whole_pages(self, size: int) -> ByteCount:
         return ByteCount(align_up(size, self._page_size))
@@ -258,11 +263,11 @@ class InProcessTarget(Target):
         return self._subject
 
     def _in_service(self, zone: Zone, wish: Wish) -> Made:
-        assert zone.hotplug is not None
+        memory = _region(zone)
         block_size = ByteCount(max(wish.block_size, self._page_size))
-        size = zone.hotplug.size
+        size = memory.size
         geometry = Geometry(addr=ADDR, region_size=size, block_size=block_size, node_id=wish.node_id)
-        gate, parts = _Refusing(zone.hotplug), self.parts
+        gate, parts = _Refusing(memory), self.parts
         device = parts.make_device(geometry, align_up(wish.requested_size, block_size))
         return Made(zone, gate, parts.make_service(device, parts.make_memory(gate)), parts)
 
