@@ -337,6 +337,10 @@ def test_every_zone_is_built_once_and_on_the_node_that_names_it(config: VmMemory
     assert all(plan.hotplugged_size <= plan.spec.hotplug_size for plan in plans)
 
 
+def unusable(what: str) -> str:
+    return f"a Linux guest can't use {what}, as it plugs multiples of 128M"
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -371,6 +375,19 @@ def test_every_zone_is_built_once_and_on_the_node_that_names_it(config: VmMemory
         ),
         ("--memory size=0,shared=off --memory-zone id=a,size=1G", ["--memory shared: has no effect"]),
         ("--memory size=0,mergeable=on,thp=off,hotplug_method=virtio-mem --memory-zone id=a,size=1G", []),
+        ("--memory size=1G,hotplug_method=virtio-mem,hotplug_size=1G", []),
+        ("--memory size=1G,hotplug_method=acpi,hotplug_size=200M", []),
+        (
+            "--memory size=1G,hotplug_method=virtio-mem,hotplug_size=1000M",
+            [f"--memory hotplug_size: {unusable('the last 104M of 1000M')}; use 896M or 1G"],
+        ),
+        (
+            f"{ZONES},hotplug_size=64M id=c,size=0,hotplug_size=129M id=d,size=0,hotplug_size=256M",
+            [
+                f"--memory-zone id=b hotplug_size: {unusable('64M')}; use 128M",
+                f"--memory-zone id=c hotplug_size: {unusable('the last 1M of 129M')}; use 128M or 256M",
+            ],
+        ),
     ],
 )
 def test_warnings_say_what_may_not_do_what_was_meant(line: str, expected: list[str]) -> None:
@@ -378,6 +395,7 @@ def test_warnings_say_what_may_not_do_what_was_meant(line: str, expected: list[s
     assert len(warnings) == len(expected)
     for warning, words in zip(warnings, expected, strict=True):
         assert words in warning
+    assert not [warning for warning in warnings if "hotplug_size" in warning and warning not in expected]
 
 
 def test_options_may_be_repeated_or_have_several_values() -> None:

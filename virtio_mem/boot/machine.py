@@ -85,9 +85,9 @@ def boot(options: BootOptions) -> int:
         zones = {plan.spec.id: stack.enter_context(_zone(plan)) for plan in plans}
         sizes = [_size(plan, zones[plan.spec.id]) for plan in plans]
         layout = lay_out_machine(sizes, options.config.numa, options.cpus.boot)
-        for warning in (*options.config.warnings, *layout.warnings):
-            log.warning("%s", warning)
         plan = _serve_plan(options, layout, zones, {size.id: size for size in sizes})
+        for warning in (*options.config.warnings, *layout.warnings):  # not of a machine that is refused
+            log.warning("%s", warning)
         sockets = {zone.id: directory / f"{number}.sock" for number, zone in enumerate(plan.zones)}
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)

@@ -20,6 +20,7 @@ from virtio_mem.config.numa import NumaConfig
 from virtio_mem.config.option import Option
 from virtio_mem.config.values import show_size
 from virtio_mem.config.zones import DEFAULT_ZONE, ZonePlan, default_plan, zone_plan
+from virtio_mem.layout import HOTPLUG_ALIGNMENT
 
 DEFAULT_MEMORY = "size=512M"
 """What Cloud Hypervisor takes for --memory when the option is not there at all."""
@@ -131,7 +132,8 @@ class VmMemoryConfig:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and yet may not do what was meant: the option, what is odd about it, what to do."""
-        return (*self._memory_warnings(), *topology.node_warnings(self.numa, self._zone_ids))
+        nodes = topology.node_warnings(self.numa, self._zone_ids)
+        return (*self._memory_warnings(), *self._hotplug_warnings(), *nodes)
 
     @property
     def _zone_ids(self) -> tuple[str, ...]:
@@ -182,3 +184,16 @@ class VmMemoryConfig:
         for key in _ZONE_KEYS if self.zones else ():
             if key in self.memory.explicit:
                 yield f"--memory {key}: has no effect where there are memory zones; write it on --memory-zone"
+
+    def _hotplug_warnings(self) -> Iterator[str]:
+        """Cloud Hypervisor refuses such sizes. Other guests than Linux can have use for all of it."""
+        if self.memory.hotplug_method is not HotplugMethod.VIRTIO_MEM:
+            return
+        for option in self.zones or (self.memory,):
+            size = option.hotplug_size or 0
+            if rest := size % HOTPLUG_ALIGNMENT:
+                whole = size - rest
+                use = " or ".join(show_size(near) for near in (whole, whole + HOTPLUG_ALIGNMENT) if near)
+                lost = f"the last {show_size(rest)} of {show_size(size)}" if whole else show_size(size)
+                why = f"it plugs multiples of {show_size(HOTPLUG_ALIGNMENT)}"
+                yield f"{option.label('hotplug_size')}: a Linux guest can't use {lost}, as {why}; use {use}"
