@@ -25,7 +25,8 @@ _MORE = """\
 --memory, --memory-zone and --numa have Cloud Hypervisor's keys. Memory has to be shared (shared=on, or huge pages):
 QEMU is another process. A NUMA node has boot memory of one zone at most; device_id, sgx_epc_sections, and pci_segments
 but for segment 0 are refused, since QEMU has nothing of the kind. Of the keys of --cpus there are boot and max, and max
-can be left out or be the same as boot: processors can't be added later. QEMU has to be 10.2 or later.
+can be left out or be the same as boot: processors can't be added later. spec-notes/cloud-hypervisor.md has the rules
+that are not Cloud Hypervisor's. QEMU has to be 10.2 or later.
 
 The memory is laid out so that what is not plugged comes last, and the guest is kept away from it by mem= on its command
 line, which is added to --cmdline; so is numa=off, without --numa, and, without KVM, no_timer_check tsc=reliable, unless

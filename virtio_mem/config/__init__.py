@@ -2,6 +2,7 @@
 
 They are `--memory`, `--memory-zone`, `--numa` and `--sgx-epc`. Each is a frozen object, made from keyword arguments, or
 from the option's text by `parse`, and printed as such text by `str`. `VmMemoryConfig` is all of them together.
+spec-notes/cloud-hypervisor.md has the rules that are not Cloud Hypervisor's.
 
 Each name is imported when it is first used: a program with options of its own does not pay for these.
 """
