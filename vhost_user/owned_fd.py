@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
 
 from vhost_user.errors import HostError, UsageError
 
@@ -81,16 +80,17 @@ class OwnedFd:
         in any case: close(2). A peer can pass a file of such a file system, so that is no error here.
         """
         fd, self._fd = self._fd, _CLOSED
-        if fd != _CLOSED:
-            self._close(fd)
-
-    @staticmethod
-    def _close(fd: int) -> None:
+        if fd == _CLOSED:
+            return
         try:
-            os.close(fd)
+            self._close(fd)
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise AssertionError(f"somebody else closed descriptor {fd}") from error
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        os.close(fd)
 
     def __enter__(self) -> OwnedFd:
         return self
@@ -109,40 +109,23 @@ class ReceivedFd(OwnedFd):
 
     @staticmethod
     def _close(fd: int) -> None:
-        if _closes_at_once(fd):
-            OwnedFd._close(fd)
-        else:
-            close_elsewhere(fd)
-
-
-def _closes_at_once(fd: int) -> bool:
-    """Whether it is known to. Nothing is asked here that a file system in user space has to answer."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # of memory, memfd_create(2), and of nothing else
-    except OSError:
         try:
-            kind = str(Path(f"/proc/self/fd/{fd}").readlink())
-        except OSError:
-            return False
-        return kind == "anon_inode:[eventfd]" or kind.startswith("pipe:")
-    return True
+            from vhost_user import _native  # noqa: PLC0415 - where there is a peer; who has none imports little
+        except ImportError:  # the interpreter ends, and an ending process doesn't wait
+            os.close(fd)
+        else:
+            _native.close_received(fd)
 
 
-def close_elsewhere(fd: int) -> None:
-    """close(2), without waiting for what that may wait for; see csrc/close.c."""
-    try:
-        from vhost_user import _native  # noqa: PLC0415 - rarely needed: a supervisor has no other use for it
-    except ImportError:  # the interpreter ends, and an ending process doesn't wait
-        os.close(fd)
-    else:
-        _native.close_elsewhere(fd)
-
-
-def close_socket(sock: socket.socket) -> None:
-    """Close one that a peer is at the other end of: what it sent and nobody read is closed with it. Closing twice is
-    allowed."""
+def close_socket(sock: socket.socket, *, shared: bool = False) -> None:
+    """End a connection, at once, and close our end of it; only the latter where that is `shared` with a process that
+    goes on with it. What the peer sent and nobody read is closed with it: see `ReceivedFd`. Closing twice is allowed.
+    """
+    if not shared:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
     if (fd := sock.detach()) != _CLOSED:
-        close_elsewhere(fd)
+        ReceivedFd(fd).close()
 
 
 def close_all(owned: Iterable[OwnedFd]) -> None:

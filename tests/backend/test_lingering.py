@@ -16,7 +16,6 @@ import pytest
 
 from tests.backend.devices import Echo
 from tests.backend.rig import SPLIT, Ram, start_ring
-from tests.peers.processes import wait_until
 from vhost_user.backend import Server
 from vhost_user.frontend import Frontend
 from vhost_user.message import FrontendRequest
@@ -33,7 +32,7 @@ def lingering() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sock = socket.create_connection(listener.getsockname())
         taker, _ = listener.accept()
-    with taker, sock:
+    with sock, taker:  # who doesn't take goes first
         sock.setblocking(False)
         with suppress(BlockingIOError):
             while True:
@@ -60,7 +59,8 @@ def too_many(front_end: socket.socket, sock: socket.socket) -> None:
 def unread(front_end: socket.socket, sock: socket.socket) -> None:
     """Behind a message that ends the connection."""
     front_end.sendall(NO_REQUEST)
-    socket.send_fds(front_end, [KICK], [sock.fileno()])
+    with suppress(BrokenPipeError):  # it was closed before
+        socket.send_fds(front_end, [KICK], [sock.fileno()])
     sock.close()
 
 
@@ -83,9 +83,11 @@ def in_process(path: str) -> Iterator[None]:
 
 @contextmanager
 def supervised(path: str) -> Iterator[None]:
-    with subprocess.Popen([sys.executable, "-m", "tests.supervisor.echo", path]) as process:
+    command = [sys.executable, "-m", "tests.supervisor.echo", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            wait_until(lambda: Path(path).exists(), "it listens")
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
             yield
         finally:
             process.kill()

@@ -74,7 +74,7 @@ from vhost_user._native.socket import (
     send,
 )
 from vhost_user._native.system import (
-    close_elsewhere,
+    close_received,
     die_with_parent,
     event_signal,
     event_take,
@@ -130,7 +130,7 @@ __all__ = [
     "can_be_read",
     "chain_read",
     "chain_write",
-    "close_elsewhere",
+    "close_received",
     "die_with_parent",
     "event_signal",
     "event_take",

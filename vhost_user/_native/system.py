@@ -21,9 +21,9 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     checked(lib.vu_fallocate(fd, mode, offset, length))
 
 
-def close_elsewhere(fd: int) -> None:
-    """close(2), without waiting for what that waits for."""
-    lib.vu_close_elsewhere(fd)
+def close_received(fd: int) -> None:
+    """close(2), without waiting for what that waits for. OSError, EBADF, where it is closed already."""
+    checked(lib.vu_close_received(fd))
 
 
 def die_with_parent() -> None:

@@ -111,10 +111,10 @@ def require_channel(fd: OwnedFd, own_names: Set[object]) -> socket.socket:
         if names & own_names or (names and pid == os.getpid()):
             raise PeerError("descriptor", "a connection to this process", "a socket whose other end is the front end's")
     except OSError as error:
-        close_socket(sock)
+        close_socket(sock, shared=True)
         raise PeerError("descriptor", os.strerror(error.errno or 0), "a socket that is connected") from error
     except BaseException:
-        close_socket(sock)
+        close_socket(sock, shared=True)
         raise
     return sock
 

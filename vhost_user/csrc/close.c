@@ -7,11 +7,15 @@
  */
 
 #define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -59,7 +63,7 @@ static void *hold(void *argument)
 	return NULL;
 }
 
-void vu_close_elsewhere(int fd)
+static void close_elsewhere(int fd)
 {
 	struct handover *handover = malloc(sizeof(*handover));
 	bool held;
@@ -80,4 +84,33 @@ void vu_close_elsewhere(int fd)
 	} else {
 		free(handover);
 	}
+}
+
+static bool begins_with(const char *text, size_t size, const char *start)
+{
+	return size >= strlen(start) && !memcmp(text, start, strlen(start));
+}
+
+/* Memory, an eventfd or a pipe: nothing is asked here that a file system has to answer. */
+static bool closes_at_once(int fd)
+{
+	char path[32], target[32];
+	ssize_t size;
+
+	if (fcntl(fd, F_GET_SEALS) >= 0)
+		return true;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	size = readlink(path, target, sizeof(target));
+	return size > 0 && (begins_with(target, size, "anon_inode:[eventfd]") || begins_with(target, size, "pipe:["));
+}
+
+int vu_close_received(int fd)
+{
+	if (fcntl(fd, F_GETFD) < 0)
+		return -errno;
+	if (closes_at_once(fd))
+		close(fd);
+	else
+		close_elsewhere(fd);
+	return 0;
 }

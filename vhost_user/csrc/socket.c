@@ -34,7 +34,7 @@ union fd_message {
 static void close_all(const int *fds, uint32_t count)
 {
 	for (uint32_t i = 0; i < count; i++)
-		vu_close_elsewhere(fds[i]);
+		vu_close_received(fds[i]);
 }
 
 void vu_incoming_drop(struct vu_incoming *incoming)
