@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from virtio_mem.conformance.check import FINE
 from virtio_mem.conformance.target import Capability, Subject, Target, Wish
 from virtio_mem.conformance.targets.behind_ring import RingTarget
 
@@ -11,6 +12,8 @@ class Bare(Target):
 
     `requested_size` in bytes is the target at start, on 64 small blocks.
     """
+
+    many = FINE
 
     def __init__(self, kind: str, capabilities: Capability, requested_size: int = 0) -> None:
         self.kind, self.name, self.version, self.capabilities = kind, kind, "1", capabilities

@@ -48,7 +48,7 @@ def note(do):
 """
 
 MARK = "VIRTIO_MEM_SOAK_UNDER_TEST"
-MOVES_OF_CHECKS = 2000
+MOVES_OF_CHECKS = 3000
 """More requests than all checks together make of a device."""
 
 

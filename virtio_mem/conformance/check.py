@@ -19,7 +19,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from vhost_user.units import GIB, MIB
+from vhost_user.units import GIB, KIB, MIB
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Wish
 from virtio_mem.conformance.words import Answer
@@ -30,6 +30,11 @@ CheckFunction = Callable[[Session], None]
 WISH = Wish(region_size=1 * GIB, block_size=2 * MIB, requested_size=64 * MIB)
 """What most checks would like: 32 blocks to plug of 512, and with most devices some that are not usable yet."""
 
+MANY = Wish(region_size=1 * GIB, block_size=2 * MIB, requested_size=1 * GIB)
+"""The same blocks, all of which may be plugged: as many as drivers name in one request."""
+
+FINE = Wish(region_size=64 * MIB, block_size=128 * KIB, requested_size=64 * MIB)
+"""As many small ones, for devices that hold memory for what is plugged."""
 
 NOTHING = Capability(0)
 MOMENT = 3.0

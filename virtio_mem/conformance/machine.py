@@ -7,12 +7,15 @@ that has just been started, where the target can do that.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from itertools import pairwise
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from vhost_user.errors import UsageError
 from virtio_mem.conformance.check import Violation
 from virtio_mem.conformance.model import Finding
 from virtio_mem.conformance.referee import Referee, violation
@@ -22,7 +25,10 @@ from virtio_mem.conformance.target import Capability, Subject, Target, TargetFai
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Feature, RequestType
 
 MOST_BLOCKS = 32
-"""The largest target, so that what is plugged at a time is little memory."""
+"""The largest target of most sequences, so that what is plugged at a time is little memory."""
+
+_LARGE_IN = 5
+"""One in so many sequences is about many blocks at a time: each number of blocks is some ten times what it is else."""
 
 _PLUG, _UNPLUG, _UNPLUG_ALL, _STATE = RequestType
 P = ParamSpec("P")
@@ -76,16 +82,22 @@ class DeviceMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.referee: Referee | None = None
+        self.scale = 1
+        """What numbers of blocks are multiplied by."""
         self._subject: Subject | None = None
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(number=st.integers(0, _LARGE_IN - 1), scale=st.integers(10, 64))
+    def start(self, number: int, scale: int) -> None:
         """Start a device. Over where time is up."""
         if self.lab.is_over:
             raise Over
-        self._subject = self.lab.target.start(self.lab.wish)
-        session = Session(self._subject, self.lab.wish, self.lab.target.capabilities)
-        self.referee = Referee(session)
+        target, wish = self.lab.target, self.lab.wish
+        if target.many is not None and number == _LARGE_IN - 1:
+            with suppress(UsageError):  # where there is none so large, the sequence is one of the others
+                self._subject = target.start(target.many)
+                wish, self.scale = target.many, scale
+        self._subject = self._subject or target.start(wish)
+        self.referee = Referee(Session(self._subject, wish, target.capabilities))
 
     def judge(self, act: Callable[[], None]) -> None:
         """Make a move, and note what it shows."""
@@ -127,7 +139,7 @@ class DeviceMachine(RuleBasedStateMachine):
     @_move
     def plug(self, block: int, nb_blocks: int) -> None:
         """Anywhere."""
-        self._ask(_PLUG, block, nb_blocks)
+        self._ask(_PLUG, block, nb_blocks * self.scale)
 
     @rule(nb_blocks=st.integers(1, MOST_BLOCKS))
     @_move
@@ -135,7 +147,7 @@ class DeviceMachine(RuleBasedStateMachine):
         """As a driver does: the lowest blocks that are free."""
         free = next((run for run in self.now.model.runs() if not run[2]), None)
         if free is not None:
-            self._ask(_PLUG, free[0], min(nb_blocks, free[1]))
+            self._ask(_PLUG, free[0], min(nb_blocks * self.scale, free[1]))
 
     @rule(which=st.integers(0, 7), skip=st.integers(0, 3), nb_blocks=st.integers(1, 8))
     @_move
@@ -145,13 +157,22 @@ class DeviceMachine(RuleBasedStateMachine):
         if plugged:
             first, length, _ = plugged[which % len(plugged)]
             skip %= length
-            self._ask(_UNPLUG, first + skip, min(nb_blocks, length - skip))
+            self._ask(_UNPLUG, first + skip, min(nb_blocks * self.scale, length - skip))
 
     @rule(type_=known_types, block=st.integers(0, MOST_BLOCKS + 8), nb_blocks=st.integers(1, 16))
     @_move
     def ask_anything(self, type_: int, block: int, nb_blocks: int) -> None:
         """Whether it fits or not."""
-        self._ask(type_, block, nb_blocks)
+        self._ask(type_, block, nb_blocks * self.scale)
+
+    @rule(which=st.integers(0, 7), last=st.booleans(), nb_blocks=st.integers(1, 16))
+    @_move
+    def ask_of_one_other(self, which: int, last: bool, nb_blocks: int) -> None:
+        """STATE of blocks of which the first or the last is the only one that is not as the others."""
+        if pairs := list(pairwise(self.now.model.runs())):
+            (_, before, _), (edge, after, _) = pairs[which % len(pairs)]
+            alike = min(nb_blocks * self.scale, before if last else after)
+            self._ask(_STATE, edge - alike if last else edge - 1, alike + 1)
 
     @rule(type_=known_types, of_region=st.booleans(), before=st.integers(-2, 3), nb_blocks=st.integers(1, 4))
     @_move
@@ -212,7 +233,7 @@ class DeviceMachine(RuleBasedStateMachine):
     def set_target(self, blocks: int) -> None:
         """Up or down."""
         session = self.now.session
-        self.now.set_target(min(blocks, session.nb_blocks) * session.block_size)
+        self.now.set_target(min(blocks * self.scale, session.nb_blocks) * session.block_size)
 
     @precondition(_can(Capability.PAUSE))
     @rule(paused=st.booleans())

@@ -313,6 +313,8 @@ class Target(ABC):
     version: str
     """What is being judged, for the report: a program and its version."""
     capabilities: Capability
+    many: Wish | None = None
+    """Of which hundreds of blocks may be plugged at a time; None where memory for it may lack: BUSY is no excuse."""
 
     @abstractmethod
     def start(self, wish: Wish) -> Subject:

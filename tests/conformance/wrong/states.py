@@ -127,6 +127,78 @@ class UnplugTakesOneMore(BlockMap):
         self._plugged -= run.nb_blocks
 
 
+@fault("MEM-PLUG-8")
+class PlugOfManyLeavesOneOut(BlockMap):
+    """A PLUG of more than 32 blocks leaves the 33rd out, but counts it."""
+
+    def plug(self, run: Run) -> None:
+        super().plug(run)
+        if run.nb_blocks > 32:
+            self._bits[run.first + 32] = 0
+
+
+@fault("MEM-PLUG-9")
+class PlugCountsInEightBits(BlockMap):
+    """plugged_size grows by the low byte of nb_blocks."""
+
+    def plug(self, run: Run) -> None:
+        super().plug(run)
+        self._plugged -= run.nb_blocks & ~0xFF
+
+
+@fault("MEM-UNPLUG-8")
+class UnplugOfManyLeavesOneOut(BlockMap):
+    """An UNPLUG of more than 40 blocks leaves the 41st plugged, without counting it."""
+
+    def unplug(self, run: Run) -> None:
+        super().unplug(run)
+        if run.nb_blocks > 40:
+            self._bits[run.first + 40] = 1
+
+
+@fault("MEM-UNPLUG-9")
+class UnplugCountsInEightBits(BlockMap):
+    """plugged_size shrinks by the low byte of nb_blocks."""
+
+    def unplug(self, run: Run) -> None:
+        super().unplug(run)
+        self._plugged += run.nb_blocks & ~0xFF
+
+
+@fault("MEM-STATE-9")
+class LastOfManyIsNotLookedAt(_WrongState):
+    """STATE of more than 64 blocks leaves out the last one."""
+
+    def wrong_state(self, run: Run) -> BlockState:
+        return self.blocks.state(run._replace(nb_blocks=run.nb_blocks - (run.nb_blocks > 64)))
+
+
+@fault("MEM-STATE-9")
+class FirstOfManyIsNotLookedAt(_WrongState):
+    """STATE of more than 255 blocks leaves out the first one."""
+
+    def wrong_state(self, run: Run) -> BlockState:
+        left_out = int(run.nb_blocks > 255)
+        return self.blocks.state(Run(BlockIndex(run.first + left_out), run.nb_blocks - left_out))
+
+
+@fault("MEM-STATE-7")
+class PluggedManyAreMixed(_WrongState):
+    """More than 100 blocks are MIXED where any of them is plugged."""
+
+    def wrong_state(self, run: Run) -> BlockState:
+        return BlockState.MIXED if run.nb_blocks > 100 and self.blocks.count(run) else self.blocks.state(run)
+
+
+@fault("MEM-STATE-8")
+class UnpluggedManyAreMixed(_WrongState):
+    """More than 100 blocks are MIXED where any of them is unplugged."""
+
+    def wrong_state(self, run: Run) -> BlockState:
+        unplugged = self.blocks.count(run) < run.nb_blocks
+        return BlockState.MIXED if run.nb_blocks > 100 and unplugged else self.blocks.state(run)
+
+
 @fault("DEP-DRIVER-2")
 class ForgetfulState(_WrongState):
     """After a device reset, STATE says UNPLUGGED of what was plugged before."""

@@ -19,6 +19,7 @@ from vhost_user.errors import HostError, UsageError
 from vhost_user.mapping import PAGE_SIZE
 from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset, align_up
 from vhost_user.vring import DeviceQueue
+from virtio_mem.conformance.check import FINE
 from virtio_mem.conformance.target import Capability, Refused, Subject, Target, TargetFailure, Wish
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
@@ -210,6 +211,7 @@ class InProcessTarget(Target):
 
     abilities: ClassVar[Capability]
     """What can be done where the host tells what it holds."""
+    many = FINE
 
     def __init__(self, name: str, backing: str, parts: Parts) -> None:
         if backing not in BACKINGS:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from vhost_user.errors import HostError
 from virtio_mem.boot.qmp import QemuRefused
+from virtio_mem.conformance.check import MANY
 from virtio_mem.conformance.target import (
     Asks,
     Capability,
@@ -83,6 +84,8 @@ class QemuTarget(Target):
         )  # fmt: skip
         if self._program.has_qtest:
             self.capabilities |= Capability.TIME | Capability.SLEEP  # a machine that never ran can't sleep
+        if not self._options.prealloc and self._options.memory is not MemoryKind.HUGETLB:
+            self.many = MANY  # nothing of which is touched
         if self._options.memory is MemoryKind.TMPFS and self._options.prealloc:
             self.capabilities |= Capability.HOST_REFUSES
         self._subject: QemuSubject | None = None
