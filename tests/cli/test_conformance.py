@@ -48,6 +48,16 @@ def test_a_replay_compares(
     assert err == ""
 
 
+def test_lines_without_an_answer_get_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What is printed is the file with its answers."""
+    file = tmp_path / "lines"
+    file.write_text("\n".join(line.partition(" -> ")[0] for line in LINES.splitlines()))
+    assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 0
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert lines == LINES.format(answer="ERROR").replace("0x0", "0x100000006").splitlines()[1:]
+    assert summary == "3 steps of 1 sequences, 0 other answers, 3 without one to compare"
+
+
 def test_a_replay_that_the_target_can_do_in_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "lines"
     for answer, status in (("ERROR", 0), ("ACK", 1)):

@@ -9,6 +9,7 @@ import pytest
 from tests.conformance.bare import Bare
 from vhost_user.errors import UsageError
 from vhost_user.units import KIB, MIB
+from virtio_mem.conformance.calls import FORMS
 from virtio_mem.conformance.check import Check, expect_answer, granted, ready
 from virtio_mem.conformance.kit import run_checks, shorten_evidence
 from virtio_mem.conformance.replay import parse_script, replay, script_of, shorten
@@ -93,6 +94,7 @@ def recorded(target: Target) -> list[str]:
 def test_a_session_runs_again_and_gets_the_same_answers(ring: Target) -> None:
     lines = recorded(ring)
     assert len({line.split()[0] for line in lines}) == 29
+    assert {line.split()[0] for line in lines} == {"wish", *FORMS} - {"boot_memory", "sleep", "wake"}
     again = replay(ring, script_of(lines))
     assert (again.failure, again.differences) == ("", [])
     assert [f"{one.step.call} -> {one.now}" for one in again.replayed] == lines[1:]
@@ -138,11 +140,16 @@ def test_a_file_may_hold_several_sessions(ring: Target) -> None:
     ("text", "message"),
     [
         ("plug 0 1", "line 1: call=plug 0 1: comes before the first wish"),
-        ("wish region_size=1", "line 1: wish="),
-        ("WISH\n\nplug 0", "line 3: call=plug 0"),
-        ("WISH\ntarget x", "line 2: call=target x"),
-        ("WISH\nrefuse maybe", "line 2: call=refuse maybe"),
-        ("WISH\nbatch plug 0 1 | dance", "line 2: call=dance"),
+        ("wish region_size=1", "line 1: wish=wish region_size=1: can't be read: 'node_id'; it is 'wish region_size=N "),
+        ("WISH\n\nplug 0", "line 3: call=plug 0: can't be read: its words are too many or too few; it is 'plug BLOCK"),
+        ("WISH\ntarget x", "line 2: call=target x: can't be read: invalid literal"),
+        (
+            "WISH\nrefuse maybe",
+            "line 2: call=refuse maybe: can't be read: its words are too many, too few, or others; it",
+        ),
+        ("WISH\nbatch plug 0 1 | dance", "line 2: call=dance: can't be read: there is no such request; they are plug, "),
+        ("WISH\ndance 1", "line 2: call=dance 1: can't be read: there is no such call; they are begin, plug, "),
+        ("WISH\nchain 1", "line 2: call=chain 1: can't be read: words are missing; it is 'chain TYPE ADDR"),
         ("WISH\nbegin 0xz", "line 2: call=begin 0xz"),
         ("WISH\nadvance inf", "line 2: advance=inf"),
         ("WISH\nadvance -1", "line 2: advance=-1"),

@@ -13,13 +13,14 @@ from pathlib import Path
 from vhost_user.errors import FieldError, UsageError
 from virtio_mem.cli.common import Screen, teach
 from virtio_mem.conformance.kit import Profile, Progress
-from virtio_mem.conformance.replay import Replay, parse_script, replay
+from virtio_mem.conformance.replay import Replay, Replayed, parse_script, replay
 from virtio_mem.conformance.report import check_path, write
 from virtio_mem.conformance.report.terminal import lines_of
 from virtio_mem.conformance.stop import Stop, asked_by_signals
 from virtio_mem.conformance.target import Target, TargetFailure
 from virtio_mem.conformance.targets.parse import parse_target
 from virtio_mem.conformance.trial import Trial
+from virtio_mem.conformance.words import ARROW, wish_words
 from virtio_mem.picture.spans import Line, Role, Span, printable
 from virtio_mem.serve.ending import in_order
 
@@ -144,27 +145,41 @@ def _read(path: Path) -> str:
 
 
 def _show_replays(replays: list[Replay]) -> int:
-    """Each answer that is another, and the sum; the exit status."""
+    """Each answer that is another or that the file has none for, and the sum; the exit status."""
     lines: list[Line] = []
     for each in replays:
-        for one in each.differences:
-            was = Span(f"line {one.step.number}: {one.step.call} -> {one.step.answer}; now ")
-            lines.append([was, Span(one.now, Role.BAD)])
-        lines += [
-            [Span(f"line {one.step.number}: {one.step.call}; not compared: {one.apart}", Role.QUIET)]
-            for one in each.apart
-        ]
+        if any(map(_is_shown, each.replayed)):  # so that the file can be made of it that has the answers
+            lines.append([Span(wish_words(each.script.wish))])
+        lines += [line for one in each.replayed if (line := _answered(one))]
         if each.failure:
             lines.append([Span(each.failure, Role.BAD)])
     steps = sum(len(each.replayed) for each in replays)
     differences = sum(len(each.differences) for each in replays)
     apart = sum(len(each.apart) for each in replays)
+    shown = sum(_is_shown(one) for each in replays for one in each.replayed)
     summary = f"{steps} steps of {len(replays)} sequences, {differences} other answers"
+    summary += f", {shown} without one to compare" if shown else ""
     lines.append([Span(f"{summary}, {apart} not compared" if apart else summary)])
     Screen().show(lines)
     if differences:
         return VIOLATED
     return NOT_JUDGED if apart == steps or any(each.failure for each in replays) else HOLDS
+
+
+def _is_shown(one: Replayed) -> bool:
+    return not one.step.answer and not one.apart
+
+
+def _answered(one: Replayed) -> Line:
+    """What is to be said of a step: nothing where the answer is that of the file."""
+    step = one.step
+    if one.apart:
+        return [Span(f"line {step.number}: {step.call}; not compared: {one.apart}", Role.QUIET)]
+    if _is_shown(one):
+        return [Span(f"{step.call}{ARROW}{one.now}")]
+    if one.same:
+        return []
+    return [Span(f"line {step.number}: {step.call}{ARROW}{step.answer}; now "), Span(one.now, Role.BAD)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from vhost_user.errors import UsageError
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import FILL, Capability, Chain
-from virtio_mem.conformance.words import BESIDE, Place, parse_chain
+from virtio_mem.conformance.words import BESIDE, REQUESTS, Place, parse_chain
 from virtio_mem.protocol import REQUEST_SIZE
 
 NO_NEED = Capability(0)
@@ -16,18 +16,54 @@ _ANYWHERE = Place(0, 1)
 _LONGEST = 86_400
 """Seconds that a file may let go by at one time."""
 
+FORMS = {
+    "begin": "begin [FEATURES]",
+    **REQUESTS,
+    "batch": "batch REQUEST | REQUEST...",
+    "config": "config",
+    "fill": "fill BLOCK BLOCKS SEED",
+    "same": "same BLOCK BLOCKS SEED",
+    "held": "held BLOCK BLOCKS",
+    "peek": "peek BLOCK",
+    "notices": "notices",
+    "target": "target BYTES",
+    "advance": "advance SECONDS",
+    "pause": "pause on|off",
+    "refuse": "refuse on|off",
+    "device_reset": "device_reset",
+    "system_reset": "system_reset",
+    "sleep": "sleep",
+    "wake": "wake",
+    "boot_memory": "boot_memory",
+    "registers": "registers",
+    "write_config": "write_config OFFSET HEX",
+    "prepare": "prepare [FEATURES]",
+    "go": "go",
+    "offer": "offer FLAGS AHEAD [REQUEST | REQUEST...]",
+    "kick": "kick",
+    "look": "look all|now",
+    "overrun": "overrun",
+}
+"""The form of each call that there is, by its first word. `docs/conformance.md` says what they do."""
+
 Action = tuple[Capability, Callable[[Session], object]]
 
 
 def action_of(call: str) -> Action:
     """What a call needs, and how it is made. UsageError for words that are no call."""
     word, *rest = call.split()
+    if word not in FORMS:
+        raise UsageError("call", call, "can't be read: there is no such call", f"they are {', '.join(FORMS)}")
     try:
-        return _simple(word, rest) or _submitted(call)
-    except (ValueError, KeyError) as error:
+        if action := _simple(word, rest):
+            return action
+        if word in REQUESTS or word == "batch":
+            return _submitted(call)
+        raise ValueError("its words are too many, too few, or others")
+    except ValueError as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError("call", call, "can't be read") from error
+        raise UsageError("call", call, f"can't be read: {error}", f"it is {FORMS[word]!r}") from error
 
 
 def _simple(word: str, rest: Sequence[str]) -> Action | None:

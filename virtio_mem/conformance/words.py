@@ -34,6 +34,20 @@ NO_FLAG = " without the write flag"
 NEAR = 2**20
 """Up to so many blocks away from the region an address is told by its block."""
 
+REQUESTS = {
+    "plug": "plug BLOCK BLOCKS",
+    "unplug": "unplug BLOCK BLOCKS",
+    "unplug_all": "unplug_all",
+    "state": "state BLOCK BLOCKS",
+    "ask": "ask TYPE ADDR BLOCKS",
+    "chain": "chain TYPE ADDR BLOCKS|hex=HEX [pad=HEX] [tail=HEX] [more=HEX] [readable=N,N...] [room=N,N...] [fill=N] "
+    "[odd=N] [indirect]",
+}
+"""The form of each call that is a request, by its first word."""
+
+WISH_FORM = "wish region_size=N block_size=N requested_size=N node_id=none"
+"""The form of a session's first line; a node's number may stand for none."""
+
 _WORDS = {RequestType.PLUG: "plug", RequestType.UNPLUG: "unplug", RequestType.STATE: "state"}
 _TYPES = {word: type_ for type_, word in _WORDS.items()}
 _PLAIN = Chain(b"")
@@ -151,7 +165,12 @@ def parse_chain(text: str, place: Place) -> Chain:
     try:
         return _parse_chain(text.split(), place)
     except (ValueError, IndexError, struct.error) as error:
-        raise UsageError("call", text, f"can't be read: {error}") from error
+        word = text.split(maxsplit=1)[0] if text.strip() else ""
+        if word not in REQUESTS:
+            known = f"they are {', '.join(REQUESTS)}"
+            raise UsageError("call", text, "can't be read: there is no such request", known) from error
+        why = "words are missing" if isinstance(error, IndexError) else error
+        raise UsageError("call", text, f"can't be read: {why}", f"it is {REQUESTS[word]!r}") from error
 
 
 def _parse_chain(words: list[str], place: Place) -> Chain:
@@ -175,7 +194,7 @@ def _parse_chain(words: list[str], place: Place) -> Chain:
             if not 0 <= fill <= 255 or not 0 <= odd <= sum(Odd):
                 raise ValueError(f"fill={fill} is no byte, or odd={odd} none of those that there are")
             return Chain(request, indirect="indirect" in named, odd=Odd(odd), fill=fill, **lengths)
-    raise ValueError("no such call")
+    raise ValueError("its words are too many or too few")
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -217,7 +236,7 @@ def parse_wish(text: str) -> Wish:
         sizes = {name: int(value) for name, value in named.items()}
         return Wish(**sizes, node_id=None if node_id == "none" else int(node_id))
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError("wish", text, f"can't be read: {error}") from error
+        raise UsageError("wish", text, f"can't be read: {error}", f"it is {WISH_FORM!r}") from error
 
 
 def config_words(config: ConfigSpace) -> str:
