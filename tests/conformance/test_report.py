@@ -13,9 +13,10 @@ import pytest
 from tests.conformance.bare import Bare
 from vhost_user.errors import HostError, UsageError
 from virtio_mem.conformance.kit import Evidence, Judgement, Profile, Run, Verdict, judgement_of
+from virtio_mem.conformance.replay import parse_script
 from virtio_mem.conformance.report import WRITERS, check_path, write
 from virtio_mem.conformance.report.data import as_data
-from virtio_mem.conformance.report.diagram import as_text, diagram_of
+from virtio_mem.conformance.report.diagram import as_text, diagram_of, with_pictures
 from virtio_mem.conformance.report.junit import as_junit
 from virtio_mem.conformance.report.markdown import as_markdown
 from virtio_mem.conformance.report.page import as_page
@@ -155,6 +156,30 @@ def test_text_ends_with_the_sum() -> None:
     unjudged = list(map(plain, lines_of(judgement(expected=("MEM-PLUG-3",)))))
     assert unjudged[-2] == "It could not be judged"
     assert unjudged[-3].startswith("not judged: MEM-PLUG-3 has to get a verdict")
+
+
+CONFIG = "config -> " + " ".join(f"{name}=1073741824" for name in ("block_size", "region_size", "plugged_size"))
+LONG = (*LINES, "system_reset -> done", "begin -> agreed 0x1", *LINES[2:], "notices -> 1", "advance 2 -> done", CONFIG)
+
+
+@pytest.mark.parametrize("lines", [LINES, LONG, LONG * 2, LONG[:2], (LINES[0], "unplug_all -> failure: gone. . .")])
+def test_what_a_terminal_shows_can_be_replayed(lines: tuple[str, ...]) -> None:
+    shown = [plain(line) for line in lines_of(judgement(violation(lines=lines)))]
+    copied = [line for line in shown if line.startswith("      ") and "not testable" not in line]
+    assert len(copied) == len(lines)
+    scripts = parse_script("\n".join(copied))
+    assert [f"{step.call} -> {step.answer}" for script in scripts for step in script.steps] == [
+        line for line in lines if not line.startswith("wish")
+    ]
+
+
+def test_a_long_line_pushes_no_other_picture_aside() -> None:
+    assert with_pictures([*LINES, CONFIG])[2:] == [
+        "plug 0 4 -> ACK           [## # #].",
+        "ask 1 b2 1 -> ACK          ##[.]# .",
+        "state 0 4 -> ACK PLUGGED  [## . #].",
+        f"{CONFIG}   ## . # .",
+    ]
 
 
 @pytest.mark.parametrize("name", ["report", "report.txt", "html"])

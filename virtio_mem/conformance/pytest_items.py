@@ -26,7 +26,7 @@ from virtio_mem.conformance.kit import (
     shorten_evidence,
 )
 from virtio_mem.conformance.pytest_plugin import SOAK
-from virtio_mem.conformance.report.diagram import as_text, diagram_of
+from virtio_mem.conformance.report.diagram import with_pictures
 from virtio_mem.conformance.target import Target, TargetFailure
 from virtio_mem.conformance.targets.parse import parse_target
 from virtio_mem.conformance.trial import MACHINE, Trial
@@ -186,6 +186,4 @@ def _words(evidence: Evidence) -> Iterator[str]:
     yield f"{evidence.clause} is violated, as {evidence.source} found"
     yield f"  was: {evidence.was}"
     yield f"  should be: {evidence.should}"
-    yield from (f"    {line}" for line in evidence.lines)
-    diagram = diagram_of(evidence.lines)
-    yield from (f"      {line}" for line in (as_text(diagram) if diagram else ()))
+    yield from (f"    {line}" for line in with_pictures(evidence.lines))

@@ -19,7 +19,16 @@ from vhost_user.errors import UsageError
 from virtio_mem.conformance.calls import action_of
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import Capability, Target, TargetFailure, Wish
-from virtio_mem.conformance.words import ARROW, BESIDE, NO_FLAG, parse_wish, wish_words
+from virtio_mem.conformance.words import (
+    ARROW,
+    BESIDE,
+    CUT,
+    LONGEST,
+    NO_FLAG,
+    parse_wish,
+    wish_words,
+    without_picture,
+)
 
 _OWN = ("addr=", "node_id=")
 """Fields of a configuration space that are a device's own affair."""
@@ -52,6 +61,8 @@ class Step(NamedTuple):
     number: int
     call: str
     answer: str
+    is_cut: bool = False
+    """The answer's end is missing."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +111,25 @@ class Replay:
 
 
 def parse_script(text: str) -> list[Script]:
-    """The sessions of a file. UsageError with the number of the line that can't be read."""
+    """The sessions of a file, also as a terminal shows them. UsageError with the number of the line that can't be
+    read."""
     wishes: list[Wish] = []
     steps: list[list[Step]] = []
     for number, line in enumerate(text.splitlines(), start=1):
-        words = line.partition("#")[0].strip()
+        words = without_picture(line).partition("#")[0].strip()
         if not words:
             continue
-        call, _, answer = words.partition(ARROW)
+        call, arrow, answer = words.partition(ARROW)
+        is_cut = len(words) == LONGEST and words.endswith(CUT)
         try:
             if call.startswith("wish"):
                 wishes.append(parse_wish(call))
                 steps.append([])
+            elif is_cut and not arrow:
+                raise UsageError("call", call, "its end is missing", "take the line from where it is whole")
             elif steps:
                 action_of(call)
-                steps[-1].append(Step(number, call, answer))
+                steps[-1].append(Step(number, call, answer, is_cut))
             else:
                 raise UsageError("call", call, "comes before the first wish", "begin with a line such as 'wish ...'")
         except UsageError as error:
@@ -193,6 +208,8 @@ class _Gaps:
 
     def why_apart(self, step: Step) -> str:
         """Why the answer to a step that was made can't be compared; "" where it can."""
+        if step.is_cut:
+            return "the end of the answer is missing in the file"
         why = self._owed if step.call == "notices" else ""
         if why and not self._hindrances:
             self._owed = ""
@@ -231,7 +248,7 @@ def _ends_alike(target: Target, script: Script) -> bool:
         return False
     if len(replayed) < len(script.steps):
         return False
-    (_, _, before), now, _ = replayed[-1]
+    before, now = replayed[-1].step.answer, replayed[-1].now
     return before == now or (before.startswith(_FAILURE) and now.startswith(_FAILURE))
 
 

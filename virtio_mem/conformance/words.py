@@ -7,6 +7,7 @@ far away from the region. A request that is cut up, or longer than it need be, h
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import NamedTuple
 
@@ -33,6 +34,13 @@ NO_FLAG = " without the write flag"
 
 NEAR = 2**20
 """Up to so many blocks away from the region an address is told by its block."""
+
+LONGEST = 60
+"""Letters of a line beside a picture that has no room for more: what is longer ends in CUT there."""
+
+CUT = "..."
+
+_PICTURE = re.compile(r"(?<=\S)\s{2,}[\[\]#.!~ ]+$")
 
 REQUESTS = {
     "plug": "plug BLOCK BLOCKS",
@@ -237,6 +245,11 @@ def parse_wish(text: str) -> Wish:
         return Wish(**sizes, node_id=None if node_id == "none" else int(node_id))
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError("wish", text, f"can't be read: {error}", f"it is {WISH_FORM!r}") from error
+
+
+def without_picture(line: str) -> str:
+    """A line as it was before a picture of its blocks was set behind it. No call or answer has two blanks together."""
+    return _PICTURE.sub("", line)
 
 
 def config_words(config: ConfigSpace) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from virtio_mem.conformance.words import ARROW, BESIDE
+from virtio_mem.conformance.words import ARROW, BESIDE, CUT, LONGEST
 
 MOST_STEPS = 12
 """The last ones. What leads to a violation is mostly shorter."""
@@ -22,9 +22,6 @@ _WIDEST = 12
 _BESIDE_THE_POINT = frozenset({"wish", "begin", "config", "notices", "advance"})
 """Calls that are no steps, unless one is the last."""
 
-_LONGEST = 60
-"""Letters of a line beside a picture."""
-
 _WORDS = {"plug": 0, "unplug": 1, "state": 3, "fill": -1, "same": -1, "held": -1}
 _ASKED = re.compile(r"(?:ask|chain) (\d+) b(-?\d+)(?:\+\S+)? (\d+)")
 _PLUG, _UNPLUG, _UNPLUG_ALL = 0, 1, 2
@@ -34,8 +31,9 @@ Span = tuple[int, int]
 
 
 class Step(NamedTuple):
-    """A line, the blocks that it names if any, and what is plugged after it."""
+    """A line and its number among all, from 0, the blocks that it names if any, and what is plugged after it."""
 
+    number: int
     line: str
     named: Span | None
     plugged: tuple[Span, ...]
@@ -60,7 +58,7 @@ def diagram_of(lines: Sequence[str]) -> Diagram | None:
     """The picture, or None where the lines name no blocks."""
     steps: list[Step] = []
     plugged: tuple[Span, ...] = ()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines):
         call, _, answer = line.partition(ARROW)
         named: Span | None = None
         for each, said in zip(call.removeprefix("batch ").split(BESIDE), answer.split(BESIDE), strict=False):
@@ -69,8 +67,8 @@ def diagram_of(lines: Sequence[str]) -> Diagram | None:
             plugged = _after(plugged, type_, blocks, said.startswith("ACK"))
         if call == "system_reset":
             plugged = ()
-        if number == len(lines) or call.split(" ", 1)[0] not in _BESIDE_THE_POINT:
-            steps.append(Step(line, named, plugged))
+        if number == len(lines) - 1 or call.split(" ", 1)[0] not in _BESIDE_THE_POINT:
+            steps.append(Step(number, line, named, plugged))
     steps = steps[-MOST_STEPS:]
     spans = [span for step in steps for span in (step.named, *step.plugged) if span]
     return Diagram(steps, _pieces(spans)) if any(step.named for step in steps) else None
@@ -136,9 +134,19 @@ def as_text(diagram: Diagram) -> list[str]:
     return [f"{line:<{width}}  {row}" for line, row in zip(lines, rows, strict=True)]
 
 
+def with_pictures(lines: Sequence[str]) -> list[str]:
+    """All of the lines, whole, each with its picture behind it where there is one: `without_picture` takes it off."""
+    diagram = diagram_of(lines)
+    if diagram is None:
+        return list(lines)
+    rows = {step.number: _row(step, diagram.pieces) for step in diagram.steps}
+    width = max((len(lines[number]) for number in rows if len(lines[number]) <= LONGEST), default=0)
+    return [f"{line:<{width}}  {rows[number]}" if number in rows else line for number, line in enumerate(lines)]
+
+
 def short(line: str) -> str:
     """A line, cut where it would push the picture out of sight."""
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - len(CUT)]}{CUT}"
 
 
 def _row(step: Step, pieces: Sequence[Piece]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from virtio_mem.conformance.kit import Judgement, Verdict
 from virtio_mem.conformance.report.data import command, counts, groups, headline, troubles, violated
-from virtio_mem.conformance.report.diagram import as_text, diagram_of
+from virtio_mem.conformance.report.diagram import with_pictures
 from virtio_mem.picture.spans import Line, Role, Span
 
 _ROLES = {
@@ -25,9 +25,7 @@ def lines_of(judgement: Judgement) -> list[Line]:
             [Span(f"    was: {found.was}")],
             [Span(f"    should be: {found.should}")],
         ]
-        diagram = diagram_of(found.lines)
-        shown = found.lines if diagram is None else [*found.lines[:1], *as_text(diagram)]
-        lines += [[Span(f"      {line}", Role.QUIET)] for line in shown]
+        lines += [[Span(f"      {line}", Role.QUIET)] for line in with_pictures(found.lines)]
         lines.append([])
     lines += [[Span("not judged: ", Role.TARGET), Span(trouble)] for trouble in troubles(judgement)]
     lines.append([Span(headline(judgement), _STATUS[judgement.status])])
