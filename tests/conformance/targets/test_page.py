@@ -23,6 +23,13 @@ def test_the_page_has_every_kind_of_target_as_the_program_tells_it() -> None:
     assert re.findall(r"^\| `([^{].*?)` \|", PAGE, re.MULTILINE) == [form.replace("|", r"\|") for form in forms]
 
 
+def test_the_page_explains_each_question() -> None:
+    asked = set(re.findall(r'^\| `{"do":"(\w+)"', PAGE, re.MULTILINE))
+    heads = re.findall(r"^- ((?:`\w+`(?:, )?)+):", PAGE, re.MULTILINE)
+    assert len(asked) > 20
+    assert asked <= {name for head in heads for name in re.findall(r"\w+", head)}
+
+
 def test_the_page_asks_for_capabilities_that_there_are() -> None:
     columns = [re.sub(r"^not ", "", name) for name in re.findall(r'^\| `{"do.*\| ([\w ]*) ?\|$', PAGE, re.MULTILINE)]
     asked = {name.strip() for name in columns} - {""}

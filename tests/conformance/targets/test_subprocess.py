@@ -364,7 +364,7 @@ def test_a_program_without_standard_error_is_not_listened_to(tmp_path: Path, mon
     listen = LineProcess._listen
     monkeypatch.setattr(program, "PATIENCE", 0.3)
     monkeypatch.setattr(LineProcess, "_listen", listen_and_count)
-    with pytest.raises(TargetFailure, match=r"says nothing within 0\.3 s$"):
+    with pytest.raises(TargetFailure, match=r"says nothing within 0\.3 s: does it flush its standard output\?$"):
         ProgramTarget(python(tmp_path, "import os, time; os.close(2); time.sleep(60)"))
     assert len(listened) <= 2
 

@@ -29,6 +29,9 @@ _TO_END = 1.0
 
 _AT_ONCE = 1 << 16
 
+_MAYBE = ": does it flush its standard output?"
+"""What is mostly wrong with a program that says nothing: C's library keeps what goes into a pipe."""
+
 
 class LineProcess:
     """The process that `command` starts. UsageError where there is no such program, or it can't be run.
@@ -84,8 +87,8 @@ class LineProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.silent = True
-                did = "does not read" if self._unsent else "says nothing"
-                failure = self.failure(f"{did} within {timeout:g} s{self._muttered()}")
+                did, hint = ("does not read", "") if self._unsent else ("says nothing", _MAYBE)
+                failure = self.failure(f"{did} within {timeout:g} s{hint}{self._muttered()}")
                 failure.silent = True
                 raise failure
             self._exchange(left)
