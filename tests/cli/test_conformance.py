@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -115,6 +116,20 @@ def test_a_file_of_nothing_compares_nothing(text: str, capsys: pytest.CaptureFix
 def test_nothing_judged_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["conformance", "self:anonymous", "--only", "MEM-OP-1"]) == 2
     assert "not judged: no clause got a verdict" in capsys.readouterr().out
+
+
+def test_a_clause_that_was_asked_for_has_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conformance", "self:anonymous", "--only", "MEM-ID-1", "--only", "MEM-PLUG-4"]) == 0
+    assert "\nMEM-ID-1: not testable here: self can't: REGISTERS\n" in capsys.readouterr().out
+
+
+def test_a_program_that_never_starts_a_device_has_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    hello = '{"virtio-mem-conformance":1,"version":"x","capabilities":["RESTART"]}'
+    assert main(["conformance", shlex.join(["exec:sh", "-c", 'echo "$0"', hello])]) == 2
+    out = capsys.readouterr().out
+    assert "the target does not start: sh ended with status 0" in out
+    assert out.count("not judged: ") == 2
+    assert len(out.splitlines()) < 15
 
 
 def test_lines_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

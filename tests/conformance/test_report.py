@@ -12,10 +12,11 @@ import pytest
 
 from tests.conformance.bare import Bare
 from vhost_user.errors import HostError, UsageError
+from virtio_mem.conformance.clauses import device_clauses
 from virtio_mem.conformance.kit import Evidence, Judgement, Profile, Run, Verdict, judgement_of
 from virtio_mem.conformance.replay import parse_script
 from virtio_mem.conformance.report import WRITERS, check_path, write
-from virtio_mem.conformance.report.data import as_data
+from virtio_mem.conformance.report.data import as_data, not_testable, troubles
 from virtio_mem.conformance.report.diagram import as_text, diagram_of, with_pictures
 from virtio_mem.conformance.report.junit import as_junit
 from virtio_mem.conformance.report.markdown import as_markdown
@@ -180,6 +181,36 @@ def test_a_long_line_pushes_no_other_picture_aside() -> None:
         "state 0 4 -> ACK PLUGGED  [## . #].",
         f"{CONFIG}   ## . # .",
     ]
+
+
+def test_text_says_why_clauses_were_not_tested() -> None:
+    def unable(clause: str, reason: str) -> Evidence:
+        return Evidence(clause, "x", Verdict.NOT_TESTABLE, reason=reason)
+
+    reasons = [
+        *(unable(clause, "exec can't: CHAINS, RING") for clause in ("RING-SPLIT-1", "RING-SPLIT-2", "MEM-STATE-9")),
+        unable("MEM-STATE-9", "exec can't: TIME"),
+        unable("MEM-STATE-8", "too small"),
+    ]
+    found = judgement(*ALL[:1], *reasons)
+    beyond = sum(bool(one.clause.beyond) for one in found.verdicts.values())
+    rest = len(found.of(Verdict.NOT_TESTABLE)) - beyond - 4
+    assert not_testable(found) == (
+        f"needs CHAINS+RING 2, TIME 1; no check was run {rest}; no check can show them {beyond}; another reason 1"
+    )
+    shown = list(map(plain, lines_of(found)))
+    assert f"not testable here: {not_testable(found)}; --report FILE has each" in shown
+    for words in ("MEM-STATE-8: not testable here: too small", "MEM-ID-1: not testable here: no check was run"):
+        assert words not in shown
+        assert words in map(plain, lines_of(found, ["MEM-PLUG-3", "MEM-STATE-8", "MEM-ID-1"]))
+
+
+def test_many_clauses_without_a_verdict_are_one_line() -> None:
+    ids = tuple(device_clauses())[:40]
+    (trouble,) = troubles(judgement(expected=ids, failures=("the target does not start",)))[1:]
+    assert trouble.startswith("40 clauses have to get a verdict with a target of this kind, and got none: MEM-")
+    assert len(trouble) < 140
+    assert as_data(judgement(expected=ids))["missing"] == list(ids)
 
 
 @pytest.mark.parametrize("name", ["report", "report.txt", "html"])

@@ -125,7 +125,7 @@ def _judge(target: Target, arguments: argparse.Namespace) -> int:
         )
         judgement = trial.hold(target)
     screen = Screen()
-    screen.show(lines_of(judgement))
+    screen.show(lines_of(judgement, arguments.only))
     for path in arguments.report:
         write(judgement, path)
     return judgement.status

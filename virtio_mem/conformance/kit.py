@@ -31,6 +31,9 @@ from virtio_mem.conformance.target import Target, TargetFailure, Wish, clear
 
 log = logging.getLogger(__name__)
 
+NO_CHECK = "no check was run"
+"""Why there is no verdict on a clause of which nothing has anything to say."""
+
 _MOST_SILENCES = 4
 """Checks that a device may let its time go by in: at 10 seconds each there is better use for the time."""
 
@@ -325,4 +328,4 @@ def _verdict(clause: DeviceClause, evidence: Sequence[Evidence]) -> ClauseVerdic
             reasons = Counter(one.reason for one in found if not _is_verdict(one))
             reason = "; ".join(reason for reason, _ in reasons.most_common())
             return ClauseVerdict(clause, verdict, tuple(evidence), reason)
-    return ClauseVerdict(clause, Verdict.NOT_TESTABLE, reason=clause.beyond or "no check was run")
+    return ClauseVerdict(clause, Verdict.NOT_TESTABLE, reason=clause.beyond or NO_CHECK)

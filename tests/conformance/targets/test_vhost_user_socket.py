@@ -99,6 +99,7 @@ def test_serve_without_its_api(served: str) -> None:
     target = VhostUserTarget(f"{served}/mem0.sock")
     assert not API & target.capabilities
     assert target.lacks(API) == "vhost-user can't: SET_TARGET, SYSTEM_RESET, PAUSE"
+    assert target.version == "a device that says no version"
     play.play(target)
 
 

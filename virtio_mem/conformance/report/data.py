@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from virtio_mem.conformance.clauses import DeviceClause
-from virtio_mem.conformance.kit import ClauseVerdict, Evidence, Judgement, Verdict
+from virtio_mem.conformance.kit import NO_CHECK, ClauseVerdict, Evidence, Judgement, Verdict
 from virtio_mem.picture.sizes import counted
 
 FORMAT = 1
 """The version of the form of `as_data`: raised when a field changes its meaning or goes."""
+
+_MOST_NAMED = 3
+"""Clauses without a verdict that are named: a target that is not there has none for any."""
 
 _TITLES = {"MEM": "The memory device", "DEP": "What drivers depend on", "RING": "Rings"}
 _BASICS = "Features, reset and configuration"
@@ -63,11 +67,36 @@ def headline(judgement: Judgement) -> str:
 
 def troubles(judgement: Judgement) -> list[str]:
     """What kept the kit from judging all that it should have."""
-    missing = [
-        f"{clause} has to get a verdict with a target of this kind, and got none" for clause in judgement.missing
-    ]
-    found = [*judgement.failures, *missing]
+    ids, found = judgement.missing, list(judgement.failures)
+    if len(ids) > _MOST_NAMED:
+        first = ", ".join(ids[:_MOST_NAMED])
+        found.append(f"{len(ids)} clauses have to get a verdict with a target of this kind, and got none: {first}...")
+    else:
+        found += [f"{clause} has to get a verdict with a target of this kind, and got none" for clause in ids]
     return ["no clause got a verdict"] if judgement.status == 2 and not found else found
+
+
+def not_testable(judgement: Judgement) -> str:
+    """Why clauses could not be tested here, in a line, the reasons of most of them first; "" where all could be."""
+    needs: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for one in judgement.of(Verdict.NOT_TESTABLE):
+        lacking = sorted((names for names in map(_lacking, one.reason.split("; ")) if names), key=len)
+        if one.clause.beyond:
+            others["no check can show them"] += 1
+        elif lacking:
+            needs["+".join(lacking[0])] += 1
+        else:
+            others[one.reason if one.reason == NO_CHECK else "another reason"] += 1
+    parts = [", ".join(f"{names} {number}" for names, number in needs.most_common())]
+    parts = [f"needs {part}" for part in parts if part]
+    return "; ".join([*parts, *(f"{reason} {number}" for reason, number in others.most_common())])
+
+
+def _lacking(reason: str) -> list[str]:
+    """The capabilities whose lack a reason is, if it is one: see `Target.lacks`."""
+    _, mark, names = reason.partition(" can't: ")
+    return names.split(", ") if mark else []
 
 
 def as_data(judgement: Judgement) -> dict[str, Any]:

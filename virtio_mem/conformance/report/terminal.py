@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from virtio_mem.conformance.kit import Judgement, Verdict
-from virtio_mem.conformance.report.data import command, counts, groups, headline, troubles, violated
+from virtio_mem.conformance.report.data import command, counts, groups, headline, not_testable, troubles, violated
 from virtio_mem.conformance.report.diagram import with_pictures
 from virtio_mem.picture.spans import Line, Role, Span
 
@@ -16,8 +18,8 @@ _ROLES = {
 _STATUS = (Role.GOOD, Role.BAD, Role.TARGET)
 
 
-def lines_of(judgement: Judgement) -> list[Line]:
-    """The lines."""
+def lines_of(judgement: Judgement, only: Sequence[str] = ()) -> list[Line]:
+    """The lines; of the clauses that `only` asks for why there is no verdict on one, else the sum of that."""
     lines = [*_scores(judgement), []]
     for one, found in violated(judgement):
         lines += [
@@ -27,11 +29,20 @@ def lines_of(judgement: Judgement) -> list[Line]:
         ]
         lines += [[Span(f"      {line}", Role.QUIET)] for line in with_pictures(found.lines)]
         lines.append([])
+    lines += _reasons(judgement, only)
     lines += [[Span("not judged: ", Role.TARGET), Span(trouble)] for trouble in troubles(judgement)]
     lines.append([Span(headline(judgement), _STATUS[judgement.status])])
     done = f"{judgement.version}: {judgement.calls:,} calls in {judgement.seconds:.1f} s; again: "
     lines.append([Span(done, Role.QUIET), Span(command(judgement))])
     return lines
+
+
+def _reasons(judgement: Judgement, only: Sequence[str]) -> list[Line]:
+    if not only:
+        words = not_testable(judgement)
+        return [[Span(f"not testable here: {words}; --report FILE has each", Role.QUIET)]] if words else []
+    asked = [one for one in map(judgement.verdicts.get, dict.fromkeys(only)) if one is not None]
+    return [[Span(f"{one.clause.id}: {one.verdict.value}: {one.reason}")] for one in asked if one.reason]
 
 
 def _scores(judgement: Judgement) -> list[Line]:

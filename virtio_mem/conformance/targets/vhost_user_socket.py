@@ -253,7 +253,7 @@ class VhostUserTarget(Target):
         except BaseException:
             self._link.close()
             raise
-        self.version = "unknown" if self._host is None else f"virtio-mem {self._host.version}"
+        self.version = "a device that says no version" if self._host is None else f"virtio-mem {self._host.version}"
 
     def _capabilities(self, link: Link) -> Capability:
         """What can be done here. HostError where there is no memory to do it with."""
