@@ -33,6 +33,7 @@ def test_a_test_for_each_clause(run: Run) -> None:
 
 WRONG = """
 import virtio_mem.conformance.pytest_items as items
+import virtio_mem.conformance.targets.parse as parse
 from tests.conformance.wrong import FAULTS
 from virtio_mem.conformance.kit import Evidence, Verdict
 from virtio_mem.conformance.trial import Trial
@@ -44,6 +45,7 @@ def explore(trial, target, run):
 
 Trial.explore = explore
 items.parse_target = lambda name: FAULTS[name].target()
+parse.check_target = lambda name: None
 """
 
 
@@ -60,10 +62,27 @@ def test_a_violation_is_a_failure_in_the_kit_s_words(run: Run, pytester: pytest.
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
-def test_a_target_that_is_not_there_is_a_failure(run: Run) -> None:
-    result = run("--virtio-mem-target=exec:/nowhere/at/all", "-k", "MEM-PLUG-3")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*not judged: *nowhere*"])
+def test_a_target_that_is_not_there_is_one_failure(run: Run) -> None:
+    result = run("--virtio-mem-target=vhost-user:/nowhere/at/all", "-k", "MEM-PLUG", "-rs")
+    result.assert_outcomes(failed=1, skipped=7)
+    result.stdout.fnmatch_lines(["*not judged: *nowhere*", "SKIPPED*not judged: the target could not be opened*"])
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("slef", "target=slef: its kind is one of self, ring,"),
+        ("exec:/nowhere/at/all", "exec=/nowhere/at/all: can't be run"),
+        ("exec:'", "exec=': can't be split into words"),
+        ("qemu,memory=paper", "memory=paper"),
+        ("vhost-user:/tmp/sock,apj=/tmp/api", "target=apj=/tmp/api: the options of vhost-user are"),
+        ("vhost-user:,api=x", "target=vhost-user: vhost-user alone does not say which"),
+    ],
+)
+def test_a_mistyped_target_is_a_mistake_of_the_command_line(run: Run, target: str, error: str) -> None:
+    result = run(f"--virtio-mem-target={target}")
+    assert result.ret is pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --virtio-mem-target={target}: *{error}*"])
 
 
 def test_workers_share_the_clauses(run: Run) -> None:

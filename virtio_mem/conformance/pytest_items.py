@@ -54,14 +54,19 @@ class Bench:
         self.soak = soak
         self._name = name
         self._target: Target | None = None
+        self._lost = False
         self._done: set[str] = set()
         self._run = Run()
 
     @property
     def target(self) -> Target:
-        """Opened when it is first needed."""
+        """Opened when it is first needed. Where it can't be, the first test fails by it, and the others are skipped."""
         if self._target is None:
+            if self._lost:
+                pytest.skip("not judged: the target could not be opened, as another test says")
+            self._lost = True
             self._target = parse_target(self._name)
+            self._lost = False
         return self._target
 
     def judged(self, clause: str) -> Judgement:

@@ -47,11 +47,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A soak is told to end by signals, and workers by each other."""
+    """A target that there is not is a mistake of the command line's. A soak is told to end by signals, and workers by
+    each other."""
+    target = config.getoption("--virtio-mem-target")
+    if target and not hasattr(config, "workerinput"):
+        _check(target)
     if config.getoption("--virtio-mem-target") and config.getoption("--virtio-mem-profile") == "soak":
         from virtio_mem.conformance.pytest_soak import Soak  # noqa: PLC0415 - see above
 
         config.stash[SOAK] = Soak(config)
+
+
+def _check(target: str) -> None:
+    from vhost_user.errors import FieldError  # noqa: PLC0415 - see above
+    from virtio_mem.conformance.target import TargetFailure  # noqa: PLC0415
+    from virtio_mem.conformance.targets.parse import check_target  # noqa: PLC0415
+
+    try:
+        check_target(target)
+    except (FieldError, TargetFailure) as error:
+        raise pytest.UsageError(f"--virtio-mem-target={target}: {' '.join(str(error).split())}") from error
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -31,6 +32,17 @@ _AT_ONCE = 1 << 16
 
 _MAYBE = ": does it flush its standard output?"
 """What is mostly wrong with a program that says nothing: C's library keeps what goes into a pipe."""
+
+
+def words_of(command: str) -> list[str]:
+    """The program of a command line and its arguments, as a shell would have them. UsageError where there is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError("exec", command, f"can't be split into words: {error}") from None
+    if not words:
+        raise UsageError("exec", command, "names a program", "exec:./shim")
+    return words
 
 
 class LineProcess:

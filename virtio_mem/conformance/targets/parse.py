@@ -7,6 +7,7 @@ that is wanted: whoever judges a socket needs no QEMU, and the other way round.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 
 from vhost_user.errors import UsageError
@@ -39,6 +40,21 @@ def parse_target(text: str) -> Target:
     return _PARSERS[kind](rest)
 
 
+def check_target(text: str) -> None:
+    """As `parse_target`, for who only wants to know whether there can be such a target.
+
+    It is opened and closed, but for a socket, whose daemon may end with its first front end, and a program, which may
+    do anything: of these it is the words that count, and that the program is there.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "vhost-user" and rest:
+        _vhost_user_words(rest)
+    elif kind == "exec" and rest:
+        _exec_words(rest)
+    else:
+        parse_target(text).close()
+
+
 def _self(rest: str) -> Target:
     from virtio_mem.conformance.targets.ours import OurTarget  # noqa: PLC0415
 
@@ -54,6 +70,12 @@ def _ring(rest: str) -> Target:
 def _vhost_user(rest: str) -> Target:
     from virtio_mem.conformance.targets.vhost_user_socket import VhostUserTarget  # noqa: PLC0415
 
+    socket, given = _vhost_user_words(rest)
+    return VhostUserTarget(socket, given.get("api"), memory=given.get("memory", "memfd"))
+
+
+def _vhost_user_words(rest: str) -> tuple[str, dict[str, str]]:
+    """The socket, and the options by name."""
     socket, *options = rest.split(",")
     given: dict[str, str] = {}
     for option in options:
@@ -62,7 +84,17 @@ def _vhost_user(rest: str) -> Target:
             limit = "the options of vhost-user are api=APISOCKET and memory=memfd|hugetlb, and a path has no comma"
             raise UsageError("target", option, limit, KINDS["vhost-user"])
         given[key] = value
-    return VhostUserTarget(socket, given.get("api"), memory=given.get("memory", "memfd"))
+    if not socket:
+        raise UsageError("target", "vhost-user", "vhost-user alone does not say which", KINDS["vhost-user"])
+    return socket, given
+
+
+def _exec_words(rest: str) -> None:
+    from virtio_mem.conformance.targets.lines import words_of  # noqa: PLC0415
+
+    program = words_of(rest)[0]
+    if shutil.which(program) is None:
+        raise UsageError("exec", program, "can't be run: there is no such program", "name a program")
 
 
 def _exec(rest: str) -> Target:

@@ -7,7 +7,6 @@ else: what a device answers is for checks to judge.
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ from virtio_mem.conformance.target import (
     Wish,
     clear,
 )
-from virtio_mem.conformance.targets.lines import LineProcess, printable
+from virtio_mem.conformance.targets.lines import LineProcess, printable, words_of
 from virtio_mem.protocol import RESPONSE_SIZE, ConfigSpace
 
 PROTOCOL = "virtio-mem-conformance"
@@ -283,12 +282,7 @@ class ProgramTarget(Target):
     kind = "exec"
 
     def __init__(self, command: str, *, name: str = "") -> None:
-        try:
-            self._command = shlex.split(command)
-        except ValueError as error:
-            raise UsageError("exec", command, f"can't be split into words: {error}") from None
-        if not self._command:
-            raise UsageError("exec", command, "names a program", "exec:./shim")
+        self._command = words_of(command)
         self.name = name or f"exec:{command}"
         self._process: LineProcess | None = None
         self._was_silent = False
