@@ -131,7 +131,7 @@ def test_data_for_programs() -> None:
     assert (data["missing"], data["failures"]) == (["MEM-CONF-18"], ["the check x failed"])
     (one,) = [clause for clause in data["clauses"] if clause["id"] == "MEM-STATE-9"]
     assert one["violations"] == [
-        {"source": "ranges.mixed", "was": "ACK PLUGGED", "should": "ACK MIXED", "lines": list(LINES)}
+        {"source": "ranges.mixed", "was": "ACK PLUGGED", "should": "ACK MIXED", "note": "", "lines": list(LINES)}
     ]
 
 
@@ -181,6 +181,14 @@ def test_a_long_line_pushes_no_other_picture_aside() -> None:
         "state 0 4 -> ACK PLUGGED  [## . #].",
         f"{CONFIG}   ## . # .",
     ]
+
+
+@pytest.mark.parametrize("form", [".html", ".md", ".json", "text"])
+def test_a_sequence_that_may_be_longer_than_it_need_be_is_marked(form: str) -> None:
+    note = "not shortened: vhost-user can't: RESTART"
+    one = judgement(violation()._replace(note=note))
+    text = WRITERS[form](one) if form in WRITERS else "\n".join(map(plain, lines_of(one)))
+    assert note in text.replace("&#x27;", "'")
 
 
 def test_text_says_why_clauses_were_not_tested() -> None:

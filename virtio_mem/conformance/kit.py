@@ -25,14 +25,17 @@ from typing import NamedTuple
 from vhost_user.errors import FieldError, UsageError
 from virtio_mem.conformance.check import WISH, Check, NotOffered, Unsuitable, Violation, all_checks
 from virtio_mem.conformance.clauses import DeviceClause, device_clauses, expected_clauses
-from virtio_mem.conformance.replay import shorten
 from virtio_mem.conformance.session import Session
+from virtio_mem.conformance.shrink import shortened
 from virtio_mem.conformance.target import Target, TargetFailure, Wish, clear
 
 log = logging.getLogger(__name__)
 
 NO_CHECK = "no check was run"
 """Why there is no verdict on a clause of which nothing has anything to say."""
+
+_SHORTEN_SECONDS, _SHORTEN_ONE_SECONDS = 12.0, 3.0
+"""What moves may be left out in: of all sequences together, and of each."""
 
 _MOST_SILENCES = 4
 """Checks that a device may let its time go by in: at 10 seconds each there is better use for the time."""
@@ -68,6 +71,8 @@ class Evidence(NamedTuple):
     should: str = ""
     lines: tuple[str, ...] = ()
     reason: str = ""
+    note: str = ""
+    """Why the lines may not be the fewest; "" where nothing more could be left out."""
 
 
 @dataclass(frozen=True)
@@ -283,18 +288,27 @@ def _is_verdict(evidence: Evidence) -> bool:
     return evidence.verdict in (Verdict.HOLDS, Verdict.VIOLATED)
 
 
-def shorten_evidence(target: Target, run: Run) -> None:
-    """Of each clause that was violated, the shortest sequence without what did not matter to it."""
+def shorten_evidence(target: Target, run: Run, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Of each clause that was violated, the shortest sequence without what did not matter to it.
+
+    Moves are left out for some seconds, and as long as it is not `stopped`. What may be longer than it need be has a
+    note.
+    """
     shortest: dict[str, int] = {}
     for number, one in enumerate(run.evidence):
         if one.verdict is Verdict.VIOLATED:
             best = run.evidence[shortest.setdefault(one.clause, number)]
             if len(one.lines) < len(best.lines):
                 shortest[one.clause] = number
+    end = time.monotonic() + _SHORTEN_SECONDS
     for number in shortest.values():
         one = run.evidence[number]
-        if not run.gone and one.lines not in run.silences:  # who is silent is waited for at each attempt
-            run.evidence[number] = one._replace(lines=shorten(target, one.lines))
+        if run.gone or one.lines in run.silences:  # who is silent is waited for at each attempt
+            run.evidence[number] = one._replace(note="not shortened: the device did not answer in time")
+            continue
+        seconds = min(_SHORTEN_ONE_SECONDS, end - time.monotonic())
+        found = shortened(target, one.clause, one.lines, seconds=seconds, stopped=stopped)
+        run.evidence[number] = one._replace(**{name: value for name, value in found._asdict().items() if value})
 
 
 def judgement_of(

@@ -82,8 +82,14 @@ class Bench:
         """What the state machine has to say, the one of that number."""
         run = Run()
         replace(self.trial, seed=self.trial.seed + number).explore(self.target, run)
-        shorten_evidence(self.target, run)
+        shorten_evidence(self.target, run, self.trial.stopped)
         return run
+
+    def shortened(self, evidence: list[Evidence]) -> list[Evidence]:
+        """Without what does not matter to it."""
+        run = Run(evidence, gone=self._run.gone, silences=self._run.silences)
+        shorten_evidence(self.target, run, self.trial.stopped)
+        return run.evidence
 
     @property
     def stopped(self) -> bool:
@@ -166,7 +172,7 @@ class ClauseItem(KitItem):
         judgement = self.bench.judged(self.name)
         one = judgement.verdicts[self.name]
         if one.verdict is Verdict.VIOLATED:
-            raise Violated(one.violations[:1])
+            raise Violated(self.bench.shortened(one.violations[:1]))
         if judgement.failures:
             pytest.fail("\n".join(judgement.failures), pytrace=False)
         if one.verdict is not Verdict.HOLDS:
@@ -191,4 +197,6 @@ def _words(evidence: Evidence) -> Iterator[str]:
     yield f"{evidence.clause} is violated, as {evidence.source} found"
     yield f"  was: {evidence.was}"
     yield f"  should be: {evidence.should}"
+    if evidence.note:
+        yield f"  {evidence.note}"
     yield from (f"    {line}" for line in with_pictures(evidence.lines))

@@ -50,7 +50,7 @@ _GRANTED = {
 _FOR_UNPLUGGED_BLOCKS = ("MEM-PLUG-8", "MEM-TARGET-1")
 """What the model says of a PLUG of blocks that are there and unplugged."""
 
-_NOTHING = Told()
+NOTHING = Told()
 _REFUSED = Told("DEP-REFUSED-1", "DEP-REFUSED-1")
 _DEVICE_RESET = Told("MEM-INIT-2", "MEM-INIT-2")
 _SYSTEM_RESET = Told("MEM-OP-11", "MEM-OP-11")
@@ -91,7 +91,7 @@ class Referee:
         """Any request, cut up in any way: see `Chain`. One that is BUSY with nothing against it is made again later."""
         request = Request(type_, addr, nb_blocks)  # type: ignore[arg-type]
         chain = Chain(request_bytes(type_, addr, nb_blocks), readable, room, indirect)
-        told = _NOTHING if type_ == RequestType.STATE else _REFUSED
+        told = NOTHING if type_ == RequestType.STATE else _REFUSED
         answer = self._answer(request, chain)
         if answer.type is BUSY and not self.model.hindered:
             self.look(told)
@@ -185,12 +185,12 @@ class Referee:
 
     # What is looked at.
 
-    def look(self, told: Told = _NOTHING) -> None:
+    def look(self, told: Told = NOTHING) -> None:
         """Compare all that a driver can see."""
         config = self.session.config()
         due = self._notice_due(config)
         for finding in self.model.look(config):
-            _judge(finding._replace(clause=told.size) if finding.clause == _NOTHING.size else finding)
+            _judge(finding._replace(clause=told.size) if finding.clause == NOTHING.size else finding)
         self._seen = config
         if not self._notices_come(wait=bool(due)) and due:
             _judge(Finding(due, "no configuration change notice", "one"))

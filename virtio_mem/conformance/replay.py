@@ -36,7 +36,9 @@ _OWN = ("addr=", "node_id=")
 _OWN_REGISTERS = ("queue_size=", "generation=")
 """The same of registers."""
 
-_FAILURE = "failure:"
+FAILURE = "failure:"
+"""What the answer of a device that failed begins with."""
+
 _LOOKS = frozenset({"config", "state", "held", "same"})
 """Calls that by all accounts change nothing."""
 
@@ -164,7 +166,7 @@ def replay(target: Target, script: Script) -> Replay:
                 act(session)
             now = session.lines[-1].split(ARROW, 1)[1]
             replayed.append(Replayed(step, now, gaps.why_apart(step)))
-            if now.startswith(_FAILURE):
+            if now.startswith(FAILURE):
                 left = len(script.steps) - len(replayed)
                 return Replay(script, tuple(replayed), f"line {step.number}: the device failed" if left else "")
     return Replay(script, tuple(replayed))
@@ -249,7 +251,7 @@ def _ends_alike(target: Target, script: Script) -> bool:
     if len(replayed) < len(script.steps):
         return False
     before, now = replayed[-1].step.answer, replayed[-1].now
-    return before == now or (before.startswith(_FAILURE) and now.startswith(_FAILURE))
+    return before == now or (before.startswith(FAILURE) and now.startswith(FAILURE))
 
 
 def _essence(step: Step, answer: str) -> str:

@@ -93,7 +93,7 @@ class Trial:
             run_checks(target, chosen_checks(self.profile, self.only), self._tell, run)
             if machine is not None and not run.failures:
                 machine.go(target, run)
-        shorten_evidence(target, run)
+        shorten_evidence(target, run, self.stopped)
         expected = () if self.only else expected_clauses(target.kind, target.capabilities)
         return judgement_of(target, run, self.profile, self.seed, time.monotonic() - began, expected=expected)
 

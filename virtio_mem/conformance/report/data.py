@@ -130,7 +130,7 @@ def _clause(one: ClauseVerdict) -> dict[str, Any]:
         "reason": one.reason,
         "sources": list(dict.fromkeys(evidence.source for evidence in one.evidence)),
         "violations": [
-            {"source": each.source, "was": each.was, "should": each.should, "lines": list(each.lines)}
+            {name: getattr(each, name) for name in ("source", "was", "should", "note")} | {"lines": list(each.lines)}
             for each in one.violations
         ],
     }

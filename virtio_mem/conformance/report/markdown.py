@@ -50,7 +50,8 @@ def _violations(judgement: Judgement) -> list[str]:
     for one, found in violated(judgement):
         parts.append(f"### {one.clause.id} ({one.clause.strength})")
         parts.append(f"{_plain(one.clause.says)}\n\nWas: {_plain(found.was)}. Should be: {_plain(found.should)}.")
-        parts.append(f"Found by `{found.source}`. As a file for `{command(judgement, '--replay', 'FILE')}`:")
+        note = f" It is {_plain(found.note)}." if found.note else ""
+        parts.append(f"Found by `{found.source}`.{note} As a file for `{command(judgement, '--replay', 'FILE')}`:")
         parts.append(_code("\n".join(found.lines)))
         if (diagram := diagram_of(found.lines)) is not None:
             parts.append(_code("\n".join(as_text(diagram))))

@@ -86,6 +86,7 @@ def _violation(judgement: Judgement, one: ClauseVerdict, found: Evidence) -> str
 <table class="facts"><tr><th>Was</th><td>{_text(found.was)}</td></tr>
 <tr><th>Should be</th><td>{_text(found.should)}</td></tr></table>
 {_drawn(diagram) if diagram else ""}
+{f"<p>The sequence is {_text(found.note)}.</p>" if found.note else ""}
 <details{"" if diagram else " open"}><summary>The sequence, found by <code>{_text(found.source)}</code></summary>
 <pre>{_text(lines)}</pre>
 <p>As a file, it is run again with <code>{_text(again)}</code>.</p></details>

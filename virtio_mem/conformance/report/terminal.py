@@ -27,6 +27,7 @@ def lines_of(judgement: Judgement, only: Sequence[str] = ()) -> list[Line]:
             [Span(f"    was: {found.was}")],
             [Span(f"    should be: {found.should}")],
         ]
+        lines += [[Span(f"    {found.note}", Role.QUIET)]] if found.note else []
         lines += [[Span(f"      {line}", Role.QUIET)] for line in with_pictures(found.lines)]
         lines.append([])
     lines += _reasons(judgement, only)
