@@ -34,6 +34,7 @@ from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
 from vhost_user.message.table import MAX_PAYLOAD
 from vhost_user.owned_fd import OwnedFd, ReceivedFd, close_all, close_socket
+from vhost_user.unix_socket import connect_within
 
 assert MAX_FDS <= _native.MOST_FDS
 
@@ -305,24 +306,6 @@ def require_stream_socket(fd: OwnedFd) -> socket.socket:
             raise PeerError("descriptor", kind, "a unix stream socket")
         fd.take()
         return sock
-
-
-def connect_within(sock: socket.socket, path: str, timeout: float) -> None:
-    """Connect a unix socket within `timeout` seconds. OSError where that can't be.
-
-    A full backlog is an error at once for a socket that does not block, and nothing tells when there is room again.
-    """
-    sock.setblocking(False)
-    deadline, pause = time.monotonic() + timeout, 0.001
-    while True:
-        try:
-            sock.connect(path)
-            return
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
 
 
 def connect(path: str, *, timeout: float) -> Connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +41,24 @@ def listen(path: str | Path, *, backlog: int = BACKLOG, mode: int | None = None)
         sock.close()
         raise
     return sock
+
+
+def connect_within(sock: socket.socket, path: str, timeout: float) -> None:
+    """Connect a unix socket within `timeout` seconds. OSError where that can't be.
+
+    A full backlog is an error at once for a socket that does not block, and nothing tells when there is room again.
+    """
+    sock.setblocking(False)
+    deadline, pause = time.monotonic() + timeout, 0.001
+    while True:
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
 
 
 def identity(path: str | Path) -> tuple[int, int]:

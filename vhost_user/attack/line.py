@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vhost_user.attack.theme import Outcome, Reaction
-from vhost_user.connection import Connection, Received, connect_within
+from vhost_user.connection import Connection, Received
 from vhost_user.errors import Disconnected, PeerError, TimedOut
 from vhost_user.message import (
     FRONTEND_MESSAGES,
@@ -24,6 +24,7 @@ from vhost_user.message import (
     ProtocolFeature,
     Reply,
 )
+from vhost_user.unix_socket import connect_within
 
 NEED_REPLY = 0x8
 REPLY = 0x4
