@@ -12,8 +12,8 @@ Sending and receiving take a time limit, and a limit of 0 means "not at all": a 
 from one loop closes a connection rather than wait for one of them.
 
 The number of a descriptor that is closed is the next one's that anybody opens. So while a thread is in a call of the C
-core with the socket's number, another one that closes the connection only shuts the socket down. That ends the call,
-and who made it closes the descriptor.
+core with the socket's number, or polls it, another one that closes the connection only shuts the socket down. That ends
+the call, and who made it closes the descriptor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Self
+from weakref import WeakSet
 
 from vhost_user import _native
 from vhost_user.awake import LONGEST_LOOK
@@ -79,6 +80,10 @@ ANSWERED = Received(0, 0, b"")
 """Stands for a message that was answered where it was read; see `Connection.answer_at_once`."""
 
 
+class _Poll:
+    """Somebody polls the socket."""
+
+
 class Connection:
     """A connected unix stream socket, taken over. `name` is what errors call it, and `most_fds` how many descriptors a
     message from the peer may bring. One that is `shared` another process goes on with when this one has closed it.
@@ -97,6 +102,7 @@ class Connection:
         self._sock = sock
         self._receiving, self._sending = threading.Lock(), threading.Lock()
         self._closing = threading.RLock()
+        self._polls: WeakSet[_Poll] = WeakSet()
         self._closed = False
         sock.setblocking(False)
 
@@ -237,6 +243,20 @@ class Connection:
     def _timed_out(self, what: str) -> TimedOut:
         return TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")
 
+    @contextmanager
+    def polled(self) -> Iterator[int]:
+        """The socket's number, to be polled beside others: it is no other's before the end of the block, and hangs up
+        when either side closes. -1 where that was before. Any number of threads may poll."""
+        poll = _Poll()  # known weakly: an interrupt between any two steps leaves none behind
+        try:
+            with self._closing:
+                self._polls.add(poll)
+            yield -1 if self._closed else self._sock.fileno()
+        finally:
+            self._polls.discard(poll)
+            if self._closed:
+                self._close_unless_used()
+
     @property
     def hung_up(self) -> bool:
         """Whether the peer has closed its end. What it sent before may not be read yet."""
@@ -272,7 +292,7 @@ class Connection:
     def _close_unless_used(self) -> bool:
         """Close what `close()` was to; whether no call was under way. Each call tries it when it has ended."""
         with self._closing:
-            if not self._receiving.acquire(blocking=False):
+            if self._polls or not self._receiving.acquire(blocking=False):
                 return False
             try:
                 if not self._sending.acquire(blocking=False):

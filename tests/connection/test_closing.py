@@ -159,6 +159,38 @@ def test_a_close_while_it_is_asked_whether_the_peer_is_there(
     assert connection.fileno() == -1
 
 
+def test_the_number_is_not_the_next_one_s_while_it_is_polled(ends: tuple[Connection, socket.socket]) -> None:
+    connection, _ = ends
+    number, poll = connection.fileno(), select.poll()
+    with connection.polled() as polled, connection.polled():
+        assert polled == number
+        poll.register(polled, 0)
+        assert poll.poll(0) == []
+        with meanwhile(lambda: poll.poll(LATE * 1000)) as ended:
+            connection.close()
+        assert ended == [[(number, select.POLLHUP)]]
+        assert connection.fileno() == number
+    assert connection.fileno() == -1
+    with connection.polled() as polled:
+        assert polled == -1
+
+
+def test_an_interrupt_does_not_leave_it_polled(
+    ends: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, _ = ends
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection._polls, "discard", interrupted)
+        with suppress(KeyboardInterrupt), connection.polled():
+            pass
+    connection.close()
+    assert connection.fileno() == -1
+
+
 def test_nothing_is_asked_of_one_that_is_closed(ends: tuple[Connection, socket.socket]) -> None:
     connection, _ = ends
     connection.close()

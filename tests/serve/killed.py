@@ -9,12 +9,13 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tests.serve.rig import BLOCK_SIZE, NB_BLOCKS, RING_SIZE, Guest, guest, zone
 from vhost_user.backend import Server
 from vhost_user.connection import Connection
+from vhost_user.errors import Disconnected
 from vhost_user.event import Event
 from vhost_user.frontend import Frontend
 from vhost_user.owned_fd import OwnedFd
@@ -160,8 +161,13 @@ class World:
         while not (dead := self.backend.dead()):
             if self.machine.driver.enable_interrupts():
                 return True
-            self.frontend.vring(0).wait(0.002)
+            self.wait()
         return not dead
+
+    def wait(self) -> None:
+        """For a call, or the end of the back end, a little."""
+        with suppress(Disconnected):
+            self.frontend.vring(0).wait(0.002)
 
     def answers_until_death(self, count: int) -> list[Response]:
         """The next `count` answers, or those that come before the back end dies."""
@@ -173,7 +179,7 @@ class World:
             elif dead:
                 break
             elif not self.machine.driver.enable_interrupts():
-                self.frontend.vring(0).wait(0.002)
+                self.wait()
         return answers
 
     def check(self) -> None:

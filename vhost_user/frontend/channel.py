@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from vhost_user.connection import Connection
-from vhost_user.errors import FieldError, HostError, PeerError
+from vhost_user.errors import Disconnected, FieldError, HostError, PeerError
 from vhost_user.message import (
     U64,
     BackendRequest,
@@ -74,7 +75,8 @@ class FrontendChannel:
             acked = received.need_reply and ProtocolFeature.REPLY_ACK in self._acked
             if acked or spec.reply is Reply.ALWAYS:
                 answer = U64(0 if granted else 1).encode()
-                self._connection.send(received.request, answer, reply=True, timeout=0)
+                with suppress(Disconnected):  # who is gone hears no answer, and may have said more before
+                    self._connection.send(received.request, answer, reply=True, timeout=0)
 
     def _grant(self, number: int, body: bytes, fds: list[OwnedFd]) -> bool:
         spec = spec_of(number, self._acked, backend_channel=True)

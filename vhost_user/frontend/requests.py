@@ -16,7 +16,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
@@ -47,6 +47,9 @@ _CONFIRMATION = encode_message(FrontendRequest.GET_FEATURES, b"")
 
 _SUCCESS = U64(0).encode()
 """The payload of nearly every acknowledgement. One that has another, or descriptors, is decoded and judged."""
+
+
+_NONE: Collection[int] = ()
 
 
 def _nothing() -> None:
@@ -244,30 +247,56 @@ class Requests:
 
     def wait_readable(self, fd: int, timeout: float) -> bool:
         """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
-        can. Raises Disconnected when the front end is closed."""
+        can. Raises Disconnected when the front end is closed, and when the back end is gone, after all that it had done
+        by then: as long as `fd` can be read, that comes first."""
         deadline = time.monotonic() + timeout
         with self.ending.call():
             others = fd, self.ending.fileno()
             while True:
                 left = max(0.0, deadline - time.monotonic())
-                ready = self._look_after(others, left)
+                connection, ready, gone = self._connection, _NONE, True
+                if connection is not None:
+                    with connection.polled() as end:
+                        ready = self._look_after(others, left, end)
+                        gone = end < 0 or end in ready
                 self.ending.check()
-                if ready or left == 0.0:
-                    return ready
+                if fd in ready or (gone and self._ready_at_last(fd, connection, deadline)):
+                    return True
+                if left == 0.0:
+                    return False
 
-    def _look_after(self, others: Sequence[int], seconds: float) -> bool:
-        """Wait until what is watched, or one of the `others`, can be read, and look after the former; whether one of
-        the latter can."""
+    def _ready_at_last(self, fd: int, connection: Connection | None, deadline: float) -> bool:
+        """Whether `fd` can be read now that the back end at the other end of `connection` is gone. What it sent on its
+        channel is looked after. Disconnected if not, unless another thread has reconnected."""
+        late = False
+        while not late and (ready := self._look_after((fd, self.ending.fileno()), 0.0)):
+            self.ending.check()
+            if fd in ready:
+                return True
+            late = time.monotonic() >= deadline  # its channel may be another process's, which sends without end
+        with self.lock:  # an answer that another thread waits for is there as well
+            if self._connection is not connection:
+                return False
+            if connection is None:
+                raise Disconnected(self._name, "before", "was closed")
+            self.close()
+            raise Disconnected(self._name, "while it was waited for")
+
+    def _look_after(self, others: Sequence[int], seconds: float, end: int = -1) -> Collection[int]:
+        """Wait until what is watched, or one of the `others`, can be read, or the socket `end` hangs up, and look after
+        what is watched; which of them all it was."""
         poll = select.poll()
         for each in (*others, *self.watched):
             poll.register(each, select.POLLIN)
+        if end >= 0:
+            poll.register(end, 0)
         ready = dict(poll.poll(seconds * 1000))
         for each, events in ready.items():
-            if events & ~(select.POLLIN | select.POLLHUP) and each not in others:
+            if not events & (select.POLLIN | select.POLLHUP) and each not in others:
                 self.watched.pop(each, None)  # an error stays, and nothing will come of it
             else:
                 self.watched.get(each, _nothing)()
-        return any(each in ready for each in others)
+        return ready
 
     def renew(self, connection: Connection) -> None:
         """Go on with another connection, on which nothing is negotiated yet."""

@@ -124,7 +124,11 @@ class FrontendVring:
 
     def wait(self, timeout: float) -> bool:
         """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked
-        after meanwhile. Raises Disconnected when the front end is closed."""
+        after meanwhile.
+
+        Raises Disconnected when the front end is closed, and when the back end is gone: after its last call, but it may
+        have died between a used element and the call for it, so the ring is worth one more look.
+        """
         with self._requests.ending.call():
             return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
 

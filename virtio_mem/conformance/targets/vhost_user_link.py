@@ -182,11 +182,11 @@ class Link:
         """Wait for a call of the ring until `deadline`, by time.monotonic(); whether one came."""
         with self.alive():
             while (left := deadline - time.monotonic()) > 0:
-                if self.vring.wait(min(left, _LOOK)):
-                    return True
-                self.frontend.requests.notice_end()
-                if not self.frontend.connected:
-                    raise TargetFailure(f"{self.path}: the device closed the connection")
+                try:
+                    if self.vring.wait(min(left, _LOOK)):
+                        return True
+                except Disconnected as error:
+                    raise TargetFailure(f"{self.path}: the device closed the connection") from error
                 if self.vring.failed:
                     raise TargetFailure(f"{self.path}: the device signalled an error of its ring")
         return False
