@@ -32,6 +32,9 @@ for one that may be held up by page faults, see postcopy.py."""
 class Device:
     """A device with no queue's worth of behaviour: override what it has. Each method may raise PeerError.
 
+    Any other error is a mistake of the device's. One of `on_kick` is logged, and its ring fails: the front end is told,
+    and nothing of it is served before it is started anew. One in a message ends the session.
+
     `features` are the device's own virtio feature bits; those of rings and of vhost-user itself are the back end's.
     `protocol_features` are those of DEVICE_SPECIFIC that it has the methods for. `config` is its configuration space as
     bytes. `state_size_limit` is the most bytes of state that a front end may load. `name` is for logs.

@@ -223,6 +223,9 @@ class RingHandlers:
         except PeerError as error:
             vring.fail(error)
             more = False
+        except Exception as error:  # whatever it is, a driver would wait for an answer that won't come
+            vring.fail_by_device(self._device.name, error)
+            more = False
         if more:
             self.serve_soon(vring)
         self.on_trouble()

@@ -48,7 +48,8 @@ class Vring:
         self.err: Event | None = None
         self.polled = False
         self.serve_pending = False
-        self.broken: PeerError | None = None
+        self.broken: Exception | None = None
+        """What keeps it from being served: a PeerError, or a mistake of its device."""
         self.in_flight = 0
         self.waiting = False
         """Whether it was started, and parts of it have no translation yet."""
@@ -319,6 +320,14 @@ class Vring:
     def fail(self, error: PeerError) -> None:
         """Nothing more can be read from the ring: tell the front end, and leave it alone until it is started anew."""
         log.warning("%s: %s", self, error)
+        self._break(error)
+
+    def fail_by_device(self, name: str, error: Exception) -> None:
+        """The same where its device `name` made a mistake: nobody knows what became of the chain that it had."""
+        log.error("%s of %s: its device failed", self, name, exc_info=error)
+        self._break(error)
+
+    def _break(self, error: Exception) -> None:
         self.broken = error
         if self.err is not None:
             self.err.signal()
