@@ -32,6 +32,7 @@ from vhost_user.message import (
     F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     U64,
+    VIRTIO_F_RING_PACKED,
     Config,
     Empty,
     FrontendRequest,
@@ -49,6 +50,7 @@ from vhost_user.vring import PackedLayout, SplitLayout
 R = FrontendRequest
 SPLIT = SplitLayout.place(16, GuestAddress(0x1000))
 PACKED = PackedLayout.place(16, GuestAddress(0x1000))
+WITH_PACKED = FEATURES | VIRTIO_F_RING_PACKED
 
 
 @contextmanager
@@ -58,8 +60,8 @@ def memory() -> Iterator[SharedRegion]:
         yield SharedRegion(GuestAddress(0), ByteCount(MIB), fd.fileno(), user_address=UserAddress(0x7F0000000000))
 
 
-def connected(back: FakeBackend, timeout: float = LATE) -> Frontend:
-    return Frontend(back.connection, features=VERSION_1, timeout=timeout)
+def connected(back: FakeBackend, timeout: float = LATE, features: int = VERSION_1) -> Frontend:
+    return Frontend(back.connection, features=features, timeout=timeout)
 
 
 class TestNegotiation:
@@ -147,7 +149,11 @@ class TestConfiguration:
 
 class TestRings:
     def test_what_a_start_tells(self) -> None:
-        with fake() as back, memory() as region, connected(back) as frontend:
+        with (
+            fake(features=WITH_PACKED) as back,
+            memory() as region,
+            connected(back, features=WITH_PACKED) as frontend,
+        ):
             frontend.regions.share([region])
             vring = frontend.vring(1)
             assert frontend.vring(1) is vring
@@ -175,6 +181,17 @@ class TestRings:
             vring.enable(False)
             enabled = [VringState.decode(body).num for body in back.payloads_of(R.SET_VRING_ENABLE)]
             assert enabled == [1, 0]
+
+    @pytest.mark.parametrize(("layout", "features"), [(SPLIT, WITH_PACKED), (PACKED, VERSION_1)])
+    def test_a_layout_of_the_other_kind(self, layout: SplitLayout | PackedLayout, features: int) -> None:
+        with fake(features=WITH_PACKED) as back, memory() as region, connected(back, features=features) as frontend:
+            frontend.regions.share([region])
+            vring, before = frontend.vring(0), len(back.requests)
+            given, wanted = ("SplitLayout", "PackedLayout") if layout is SPLIT else ("PackedLayout", "SplitLayout")
+            with pytest.raises(UsageError, match=f"layout of ring 0={given}: has to be a {wanted}, as VIRTIO_F_RING_P"):
+                vring.start(layout)
+            assert len(back.requests) == before
+            assert not vring.started
 
     def test_a_ring_that_lies_in_no_shared_memory(self) -> None:
         with fake() as back, connected(back) as frontend, pytest.raises(UsageError, match="share it first"):
@@ -218,30 +235,37 @@ class TestRings:
 
 
 class TestReconnecting:
-    def test_everything_is_set_up_again(self) -> None:
-        with memory() as region, fake() as first, connected(first) as frontend:
+    @pytest.mark.parametrize("kind", [SplitLayout, PackedLayout])
+    def test_everything_is_set_up_again(self, kind: type[SplitLayout | PackedLayout]) -> None:
+        packed = kind is PackedLayout
+        features = WITH_PACKED if packed else FEATURES
+        layouts = [kind.place(16, GuestAddress(at)) for at in (0x1000, 0x2000)]
+        positions = [0x12344, 0x12345] if packed else [300, 400]
+        with memory() as region, fake(features=features) as first, connected(first, features=features) as frontend:
             frontend.regions.share([region])
             frontend.track_inflight(1, 16)
             frontend.start_logging(GuestAddress(MIB - 1))
-            split, packed = frontend.vring(0), frontend.vring(1)
-            split.start(SPLIT)
-            packed.start(PackedLayout.place(16, GuestAddress(0x2000)), 0x12345, enabled=False)
-            os.pwrite(region.fd, (300).to_bytes(2, "little"), SPLIT.used + 2)
-            with fake() as second:
+            enabled, disabled = frontend.vring(0), frontend.vring(1)
+            enabled.start(layouts[0], positions[0] if packed else 0)
+            disabled.start(layouts[1], positions[1] if packed else 0, enabled=False)
+            for layout, position in zip(layouts, positions, strict=True):
+                if isinstance(layout, SplitLayout):
+                    os.pwrite(region.fd, position.to_bytes(2, "little"), layout.used + 2)
+            with fake(features=features) as second:
                 frontend.reconnect(second.connection)
                 assert frontend.has(ProtocolFeature.REPLY_ACK)
                 assert SingleMemoryRegion.decode(second.payloads_of(R.ADD_MEM_REG)[0]).region == region.wire
                 inflight = [Inflight.decode(back.payloads_of(R.SET_INFLIGHT_FD)[0]) for back in (first, second)]
                 assert inflight[0] == inflight[1]
                 assert R.GET_INFLIGHT_FD not in second.requests
-                features = [U64.decode(body).value for body in second.payloads_of(R.SET_FEATURES)]
-                assert [bool(each & F_LOG_ALL) for each in features] == [False, True]
+                told = [U64.decode(body).value for body in second.payloads_of(R.SET_FEATURES)]
+                assert [bool(each & F_LOG_ALL) for each in told] == [False, True]
                 bases = [VringState.decode(body) for body in second.payloads_of(R.SET_VRING_BASE)]
-                assert bases == [VringState(0, 300), VringState(1, 0x12345)]
+                assert bases == [VringState(index, position) for index, position in enumerate(positions)]
                 assert VringState.decode(second.payloads_of(R.SET_VRING_ENABLE)[0]) == VringState(0, 1)
                 assert len(second.payloads_of(R.SET_VRING_ENABLE)) == 1
-                assert split.started
-                assert packed.started
+                assert enabled.started
+                assert disabled.started
 
     def test_a_back_end_that_offers_less_is_none(self) -> None:
         with fake() as first, connected(first) as frontend:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from vhost_user.iotlb import Iotlb
 from vhost_user.memory import GuestMemory
-from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, VIRTIO_F_IOMMU_PLATFORM, ProtocolFeature
+from vhost_user.message import (
+    F_LOG_ALL,
+    F_PROTOCOL_FEATURES,
+    VIRTIO_F_IOMMU_PLATFORM,
+    VIRTIO_F_RING_PACKED,
+    ProtocolFeature,
+)
 from vhost_user.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -17,7 +23,6 @@ if TYPE_CHECKING:
 VIRTIO_F_INDIRECT_DESC = 1 << 28
 VIRTIO_F_EVENT_IDX = 1 << 29
 VIRTIO_F_VERSION_1 = 1 << 32
-VIRTIO_F_RING_PACKED = 1 << 34
 
 RING_FEATURES = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1 | VIRTIO_F_RING_PACKED
 """What every device has, because the rings are the back end's."""

@@ -161,8 +161,7 @@ class Frontend:
             if index not in self.vrings:
                 if self.queue_count is not None and index >= self.queue_count:
                     raise PeerError("ring", index, f"the back end has {self.queue_count}")
-                by_message = lambda: bool(self.features & F_PROTOCOL_FEATURES)  # noqa: E731
-                vring = FrontendVring(index, self.requests, self.regions, enable=by_message)
+                vring = FrontendVring(index, self.requests, self.regions, features=lambda: self.features)
                 vring.iommu = self.iommu if self.features & VIRTIO_F_IOMMU_PLATFORM else None
                 if self.vrings.setdefault(index, vring) is not vring:  # another thread asked for it as well
                     vring.close()

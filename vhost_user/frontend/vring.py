@@ -11,7 +11,16 @@ from vhost_user.errors import PeerError, UsageError
 from vhost_user.event import Event
 from vhost_user.frontend.regions import SharedRegions
 from vhost_user.frontend.requests import Requests
-from vhost_user.message import VHOST_VRING_F_LOG, FrontendRequest, PackedBase, VringAddr, VringFd, VringState
+from vhost_user.message import (
+    F_PROTOCOL_FEATURES,
+    VHOST_VRING_F_LOG,
+    VIRTIO_F_RING_PACKED,
+    FrontendRequest,
+    PackedBase,
+    VringAddr,
+    VringFd,
+    VringState,
+)
 from vhost_user.units import GuestAddress, UserAddress
 from vhost_user.vring import PackedLayout, SplitLayout
 
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 class FrontendVring:
     """Ring `index`. `kick` wakes the back end; `call` and `err` are rung by it."""
 
-    def __init__(self, index: int, requests: Requests, regions: SharedRegions, *, enable: Callable[[], bool]) -> None:
+    def __init__(self, index: int, requests: Requests, regions: SharedRegions, *, features: Callable[[], int]) -> None:
         self.index = index
         self.started = False
         self.enabled = False
@@ -35,16 +44,23 @@ class FrontendVring:
         """What the layout's addresses go through; None where they are guest addresses."""
         self._requests = requests
         self._regions = regions
-        self._enable = enable
+        self._features = features
         self.kick, self.call, self.err = Event.create(), Event.create(), Event.create()
 
     def start(self, layout: SplitLayout | PackedLayout, base: int | None = None, *, enabled: bool = True) -> None:
         """Have the back end serve the ring at `layout` from `base` on: what `stop()` returned, or None for a new ring.
 
-        Raises UsageError where the ring lies in no shared region, Refused where the back end doesn't take it.
+        Raises UsageError where the ring lies in no shared region, and for a layout of the other kind than was
+        negotiated, split or packed; Refused where the back end doesn't take it.
         """
         if self.started:
             raise UsageError("ring", self.index, "is not started", "stop it first")
+        packed = bool(self._features() & VIRTIO_F_RING_PACKED)
+        if isinstance(layout, PackedLayout) is not packed:
+            kind, acked = ("PackedLayout", "was acked") if packed else ("SplitLayout", "was not acked")
+            limit = f"has to be a {kind}, as VIRTIO_F_RING_PACKED {acked}"
+            remedy = f"give it a {kind}, or connect with other features"
+            raise UsageError(f"layout of ring {self.index}", type(layout).__name__, limit, remedy)
         with self._requests.ending.call():
             self._start(layout, base, enabled=enabled)
 
@@ -80,7 +96,7 @@ class FrontendVring:
 
     def enable(self, enabled: bool = True) -> None:
         """Have the back end process the ring, or leave it alone. Without protocol features a ring is always enabled."""
-        if self._enable():
+        if self._features() & F_PROTOCOL_FEATURES:
             self._requests.tell(FrontendRequest.SET_VRING_ENABLE, VringState(self.index, int(enabled)))
         self.enabled = enabled
 
@@ -111,7 +127,7 @@ class FrontendVring:
             assert self.layout is not None
             self.started = False
             try:
-                self.start(self.layout, self.position(), enabled=self.enabled)
+                self._start(self.layout, self.position(), enabled=self.enabled)
             except BaseException:
                 self.started = True  # for the next connection
                 raise

@@ -39,6 +39,9 @@ F_PROTOCOL_FEATURES = 1 << 30
 VIRTIO_F_IOMMU_PLATFORM = 1 << 33
 """Virtio feature bit: addresses in rings are I/O virtual ones (the standard now says ACCESS_PLATFORM)."""
 
+VIRTIO_F_RING_PACKED = 1 << 34
+"""Virtio feature bit: rings are packed ones, and split ones otherwise."""
+
 VHOST_VRING_F_LOG = 1 << 0
 """In the flags of SET_VRING_ADDR: log writes to the used ring too."""
 
