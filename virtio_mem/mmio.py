@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 
 from vhost_user.device_status import Status
-from vhost_user.errors import PeerError
+from vhost_user.errors import PeerError, UsageError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
 from vhost_user.vring import DeviceQueue, PackedQueue, SplitQueue
@@ -42,7 +42,7 @@ _QUEUE_ADDRESSES = {
 
 
 class MmioTransport:
-    """The registers of one virtio-mem device.
+    """The registers of one virtio-mem device, `service`. UsageError for None, which a zone without a device has.
 
     `memory` is guest memory, where the driver's ring and buffers are. `interrupt` raises the device's interrupt; it is
     called with the transport's locks held, and must not wait for a thread that reads registers. `notified` is called
@@ -52,12 +52,15 @@ class MmioTransport:
 
     def __init__(
         self,
-        service: DeviceService,
+        service: DeviceService | None,
         memory: GuestMemory,
         *,
         interrupt: Callable[[], None],
         notified: Callable[[], None],
     ) -> None:
+        if service is None:
+            limit = "has to be a device in service, which a zone has that is hotplugged by virtio-mem"
+            raise UsageError("service", service, limit, "give the zone hotplug_size, and hotplug_method=virtio-mem")
         self.service = service
         self.queue: GuestRequestQueue | None = None
         self._memory = memory

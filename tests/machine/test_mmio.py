@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from tests.device.helpers import ADDR, BLOCK, REGION, make_device, plug
 from tests.machine.helpers import RAM_SIZE, RING, Rig, guest_ram
 from vhost_user.device_status import Status
-from vhost_user.errors import PeerError
+from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import GuestAddress
 from vhost_user.vring import SplitDriver, SplitLayout
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
+from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_registers import MAGIC, REGISTER_SPACE, Interrupt, Register
 from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
 
@@ -27,6 +28,11 @@ PLUG_FIRST = Request(RequestType.PLUG, GuestAddress(ADDR), 1)
 def rig() -> Iterator[Rig]:
     with guest_ram() as memory:
         yield Rig(memory)
+
+
+def test_a_zone_without_a_device_has_no_registers() -> None:
+    with guest_ram() as memory, pytest.raises(UsageError, match=r"^service=None: .*hotplug_method=virtio-mem$"):
+        MmioTransport(None, memory, interrupt=lambda: None, notified=lambda: None)
 
 
 ACCEPTABLE = int(Feature.VERSION_1 | Feature.UNPLUGGED_INACCESSIBLE)
