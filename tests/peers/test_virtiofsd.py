@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from tests.peers.daemons import virtiofsd
 from tests.peers.drivers.fuse import FileSystem
 from tests.peers.drivers.machine import VERSION_1, Machine, Queue, machine
-from tests.peers.processes import LATE, Peer
+from tests.peers.processes import LATE, Peer, running
+from tests.peers.tree import version
 from vhost_user.errors import PeerError, Refused, UsageError
 from vhost_user.frontend import Frontend
 from vhost_user.message import ProtocolFeature
@@ -32,6 +34,19 @@ def connected(peer: Peer, guest: Machine) -> Iterator[tuple[Frontend, FileSystem
         frontend.regions.share(guest.boot())
         queues = [Queue(frontend, guest, index, RING + index * 0x4000, start=False) for index in range(2)]
         yield frontend, FileSystem(queues[REQUESTS], SCRATCH)
+
+
+def test_the_command_of_the_readme(directory: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    shown = re.search(r"^    (L=.*\\\n.*)$", (root / "README.md").read_text(), re.MULTILINE)
+    assert shown is not None
+    socket = directory / "readme.sock"
+    line = f"cd {root}; {shown[1]}".replace("/tmp/virtiofsd.sock", str(socket)).replace("; $L", "; exec $L")
+    with (
+        running("virtiofsd", version("virtiofsd"), ["bash", "-c", line], directory, socket) as peer,
+        Frontend.connect(str(peer.socket), features=VERSION_1, timeout=LATE) as frontend,
+    ):
+        assert frontend.features & VERSION_1
 
 
 def start(files: FileSystem) -> None:

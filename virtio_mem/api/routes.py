@@ -227,7 +227,7 @@ class Api:
             from virtio_mem.api import metrics  # noqa: PLC0415
         except ImportError as error:
             limit = f"needs the Python package prometheus-client: {error}"
-            remedy = "pip install virtio-mem[metrics]"
+            remedy = "pip install prometheus-client"
             raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "/metrics", "off", limit, remedy) from None
         return Reply(HTTPStatus.OK, metrics.render(self.control), {"Content-Type": metrics.CONTENT_TYPE})
 

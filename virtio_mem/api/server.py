@@ -30,7 +30,7 @@ from virtio_mem.control import Control
 try:
     from virtio_mem.api.connection import HttpConnection, busy_reply
 except ImportError as error:  # pragma: no cover
-    raise UsageError("api", "h11", f"needs the Python package h11: {error}", "pip install virtio-mem[api]") from None
+    raise UsageError("api", "h11", f"needs the Python package h11: {error}", "pip install h11") from None
 
 log = logging.getLogger(__name__)
 

@@ -80,7 +80,7 @@ def _save(output: Path, client: Client, zones: list[tuple[str, int]]) -> None:
     try:
         from virtio_mem.picture.image import cells_shown, image  # noqa: PLC0415 - half a second, and an extra
     except ImportError as error:
-        remedy = "pip install 'virtio-mem[plot]'"
+        remedy = "pip install matplotlib"
         raise UsageError("--output", output, f"pictures in files need a library: {error}", remedy) from None
     picture = image(_counts(client, zones, cells_shown()), output.suffix[1:])
     try:
