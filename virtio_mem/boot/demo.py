@@ -172,7 +172,7 @@ def _film(output: Path, arguments: list[str]) -> None:
         from virtio_mem.picture.film import film  # noqa: PLC0415 - an extra
         from virtio_mem.picture.recording import record  # noqa: PLC0415
     except ImportError as error:
-        remedy = "pip install 'virtio-mem[record]'"
+        remedy = "pip install rich pyte"
         raise UsageError("--picture", output, f"recordings need a library: {error}", remedy) from None
     echo = _echo if sys.stdout.isatty() else None
     recording = record([sys.executable, "-m", __spec__.name, *arguments], columns=WIDTH, rows=MOST_ROWS, echo=echo)

@@ -125,7 +125,7 @@ class _Machine:
                 explore,
             )
         except ImportError as error:
-            way_out = "pip install 'virtio-mem[conformance]'"
+            way_out = "pip install hypothesis"
             raise UsageError("conformance", "the state machine", f"needs hypothesis: {error}", way_out) from error
         self._explore, self._most_rounds = explore, MOST_ROUNDS
         self._failures = (TargetFailure, FieldError, Unsuitable, DatabaseFailure)
@@ -192,7 +192,7 @@ def open_database(where: str | None) -> ExampleDatabase | None:
 
         redis = import_module("redis")
     except ImportError as error:
-        way_out = "pip install 'virtio-mem[redis]'"
+        way_out = "pip install redis"
         raise UsageError("database", where, f"needs the redis package: {error}", way_out) from error
     try:
         client = redis.Redis.from_url(where, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS)
