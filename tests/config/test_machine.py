@@ -445,6 +445,13 @@ def test_a_line_whose_quotes_do_not_end_is_refused(line: str) -> None:
         VmMemoryConfig.parse(line)
 
 
+@pytest.mark.parametrize("words", [["--memory", "size=1G"], b"--memory size=1G", None])
+def test_what_is_no_line_is_refused_with_who_takes_words(words: object) -> None:
+    with pytest.raises(ConfigError, match=r"must be one line of text; .*from_args\(\)$") as caught:
+        VmMemoryConfig.parse(words)  # type: ignore[arg-type]
+    assert (caught.value.field, caught.value.value) == ("arguments", words)
+
+
 def test_a_reference_to_nothing_is_refused_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"choose among those that do: a, b$"):
         VmMemoryConfig.parse(f"{ZONES} --numa guest_numa_id=0,memory_zones=c")

@@ -85,6 +85,8 @@ class VmMemoryConfig:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The configuration from one line, with the quotes of a shell."""
+        if not isinstance(text, str):
+            raise ConfigError("arguments", text, "must be one line of text", "give a list of words to from_args()")
         try:
             arguments = shlex.split(text)
         except ValueError as error:
