@@ -134,7 +134,7 @@ class Chain:
     def _refusal(self, offset: int, size: int, part: int) -> UsageError:
         if self.owner is None:
             return UsageError("chain", self.id, "was pushed: its memory is the driver's", "use it before push()")
-        return UsageError("range", f"{offset}+{size}", f"within the part's {part} bytes")
+        return UsageError("range", f"{offset}+{size}", f"has to lie within the part's {part} bytes")
 
     def _gone(self) -> PeerError:
         return PeerError("chain", self.id, "its memory was removed after it was made available")

@@ -165,13 +165,13 @@ class Connection:
         poll.register(self._sock, select.POLLOUT)
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise self._timed_out("takes a message")
+            raise self._timed_out("take a message")
 
     def receive(self, timeout: float) -> Received:
         """The next message, within `timeout` seconds. Raises Disconnected, TimedOut or PeerError."""
         received = self.receive_beside((), time.monotonic() + timeout)
         if received is None:
-            raise self._timed_out("sends a whole message")
+            raise self._timed_out("send a whole message")
         return received
 
     def receive_beside(self, watched: Collection[int], deadline: float) -> Received | None:
@@ -229,9 +229,9 @@ class Connection:
         if result == _native.ENDED:
             return self._ended("within a message" if self.within_message else "between two messages")
         if result == _native.LATE_FDS:
-            return PeerError("descriptors", fd_count, "ride on the first byte of their message")
+            return PeerError("descriptors", fd_count, "have to ride on the first byte of their message")
         if result == _native.TRUNCATED_FDS:
-            limit = f"at most {self._most_fds} with a message, and as many as this process may still open"
+            limit = f"have to be at most {self._most_fds} with a message, and as many as this process may still open"
             return PeerError("descriptors", f"more than {fd_count}", limit)
         assert result == _native.BAD_HEADER
         Header(request, flags, size).check()
@@ -241,7 +241,7 @@ class Connection:
         return Disconnected(self.name, "meanwhile", "was closed") if self._closed else Disconnected(self.name, how)
 
     def _timed_out(self, what: str) -> TimedOut:
-        return TimedOut(self.name, "silent", f"{what} within the time given", "give it more time, or close it")
+        return TimedOut(self.name, "silent", f"has to {what} within the time given", "give it more time, or close it")
 
     @contextmanager
     def polled(self) -> Iterator[int]:
@@ -319,11 +319,11 @@ def require_stream_socket(fd: OwnedFd) -> socket.socket:
         try:
             sock = socket.socket(fileno=fd.fileno())
         except OSError as error:
-            raise PeerError("descriptor", "no socket", "a unix stream socket") from error
+            raise PeerError("descriptor", "no socket", "has to be a unix stream socket") from error
         if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
             kind = f"{sock.family.name} {sock.type.name}" if isinstance(sock.family, socket.AddressFamily) else "other"
             sock.detach()
-            raise PeerError("descriptor", kind, "a unix stream socket")
+            raise PeerError("descriptor", kind, "has to be a unix stream socket")
         fd.take()
         return sock
 

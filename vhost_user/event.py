@@ -73,7 +73,7 @@ class Event:
                 _require_event(fd)
                 _require_no_semaphore(fd.fileno())
             elif fcntl.fcntl(fd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
-                raise PeerError("event fd", "the writing end of a pipe", "the end that can be read")
+                raise PeerError("event fd", "the writing end of a pipe", "has to be the end that can be read")
             return cls(OwnedFd(fd.take()), is_pipe=is_pipe)
 
     def fileno(self) -> int:
@@ -114,7 +114,7 @@ def _require_event(fd: OwnedFd) -> None:
     """The kernel gives anonymous inodes no type; /proc tells what they are."""
     target = str(Path(f"/proc/self/fd/{fd.fileno()}").readlink())
     if target != "anon_inode:[eventfd]":
-        raise PeerError("event fd", target, "an eventfd or an end of a pipe")
+        raise PeerError("event fd", target, "has to be an eventfd or an end of a pipe")
 
 
 def _require_no_semaphore(fd: int) -> None:
@@ -129,4 +129,6 @@ def _require_no_semaphore(fd: int) -> None:
     for _ in range(_PROBES):
         _native.event_signal(fd)
     if sum(_native.event_take(fd) for _ in range(_PROBES)) == _PROBES:
-        raise PeerError("event fd", "an eventfd with EFD_SEMAPHORE", "an eventfd that is empty when it was read")
+        raise PeerError(
+            "event fd", "an eventfd with EFD_SEMAPHORE", "has to be an eventfd that is empty when it was read"
+        )

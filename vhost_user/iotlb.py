@@ -89,11 +89,11 @@ class Iotlb(GuestMemory):
         shared; then nothing changed.
         """
         if size < 1 or iova + size - 1 > U64_MAX:
-            raise PeerError("iova", f"{iova:#x}+{size:#x}", "1 byte or more, that end at 2**64 or before")
+            raise PeerError("iova", f"{iova:#x}+{size:#x}", "has to be 1 byte or more, that end at 2**64 or before")
         with self._lock:
             new = self._resolve(iova, size, user_address, permission)
             if new is None:
-                limit = "within the regions of the memory table"
+                limit = "has to lie within the regions of the memory table"
                 raise PeerError("user address", f"{user_address:#x}+{size:#x}", limit)
             self._cut(iova, size)
             if permission is not IotlbPermission.NO_ACCESS:
@@ -145,7 +145,7 @@ class Iotlb(GuestMemory):
         with self._lock:
             parts = list(self._parts(address, size))
             if sum(length for _, _, length in parts) < size:
-                raise PeerError("guest address", f"{address:#x}+{size:#x}", "has a translation for each byte")
+                raise PeerError("guest address", f"{address:#x}+{size:#x}", "needs a translation for each byte")
             return [
                 piece.mapping.view(HostOffset(piece.offset + skip), ByteCount(length)) for piece, skip, length in parts
             ]

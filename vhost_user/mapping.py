@@ -78,9 +78,9 @@ class Mapping:
         alignment = max(alignment or (PMD_SIZE if size >= PMD_SIZE else PAGE_SIZE), page_size)
         assert is_power_of_two(alignment) and alignment >= PAGE_SIZE
         if size % page_size or size <= 0:
-            raise UsageError("size", size, f"a mapping's size is a multiple of the page size, {page_size}")
+            raise UsageError("size", size, f"has to be a multiple of the page size, {page_size}")
         if offset % page_size or offset < 0:
-            raise UsageError("offset", offset, f"a mapping's offset is a multiple of the page size, {page_size}")
+            raise UsageError("offset", offset, f"has to be a multiple of the page size, {page_size}")
         self.size = size
         self.flags = flags
         if fd == -1:
@@ -95,7 +95,7 @@ class Mapping:
         """A writable view of `size` bytes from `offset`. While it or a slice of it lives, `close()` refuses."""
         size = ByteCount(self.size - offset) if size is None else size
         if offset < 0 or size < 0 or offset + size > self.size:
-            raise UsageError("range", f"{offset}+{size}", f"within the mapping's {self.size} bytes")
+            raise UsageError("range", f"{offset}+{size}", f"has to lie within the mapping's {self.size} bytes")
         return self._mapped.view(offset, offset + size)
 
     @property
@@ -129,7 +129,7 @@ def _refusal(size: ByteCount, error: _native.MapError | OverflowError) -> HostEr
         return HostError("size", format_size(size), f"no room in the address space ({error})")
     if error.step == _native.MAP:
         return HostError.from_os_error("size", format_size(size), "mmap", error)
-    limit = f"{_native.GUARD_SLOTS} guarded mappings at a time"
+    limit = f"there can be {_native.GUARD_SLOTS} guarded mappings at a time"
     return HostError("mapping", "one more", limit, "close others first", errno=error.errno or 0)
 
 
@@ -141,16 +141,16 @@ def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
     written; HostError where the host has no room for it.
     """
     if size <= 0:
-        raise PeerError("size", size, "1 byte or more")
+        raise PeerError("size", size, "has to be 1 byte or more")
     try:
         sizes = _native.file_sizes(fd)
     except OSError as error:
         raise HostError.from_os_error("fd", fd, "fstat or fstatfs", error) from error
     if sizes is None:
-        raise PeerError("fd", fd, "a file: a memfd, or one on a tmpfs, hugetlbfs or disk")
+        raise PeerError("fd", fd, "has to be a file: a memfd, or one on a tmpfs, hugetlbfs or disk")
     file_size, page_size = sizes
     if not 0 <= offset <= offset + size <= file_size:
-        limit = f"within the file's {file_size:#x} bytes"
+        limit = f"has to lie within the file's {file_size:#x} bytes"
         raise PeerError("mmap_offset", f"{offset:#x}+{size:#x}", limit, "send the file after it has its size")
     skip = offset % page_size
     whole = ByteCount(align_up(skip + size, page_size))
@@ -161,4 +161,6 @@ def map_part(fd: int, offset: int, size: int) -> tuple[Mapping, HostOffset]:
     except HostError as error:
         if error.errno in _HOST_IS_SHORT:
             raise
-        raise PeerError("fd", fd, f"a file that can be mapped to be read and written ({error.limit})") from error
+        raise PeerError(
+            "fd", fd, f"has to be a file that can be mapped to be read and written ({error.limit})"
+        ) from error

@@ -54,12 +54,14 @@ class Region:
 
     def __post_init__(self) -> None:
         if self.size <= 0:
-            raise UsageError("size", self.size, "a region holds at least one byte")
+            raise UsageError("size", self.size, "has to be at least one byte, in a region")
         for what, address in (("guest_address", self.guest_address), ("user_address", self.user_address or 0)):
             if address < 0 or address + self.size - 1 > U64_MAX:
-                raise UsageError(what, f"{address:#x}+{self.size:#x}", "a region ends at 2**64 or before")
+                raise UsageError(what, f"{address:#x}+{self.size:#x}", "has to end at 2**64 or before")
         if self.offset < 0 or self.offset + self.size > self.mapping.size:
-            raise UsageError("offset", f"{self.offset}+{self.size}", f"within the mapping's {self.mapping.size} bytes")
+            raise UsageError(
+                "offset", f"{self.offset}+{self.size}", f"has to lie within the mapping's {self.mapping.size} bytes"
+            )
 
     @property
     def end(self) -> int:
@@ -167,7 +169,7 @@ class GuestMemory:
             pinned = self._pinned
             at = bisect_left(pinned.regions, region.guest_address, key=_guest_address)
             if pinned.regions[at : at + 1] != (region,):
-                raise UsageError("region", region, "a region of this guest memory")
+                raise UsageError("region", region, "has to be a region of this guest memory")
             self._put(_spliced(pinned, at, at + 1))
 
     def read(self, address: GuestAddress, size: int) -> bytes:
@@ -258,8 +260,10 @@ def as_bytes(data: Bytes) -> Bytes:
 
 def _check_size(size: int) -> None:
     if size < 0:
-        raise UsageError("size", size, "a range has 0 bytes or more", "give the number of bytes behind the address")
+        raise UsageError("size", size, "has to be 0 bytes or more", "give the number of bytes behind the address")
 
 
 def _outside(address: int, size: int) -> PeerError:
-    return PeerError("guest address", f"{address:#x}+{size:#x}", "lies in guest memory, and is aligned if an index")
+    return PeerError(
+        "guest address", f"{address:#x}+{size:#x}", "has to lie in guest memory, and to be aligned if an index"
+    )

@@ -38,7 +38,7 @@ class OwnedFd:
     def __init__(self, fd: int) -> None:
         self._fd = _CLOSED
         if fd < 0:
-            raise UsageError("fd", fd, "a file descriptor is 0 or more", "check what the system call returned")
+            raise UsageError("fd", fd, "has to be 0 or more", "check what the system call returned")
         self._fd = fd
 
     def __repr__(self) -> str:

@@ -180,7 +180,7 @@ class SharedMemory:
         UsageError for a size below 1.
         """
         if size < 1:
-            raise UsageError("size", size, "a range that is translated has 1 byte or more")
+            raise UsageError("size", size, "has to be 1 byte or more, to be translated")
         spans = [(span.user, span.end, span.region.guest_address) for span in self.user_spans]
         at = bisect_right([start for start, _, _ in spans], user_address) - 1
         if at >= 0:
@@ -191,7 +191,7 @@ class SharedMemory:
                 end = next_end
             if user_address + size <= end:
                 return GuestAddress(guest + user_address - start)
-        limit = "lies in one region of the memory table, or in such as adjoin in both address spaces"
+        limit = "has to lie in one region of the memory table, or in such as adjoin in both address spaces"
         raise PeerError("user address", _range(user_address, size), limit)
 
     @property
@@ -223,9 +223,9 @@ class SharedMemory:
 
     def _check_count(self, count: int) -> None:
         if count > self.max_regions:
-            raise PeerError("regions", count, f"at most {self.max_regions} at a time", "remove others first")
+            raise PeerError("regions", count, f"have to be at most {self.max_regions} at a time", "remove others first")
         if len(self._lingering) > self.max_regions:
-            limit = f"views hold at most {self.max_regions} mappings of regions that were removed"
+            limit = f"views may hold at most {self.max_regions} mappings of regions that were removed"
             raise HostError("regions", len(self._lingering), limit, "let go of the views that the device holds")
 
     def _take(self, size: int) -> None:
@@ -240,16 +240,16 @@ class SharedMemory:
 
     def _check_one(self, region: MemoryRegion) -> None:
         if region.size <= 0:
-            raise PeerError("size", region.size, "a region holds at least one byte")
+            raise PeerError("size", region.size, "has to be at least one byte, in a region")
         for field, start in (
             ("guest_address", region.guest_address),
             ("user_address", region.user_address),
             ("mmap_offset", region.mmap_offset),
         ):
             if not 0 <= start <= U64_MAX - (region.size - 1):
-                raise PeerError(field, _range(start, region.size), "a region ends at 2**64 or before")
+                raise PeerError(field, _range(start, region.size), "has to end at 2**64 or before")
         if self.gpa_addresses and int(region.user_address) != int(region.guest_address):
-            limit = f"the guest address, {region.guest_address:#x}, under GPA_ADDRESSES"
+            limit = f"has to be the guest address, {region.guest_address:#x}, under GPA_ADDRESSES"
             raise PeerError("user_address", f"{region.user_address:#x}", limit)
 
     def _map(self, region: MemoryRegion, fd: OwnedFd, others: Sequence[Region]) -> Region:
@@ -272,7 +272,7 @@ class SharedMemory:
             if found == (wanted.guest_address, wanted.user_address, wanted.size):
                 return region
         value = f"{_range(wanted.guest_address, wanted.size)} at user address {wanted.user_address:#x}"
-        raise PeerError("region", value, "a region of the memory table")
+        raise PeerError("region", value, "has to be a region of the memory table")
 
     def _install(self, regions: Sequence[Region]) -> None:
         before = self.guest_memory.regions

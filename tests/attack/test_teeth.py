@@ -105,7 +105,7 @@ def test_the_command(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_the_command_where_nobody_listens(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([path]) == 2
-    assert "a daemon listens there" in capsys.readouterr().err
+    assert "a daemon has to listen there" in capsys.readouterr().err
 
 
 def test_the_command_lists_attacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,7 @@ def test_a_replay_of_which_the_target_can_do_nothing(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["nothing"], "its kind is one of self, ring"),
+        (["nothing"], "virtio-mem conformance: target=nothing: its kind is one of self, ring"),
         (["vhost-user:/nowhere/at/all"], "nowhere"),
         (["exec:/nowhere/at/all"], "nowhere"),
         (["self", "--only", "MEM-PLUG-99"], "clause=MEM-PLUG-99"),

@@ -116,7 +116,7 @@ def test_descriptors_that_come_late_are_a_violation_and_closed(at: int) -> None:
         pipe.send(theirs, MESSAGE[:at], 2)
         assert connection.receive_now() is None
         pipe.send(theirs, MESSAGE[at : at + 1], 2)
-        with pytest.raises(PeerError, match=r"descriptors=2: ride on the first byte"):
+        with pytest.raises(PeerError, match=r"descriptors=2: have to ride on the first byte"):
             connection.receive_now()
         assert pipe.closed_by_others()
 

@@ -128,7 +128,7 @@ def test_a_request_that_there_is_not_ends_the_channel_alone(number: int) -> None
 def test_a_reply_on_the_channel_ends_it() -> None:
     with connected() as (_, frontend, theirs):
         theirs.send(B.CONFIG_CHANGE_MSG, reply=True, timeout=LATE)
-        with pytest.raises(PeerError, match="not a reply"):
+        with pytest.raises(PeerError, match="has to be a request, and no reply"):
             frontend.serve_channel()
 
 

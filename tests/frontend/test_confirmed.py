@@ -132,7 +132,7 @@ def bring_a_descriptor_behind(back: FakeBackend, request: R, received: Received)
     ("behaviour", "error", "told", "timeout"),
     [
         (backs.acknowledge_and_leave, Disconnected, "fake", LATE),
-        (stay_silent_behind, TimedOut, "answers within", SHORT),
+        (stay_silent_behind, TimedOut, "has to answer within", SHORT),
         (answer_twice, PeerError, "the reply to GET_FEATURES", LATE),
         (bring_a_descriptor_behind, PeerError, "descriptors", LATE),
     ],

@@ -86,7 +86,7 @@ class TestNegotiation:
             assert frontend.queue_count is None
 
     def test_a_feature_that_is_required_and_not_offered(self) -> None:
-        with fake() as back, pytest.raises(PeerError, match="bits 0x2 are offered"):
+        with fake() as back, pytest.raises(PeerError, match="needs bits 0x2 too"):
             Frontend(back.connection, features=VERSION_1, required=VERSION_1 | 2)
         assert R.SET_FEATURES not in back.requests
 
@@ -198,7 +198,11 @@ class TestRings:
             frontend.vring(0).start(SPLIT)
 
     def test_more_rings_than_there_are(self) -> None:
-        with fake() as back, connected(back) as frontend, pytest.raises(PeerError, match="the back end has 2"):
+        with (
+            fake() as back,
+            connected(back) as frontend,
+            pytest.raises(PeerError, match="has to be one of the back end's 2"),
+        ):
             frontend.vring(2)
 
     def test_an_answer_for_another_ring(self) -> None:
@@ -208,7 +212,7 @@ class TestRings:
         with (
             fake(behaviour={R.GET_VRING_BASE: mistaken}) as back,
             connected(back) as frontend,
-            pytest.raises(PeerError, match="answers for ring 0"),
+            pytest.raises(PeerError, match="has to answer for ring 0"),
         ):
             frontend.vring(0).stop()
 
@@ -309,7 +313,7 @@ class TestInflight:
         with (
             fake(behaviour={R.GET_INFLIGHT_FD: without}) as back,
             connected(back) as frontend,
-            pytest.raises(Refused, match="comes with the reply"),
+            pytest.raises(Refused, match="has to come with the reply"),
         ):
             frontend.track_inflight(1, 16)
 
@@ -331,7 +335,7 @@ class TestConnecting:
         with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as daemon:
             listener.bind(path)
             listener.listen()
-            with pytest.raises(HostError, match="a daemon connects within"):
+            with pytest.raises(HostError, match="a daemon has to connect within"):
                 accept(listener, timeout=SHORT)
             daemon.connect(path)
             with accept(listener, timeout=LATE):

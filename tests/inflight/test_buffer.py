@@ -147,7 +147,7 @@ def test_a_ring_that_does_not_fit(form: str) -> None:
         large, alien = layout_of(form, 8), layout_of(other, 4)
         for layout in (large, alien):
             make_driver(memory, layout)
-        with pytest.raises(PeerError, match="inflight queue_size=4: the 8 entries"):
+        with pytest.raises(PeerError, match="inflight queue_size=4: has to be the 8 entries"):
             make_queue(memory, large, buffer.queue(0))
         with pytest.raises(UsageError, match=f"inflight={form.title()}Inflight"):
             make_queue(memory, alien, buffer.queue(0))

@@ -195,7 +195,7 @@ def test_a_push_that_finds_no_ring_changes_nothing(form: str) -> None:
         regions = at.memory.regions
         at.memory.replace(regions[1:])
         for chain in chains:
-            with pytest.raises(PeerError, match="each part lies in one region"):
+            with pytest.raises(PeerError, match="each part has to lie in one region"):
                 queue.push(chain, 0)
         at.memory.replace(regions)
         queue = at.queue()

@@ -156,13 +156,13 @@ def test_device_state_reply_never_brings_a_channel_with_an_error() -> None:
     spec = spec_of(42, NONE)
     assert decode_reply(spec, U64(3).encode(), 0) == DeviceStateReply(3, no_fd=False)
     for value in (3, 0x103, 0x100):
-        with pytest.raises(PeerError, match="descriptors=1: 0 "):
+        with pytest.raises(PeerError, match="descriptors=1: has to be 0 "):
             decode_reply(spec, U64(value).encode(), 1)
-    with pytest.raises(PeerError, match="descriptors=0: 1 "):
+    with pytest.raises(PeerError, match="descriptors=0: has to be 1 "):
         decode_reply(spec, U64(0).encode(), 0)
 
 
 def test_table_as_an_answer_brings_no_descriptors() -> None:
     spec = spec_of(5, NONE, postcopy=True)
-    with pytest.raises(PeerError, match="descriptors=1: 0 "):
+    with pytest.raises(PeerError, match="descriptors=1: has to be 0 "):
         decode_reply(spec, MemoryTable((LOW,)).encode(), 1)

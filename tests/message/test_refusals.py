@@ -195,7 +195,7 @@ def test_what_has_no_room_is_the_callers_mistake(payload: Payload, field: str) -
 
 
 def test_message_that_cannot_be_encoded() -> None:
-    with pytest.raises(UsageError, match="payload=4109: at most 4108 bytes"):
+    with pytest.raises(UsageError, match="payload=4109: has to be at most 4108 bytes"):
         encode_message(1, bytes(MAX_PAYLOAD + 1))
     with pytest.raises(UsageError, match="need_reply"):
         encode_message(1, b"", reply=True, need_reply=True)
@@ -240,13 +240,19 @@ def test_packed_index_has_fifteen_bits(index: int) -> None:
 def test_refusals_read_well() -> None:
     with pytest.raises(PeerError) as refusal:
         decode_payload(spec_of(12, NONE), U64(3).encode(), 0)
-    assert str(refusal.value) == "descriptors=0: 1 with this message"
+    assert str(refusal.value) == "descriptors=0: has to be 1 with this message"
     with pytest.raises(PeerError) as refusal:
         decode_payload(spec_of(38, NONE), bytes(8) + region(), 2)
-    assert str(refusal.value) == "descriptors=2: 0 or 1 with this message"
+    assert str(refusal.value) == "descriptors=2: has to be 0 or 1 with this message"
     with pytest.raises(PeerError) as refusal:
         decode_payload(spec_of(5, NONE), struct.pack("=II", 2, 0) + region(), 2)
-    assert str(refusal.value) == "size=40: 2 regions have 72 bytes, or 264 with all slots"
+    assert str(refusal.value) == "size=40: has to be 72 bytes for 2 regions, or 264 with all slots"
+    with pytest.raises(PeerError) as refusal:
+        decode_payload(spec_of(1, NONE), bytes(8), 0)
+    assert str(refusal.value) == "size=8: has to be 0, as there is no payload"
+    with pytest.raises(PeerError) as refusal:
+        decode_payload(spec_of(2, NONE), bytes(4), 0)
+    assert str(refusal.value) == "size=4: has to be 8, the bytes of a U64"
     with pytest.raises(PeerError) as refusal:
         Iotlb.decode(iotlb(kind=9))
-    assert str(refusal.value) == "type=9: one of 1 (MISS), 2 (UPDATE), 3 (INVALIDATE), 4 (ACCESS_FAIL)"
+    assert str(refusal.value) == "type=9: has to be one of 1 (MISS), 2 (UPDATE), 3 (INVALIDATE), 4 (ACCESS_FAIL)"

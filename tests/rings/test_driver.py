@@ -24,7 +24,9 @@ def test_full_ring_says_so_and_stays_as_it_is(form: str) -> None:
     rig = make_rig(form, 4)
     rig.driver.add([(BUFFER, 1)] * 3)
     before = ring_bytes(rig)
-    with pytest.raises(QueueFull, match="descriptors=2: 1 of 4 descriptors are free; wait for get_used"):
+    with pytest.raises(
+        QueueFull, match="descriptors=2: have to be at most the 1 of 4 that are free; wait for get_used"
+    ):
         rig.driver.add([(BUFFER, 1)], [(BUFFER, 1)])
     assert ring_bytes(rig) == before
     rig.driver.add([(BUFFER, 1)], [(BUFFER, 1)], indirect_table=TABLE)

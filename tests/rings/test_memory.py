@@ -90,7 +90,7 @@ def test_room_is_made_for_what_is_there_only(size: int) -> None:
 def test_size_below_0_is_refused(address: int) -> None:
     memory = GuestMemory([region(0)])
     for access in (memory.read, memory.views):
-        with pytest.raises(UsageError, match="size=-1: a range has 0 bytes or more"):
+        with pytest.raises(UsageError, match="size=-1: has to be 0 bytes or more"):
             access(GuestAddress(address), -1)
 
 

@@ -191,7 +191,7 @@ def test_ring_in_removed_memory_rests_and_goes_on_when_it_is_back(form: str) -> 
         rig.queue.enable_notifications,
         rig.queue.disable_notifications,
     ):
-        with pytest.raises(PeerError, match="each part lies in one region") as error:
+        with pytest.raises(PeerError, match="each part has to lie in one region") as error:
             call()
         assert not isinstance(error.value, RingBroken)
     rig.memory.replace(regions)

@@ -196,4 +196,4 @@ def test_what_another_version_was_told(tmp_path: Path, connected: bool, capfd: p
 def test_a_store_that_is_too_small_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with managed(tmp_path, Program(tmp_path), room=20, status=2) as manager:
         wait_until(lambda: manager.board[FAILED] == 1, "it is refused")
-    assert "FileDescriptorStoreMax=20: at least 48" in capfd.readouterr().err
+    assert "FileDescriptorStoreMax=20: has to be at least 48" in capfd.readouterr().err

@@ -77,7 +77,7 @@ def test_one_that_is_gone_can_not_be_used(use: object) -> None:
 
 @pytest.mark.parametrize("fd", [-1, -100])
 def test_what_is_no_descriptor_is_refused(fd: int) -> None:
-    with pytest.raises(UsageError, match=f"fd={fd}: a file descriptor is 0 or more"):
+    with pytest.raises(UsageError, match=f"fd={fd}: has to be 0 or more"):
         OwnedFd(fd)
 
 

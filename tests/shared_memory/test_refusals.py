@@ -140,7 +140,7 @@ def test_a_descriptor_that_can_not_be_mapped(
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_part_of_nothing(size: int) -> None:
-    with SMALL.file(1) as fd, pytest.raises(PeerError, match=f"size={size}: 1 byte or more"):
+    with SMALL.file(1) as fd, pytest.raises(PeerError, match=f"size={size}: has to be 1 byte or more"):
         map_part(fd.fileno(), 0, size)
 
 
@@ -203,7 +203,7 @@ def test_too_many(shared: SharedMemory) -> None:
     shared.replace(table(4))
     before, held = shared.guest_memory.regions, Held()
     for _ in range(TRIES):
-        with pytest.raises(PeerError, match="regions=5: at most 4 at a time; remove others first"):
+        with pytest.raises(PeerError, match="regions=5: have to be at most 4 at a time; remove others first"):
             shared.add(region(0x100000, PAGE_SIZE), SMALL.file(1))
     held.check(TRIES)
     assert shared.guest_memory.regions == before
@@ -269,7 +269,9 @@ def test_user_addresses_that_are_guest_addresses_must_be_the_same() -> None:
         bad = region(0x8000, PAGE_SIZE, user=0x9000)
         held = Held()
         for _ in range(TRIES):
-            with pytest.raises(PeerError, match="user_address=0x9000: the guest address, 0x8000, under GPA_ADDRESSES"):
+            with pytest.raises(
+                PeerError, match="user_address=0x9000: has to be the guest address, 0x8000, under GPA_ADDRESSES"
+            ):
                 shared.add(bad, SMALL.file(1))
         held.check(TRIES)
 

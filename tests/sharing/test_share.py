@@ -78,7 +78,7 @@ def test_huge_pages_are_shared_by_nature() -> None:
 
 def test_too_few_regions_are_refused_with_the_numbers() -> None:
     with manage(TWO_ZONES) as manager, daemon_at(3) as (daemon, frontend):
-        with pytest.raises(UsageError, match="takes 3 at most") as caught:
+        with pytest.raises(UsageError, match="has to be at most 3") as caught:
             manager.share(frontend)
         assert caught.value.value == 4
         assert daemon.regions == {}
@@ -374,7 +374,7 @@ def test_reconnecting_may_fail_and_be_tried_again() -> None:
             frontend.reconnect(daemon.start())
         daemon.behave()
         daemon.slots = 2
-        with pytest.raises(HostError, match="takes 2 at most"):
+        with pytest.raises(HostError, match="has to be at most 2"):
             frontend.reconnect(daemon.start())
         daemon.slots = 509
         frontend.reconnect(daemon.start())

@@ -96,7 +96,7 @@ class Line:
         self.send(request, payload, fds, flags=VERSION)
         with self.receive() as received:
             if received.request != request or not received.reply:
-                raise PeerError("reply", received.request, f"the reply to {request.name}")
+                raise PeerError("reply", received.request, f"has to be the reply to {request.name}")
             return received.body
 
     def ask_number(self, request: FrontendRequest) -> int:
@@ -110,7 +110,7 @@ class Line:
             return
         with self.receive() as received:
             if received.request != request or U64.decode(received.body).value:
-                raise PeerError(request.name, received.body.hex(), "acknowledged with 0")
+                raise PeerError(request.name, received.body.hex(), "has to be acknowledged with 0")
 
     def answers(self) -> bool:
         """Whether the next message is answered. Raises Disconnected and TimedOut."""
@@ -181,7 +181,7 @@ class Line:
         poll.register(self.sock, event)
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise TimedOut("daemon", "silent", "reads within the time given")
+            raise TimedOut("daemon", "silent", "has to read within the time given")
 
     def close(self) -> None:
         """Close the connection."""

@@ -119,7 +119,9 @@ class Daemon:
             return
         if not self.restart:
             ended = f" ({self.ended()})" if self.watched else ""
-            raise HostError("socket", self.path + ended, "a daemon listens there", "start it, or let --restart do so")
+            raise HostError(
+                "socket", self.path + ended, "a daemon has to listen there", "start it, or let --restart do so"
+            )
         self._start()
 
     def _start(self) -> None:
@@ -139,7 +141,7 @@ class Daemon:
         if not wait_until(lambda: listens(self.path) or not self.running, 10 + self._timeout) or not self.running:
             how = self.ended()
             self.kill()
-            limit = f"listens at {self.path}" + (f", and does not end first: {how}" if how else "")
+            limit = f"has to listen at {self.path}" + (f", and ended first: {how}" if how else "")
             raise HostError("restart", self.restart, limit, "try the command by hand")
 
     def watch(self, pid: int) -> None:

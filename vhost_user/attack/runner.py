@@ -124,7 +124,9 @@ class Runner:
             if isinstance(error, HostError):
                 raise
             remedy = "give --restart, if the daemon ends with its front end; else look at its log"
-            raise HostError("daemon", str(error), "serves good front ends, one after the other", remedy) from error
+            raise HostError(
+                "daemon", str(error), "has to serve good front ends, one after the other", remedy
+            ) from error
         self._settle()
         self._take_stock()
         return Offer(offer.features, offer.protocol, rings, offer.slots)

@@ -58,9 +58,13 @@ class BackendChannel:
         """
         spec = spec_of(request, self._acked, backend_channel=True)
         if spec.needs & ~self._acked:
-            raise PeerError(name_of(request, backend_channel=True), "sent", f"negotiated {spec.needs!r}")
+            raise PeerError(
+                name_of(request, backend_channel=True),
+                "sent",
+                f"needs {(spec.needs & ~self._acked).name}, which was not negotiated",
+            )
         if on_reply is not None and not self._acked & ProtocolFeature.REPLY_ACK:
-            raise PeerError("REPLY_ACK", "not negotiated", "negotiated where an answer is wanted")
+            raise PeerError("REPLY_ACK", "not negotiated", "has to be negotiated where an answer is wanted")
         if len(self._waiting) >= _UNANSWERED_AT_MOST:
             return False
         try:
@@ -82,10 +86,10 @@ class BackendChannel:
         while (received := self._connection.receive_now()) is not None:
             with received:
                 if not received.reply or not self._waiting:
-                    raise PeerError("back-end channel", received.request, "the answer to a request")
+                    raise PeerError("back-end channel", received.request, "has to be the answer to a request")
                 request, on_reply = self._waiting.popleft()
                 if received.request != request:
-                    raise PeerError("back-end channel", received.request, f"the answer to request {request}")
+                    raise PeerError("back-end channel", received.request, f"has to be the answer to request {request}")
                 on_reply(U64.decode(received.body).value == 0)
 
     def close(self) -> None:
@@ -109,10 +113,12 @@ def require_channel(fd: OwnedFd, own_names: Set[object]) -> socket.socket:
         pid, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         names = {sock.getpeername(), sock.getsockname()} - {"", b"", None}
         if names & own_names or (names and pid == os.getpid()):
-            raise PeerError("descriptor", "a connection to this process", "a socket whose other end is the front end's")
+            raise PeerError(
+                "descriptor", "a connection to this process", "has to be a socket whose other end is the front end's"
+            )
     except OSError as error:
         close_socket(sock, shared=True)
-        raise PeerError("descriptor", os.strerror(error.errno or 0), "a socket that is connected") from error
+        raise PeerError("descriptor", os.strerror(error.errno or 0), "has to be a socket that is connected") from error
     except BaseException:
         close_socket(sock, shared=True)
         raise

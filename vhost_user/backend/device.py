@@ -69,7 +69,9 @@ class Device:
         """`size` bytes of the configuration space. PeerError where they are not all in it."""
         config = self.config
         if offset + size > len(config):
-            raise PeerError("config", f"{offset}+{size}", f"within the {len(config)} bytes of configuration space")
+            raise PeerError(
+                "config", f"{offset}+{size}", f"has to lie within the {len(config)} bytes of configuration space"
+            )
         return config[offset : offset + size]
 
     def write_config(self, offset: int, data: bytes, *, migration: bool) -> None:
@@ -78,7 +80,9 @@ class Device:
         The document's rule: read-only fields are refused. Here all are.
         """
         del migration
-        raise PeerError("config", f"{offset}+{len(data)}", "a field that the driver may write", "only read it")
+        raise PeerError(
+            "config", f"{offset}+{len(data)}", "has to be a field that the driver may write", "only read it"
+        )
 
     def on_kick(self, vring: Vring) -> bool:
         """The driver made chains available in `vring`, or may have: it is called more often than needed.

@@ -71,7 +71,7 @@ class IotlbHandlers:
         elif payload.type is IotlbType.INVALIDATE:
             iotlb.invalidate(payload.iova, payload.size)
         else:
-            raise PeerError("type", payload.type.name, "UPDATE or INVALIDATE from a front end")
+            raise PeerError("type", payload.type.name, "has to be UPDATE or INVALIDATE from a front end")
 
     def _notice(self, entry: Iotlb) -> None:
         """Have the rings that asked for what has come look at it; once for all entries that are read in one go."""

@@ -193,7 +193,9 @@ class Journal:
         """
         rank, index = key
         if rank == Rank.NOT_CARRIED:
-            raise PeerError("session", data.decode(), "in no middle that dies with a process", "begin it again")
+            raise PeerError(
+                "session", data.decode(), "has to be in no middle that dies with a process", "begin it again"
+            )
         if rank == Rank.AREA:
             self._areas.take_over(index, fds[0])
             return

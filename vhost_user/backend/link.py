@@ -126,7 +126,7 @@ class Link:
         try:
             self._connection.send_bytes(data, [fd.fileno() for fd in owned] if owned else (), timeout=0)
         except TimedOut as error:
-            error.limit = "reads the replies to what it asks"
+            error.limit = "has to read the replies to what it asks"
             raise
         finally:
             if owned:

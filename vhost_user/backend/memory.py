@@ -51,7 +51,7 @@ class MemoryHandlers:
             self._postcopy.unacknowledged = False
             return None
         if self._rings.any_started:
-            raise PeerError("memory table", "replaced", "every ring is stopped while memory is to come")
+            raise PeerError("memory table", "replaced", "every ring has to be stopped while memory is to come")
         self._replace(payload, fds)
         regions = self._memory.guest_memory.regions
         self._postcopy.watch(regions)
@@ -80,4 +80,9 @@ class MemoryHandlers:
             return
         ring = self._rings.within(region.guest_address, region.size)
         if ring is not None:
-            raise PeerError("region", f"{region.guest_address:#x}", f"{ring} runs in it", "stop the ring first")
+            raise PeerError(
+                "region",
+                f"{region.guest_address:#x}",
+                f"{ring} runs in it",
+                "stop the ring first",
+            )

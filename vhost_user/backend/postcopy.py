@@ -55,12 +55,12 @@ class PostcopyHandlers:
 
     def _listen(self, *_: object) -> None:
         if self._uffd is None:
-            raise PeerError("POSTCOPY_LISTEN", "sent", "after POSTCOPY_ADVISE")
+            raise PeerError("POSTCOPY_LISTEN", "sent", "has to come after POSTCOPY_ADVISE")
         self._negotiated.postcopy = True
 
     def _end(self, *_: object) -> Answer:
         if not self._negotiated.postcopy:
-            raise PeerError("POSTCOPY_END", "sent", "after POSTCOPY_LISTEN")
+            raise PeerError("POSTCOPY_END", "sent", "has to come after POSTCOPY_LISTEN")
         self.close()
         return Answer(U64(0).encode())
 

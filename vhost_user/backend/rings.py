@@ -56,7 +56,7 @@ class RingHandlers:
 
     def __getitem__(self, index: int) -> Vring:
         if index >= len(self.vrings):
-            raise PeerError("index", index, f"the device has {len(self.vrings)} rings")
+            raise PeerError("index", index, f"has to be one of the device's {len(self.vrings)} rings")
         return self.vrings[index]
 
     @property
@@ -102,7 +102,9 @@ class RingHandlers:
     def _set_vring_kick(self, payload: VringFd, fds: list[OwnedFd]) -> None:
         vring = self[payload.index]
         if self.memory_to_come():
-            raise PeerError(str(vring), "started", "after the reply to SET_MEM_TABLE was acknowledged, in postcopy")
+            raise PeerError(
+                str(vring), "started", "has to wait until the reply to SET_MEM_TABLE was acknowledged, in postcopy"
+            )
         kick = Event.to_wait(fds[0]) if fds else None
         was_started = vring.started
         try:
@@ -155,7 +157,7 @@ class RingHandlers:
 
     def _set_vring_enable(self, payload: VringState, _: list[OwnedFd]) -> None:
         if payload.num not in (0, 1):
-            raise PeerError("num", payload.num, "1 to enable the ring, 0 to disable it")
+            raise PeerError("num", payload.num, "has to be 1 to enable the ring, 0 to disable it")
         vring = self[payload.index]
         vring.enabled = payload.num == 1
         self._serve(vring)
@@ -173,7 +175,7 @@ class RingHandlers:
         """The memory table is another one: a running ring that is not where it was can't go on."""
         for vring in self.vrings:
             if vring.broken is None and vring.moved():
-                vring.fail(PeerError(str(vring), "moved", "the memory table keeps the rings that run"))
+                vring.fail(PeerError(str(vring), "moved", "the memory table has to keep the rings that run"))
 
     def _kicked(self, vring: Vring) -> None:
         try:

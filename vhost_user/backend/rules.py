@@ -73,15 +73,17 @@ class Rules:
         assert isinstance(spec.request, FrontendRequest)
         handler = self._handlers.get(spec.request)
         if handler is None:
-            raise PeerError("request", spec.name, "one that this back end offers")
+            raise PeerError("request", spec.name, "has to be one that this back end offers")
         acked = self._offered_protocol if spec.offered_suffices else self._negotiated.protocol_features
-        if spec.needs not in acked:
-            raise PeerError("request", spec.name, f"{spec.needs & ~acked!r} was negotiated")
+        agreed = "offered" if spec.offered_suffices else "negotiated"
+        if lacking := spec.needs & ~acked:
+            raise PeerError("request", spec.name, f"needs {lacking.name}, which was not {agreed}")
         if spec.needs_virtio:
             features = self._offered if spec.offered_suffices else self._negotiated.features
             if not self._negotiated.features_set:
                 # Who comes back to a VM that runs may be told of its rings first: DPDK's virtio_user disables them.
                 features |= self._offered & F_PROTOCOL_FEATURES
-            if spec.needs_virtio & ~features:
-                raise PeerError("request", spec.name, f"virtio feature bits {spec.needs_virtio:#x} were acked")
+            if missing := spec.needs_virtio & ~features:
+                limit = f"needs virtio feature bits {missing:#x}, which were not {agreed}"
+                raise PeerError("request", spec.name, limit)
         return Rule(spec.request, spec, handler, self.acknowledges(spec.request))

@@ -249,7 +249,9 @@ class Server:
 
     def _require_new(self, device: Device) -> None:
         if any(endpoint.device is device for endpoint in self.endpoints):
-            raise UsageError("device", device.name, "one that is not served yet", "make another one for each socket")
+            raise UsageError(
+                "device", device.name, "has to be one that is not served yet", "make another one for each socket"
+            )
 
     def _endpoint(self, device: Device, name: str) -> Endpoint:
         self._require_new(device)

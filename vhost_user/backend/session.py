@@ -136,7 +136,7 @@ class Session:
         try:
             if received.reply:
                 name = name_of(received.request)
-                raise PeerError("flags", f"{received.flags:#x}", f"{name} is a request, and not a reply")
+                raise PeerError("flags", f"{received.flags:#x}", f"{name} has to be a request, and no reply")
             # Whether to acknowledge is decided by what was agreed before the message.
             try:
                 rule = self._rules.find(received.request)
@@ -173,13 +173,13 @@ class Session:
     def _set_features(self, payload: U64, _: list[OwnedFd]) -> None:
         features = payload.value
         if unknown := features & ~self.offered:
-            raise PeerError("features", f"{features:#x}", f"only bits that were offered, not {unknown:#x}")
+            raise PeerError("features", f"{features:#x}", f"has bits that were not offered, {unknown:#x}")
         before = self.negotiated.features
         if self.rings.any_started and (before ^ features) & ~F_LOG_ALL:
-            limit = "only logging is switched while rings run"
+            limit = "no more than logging may be switched while rings run"
             raise PeerError("features", f"{features:#x}", limit, "stop them first, by GET_VRING_BASE")
         if features & VIRTIO_F_IOMMU_PLATFORM and not self.negotiated.has(ProtocolFeature.BACKEND_REQ):
-            limit = "BACKEND_REQ was negotiated before, since translations are asked for on that channel"
+            limit = "needs BACKEND_REQ negotiated before, since translations are asked for on that channel"
             raise PeerError("features", "IOMMU_PLATFORM", limit, "send SET_PROTOCOL_FEATURES first")
         self.device.negotiated(features & ~(F_PROTOCOL_FEATURES | F_LOG_ALL))
         self.negotiated.features = features
@@ -188,10 +188,14 @@ class Session:
 
     def _set_protocol_features(self, payload: U64, _: list[OwnedFd]) -> None:
         if unknown := payload.value & ~int(self.offered_protocol):
-            raise PeerError("protocol features", f"{payload.value:#x}", f"bits that were offered, not {unknown:#x}")
+            raise PeerError(
+                "protocol features",
+                f"{payload.value:#x}",
+                f"has bits that were not offered, {unknown:#x}",
+            )
         features = ProtocolFeature(payload.value)
         if lacking := without_support(features):
-            raise PeerError("protocol features", repr(features), f"{lacking!r} only with what it rests on")
+            raise PeerError("protocol features", features.name, f"has to have what {lacking.name} rests on")
         self.negotiated.protocol_features = features
         self.negotiated.memory.gpa_addresses = ProtocolFeature.GPA_ADDRESSES in features
 
@@ -230,7 +234,7 @@ class Session:
 
     def _set_config(self, payload: Config, _: list[OwnedFd]) -> None:
         if payload.flags not in (0, 1):
-            raise PeerError("flags", payload.flags, "0, for what the driver writes, or 1, for migration")
+            raise PeerError("flags", payload.flags, "has to be 0, for what the driver writes, or 1, for migration")
         self.device.write_config(payload.offset, payload.data, migration=payload.flags == 1)
 
     def _reset_device(self, _: object, __: list[OwnedFd]) -> None:
@@ -240,7 +244,7 @@ class Session:
 
     def _set_status(self, payload: U64, _: list[OwnedFd]) -> None:
         if payload.value > 0xFF:
-            raise PeerError("status", payload.value, "at most 255, the device status field being one byte")
+            raise PeerError("status", payload.value, "has to be at most 255, the device status field being one byte")
         before = self.negotiated.status
         status = payload.value & ~int(Status.NEEDS_RESET)  # they write back what they read
         self.device.set_status(status)
@@ -297,7 +301,7 @@ class Session:
         else:  # somebody else's
             self._faults_looked_at = faults
             return
-        raise PeerError("memory", gone, "stays as long as it is shared", "don't truncate its file")
+        raise PeerError("memory", gone, "has to stay as long as it is shared", "don't truncate its file")
 
     def close(self) -> None:
         """Stop all rings, let go of everything that is the front end's, and tell the device.

@@ -107,10 +107,10 @@ def _own_description(fd: OwnedFd, flags: int) -> OwnedFd:
     """The pipe opened anew: whether reading and writing wait is the description's, and the peer's has the peer's."""
     with fd:
         if not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
-            raise PeerError("device state fd", fd.fileno(), "an end of a pipe")
+            raise PeerError("device state fd", fd.fileno(), "has to be an end of a pipe")
         try:
             return OwnedFd(os.open(f"/proc/self/fd/{fd.fileno()}", flags | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as error:
             raise PeerError(
-                "device state fd", os.strerror(error.errno or 0), "a pipe whose other end is open"
+                "device state fd", os.strerror(error.errno or 0), "has to be a pipe whose other end is open"
             ) from error

@@ -49,7 +49,7 @@ class StructureHandlers:
 
     def _set_log_base(self, payload: Log | U64, fds: list[OwnedFd]) -> Answer:
         if not isinstance(payload, Log):
-            raise PeerError("SET_LOG_BASE", "an address", "a descriptor", "negotiate LOG_SHMFD")
+            raise PeerError("SET_LOG_BASE", "an address", "has to come with a descriptor", "negotiate LOG_SHMFD")
         log, before = DirtyLog(fds[0], payload.size, payload.offset), self._negotiated.log
         self._negotiated.log = log
         for vring in self._rings.vrings:
@@ -68,7 +68,7 @@ class StructureHandlers:
     def _set_inflight_fd(self, payload: Inflight, fds: list[OwnedFd]) -> None:
         self._check_queues(payload)
         if self._rings.any_started:
-            raise PeerError("inflight", "set", "given before rings are started", "stop them first")
+            raise PeerError("inflight", "set", "has to be given before rings are started", "stop them first")
         buffer = InflightBuffer.open(
             fds[0],
             payload.mmap_size,
@@ -83,9 +83,11 @@ class StructureHandlers:
 
     def _check_queues(self, payload: Inflight) -> None:
         if not 1 <= payload.num_queues <= self._device.queue_count:
-            raise PeerError("num_queues", payload.num_queues, f"1 to the device's {self._device.queue_count} queues")
+            raise PeerError(
+                "num_queues", payload.num_queues, f"has to be 1 to the device's {self._device.queue_count} queues"
+            )
         if not 1 <= payload.queue_size <= self._device.max_queue_size:
-            raise PeerError("queue_size", payload.queue_size, f"1 to {self._device.max_queue_size} entries")
+            raise PeerError("queue_size", payload.queue_size, f"has to be 1 to {self._device.max_queue_size} entries")
 
     # The device's state.
 
@@ -103,9 +105,9 @@ class StructureHandlers:
 
     def _begin_transfer(self, payload: DeviceState, fds: list[OwnedFd]) -> None:
         if payload.direction not in set(TransferDirection) or payload.phase != PHASE_STOPPED:
-            raise PeerError("direction, phase", payload, "0 to save or 1 to load, while stopped, which is 0")
+            raise PeerError("direction, phase", payload, "has to be 0 to save or 1 to load, while stopped, which is 0")
         if self._rings.any_started:
-            raise PeerError("device state", "moved", "every ring is stopped")
+            raise PeerError("device state", "moved", "every ring has to be stopped")
         self._drop_transfer()
         if payload.direction == TransferDirection.SAVE:
             self._transfer = StateTransfer.save(self._loop, fds[0], self._device.save_state())

@@ -133,7 +133,7 @@ class Vring:
     def running(self) -> BatchedQueue:
         """The queue. PeerError of a ring that is stopped."""
         if self.queue is None:
-            raise PeerError(str(self), "stopped", "started before it is used")
+            raise PeerError(str(self), "stopped", "has to be started before it is used")
         return self.queue
 
     # For the session.
@@ -153,9 +153,9 @@ class Vring:
         """SET_VRING_NUM."""
         self._require_stopped("size", size)
         if not 1 <= size <= self.max_size:
-            raise PeerError(f"{self} size", size, f"1 to {self.max_size} entries")
+            raise PeerError(f"{self} size", size, f"has to be 1 to {self.max_size} entries")
         if self._is_split and not is_power_of_two(size):
-            raise PeerError(f"{self} size", size, "a power of two, as the ring is a split one")
+            raise PeerError(f"{self} size", size, "has to be a power of two, as the ring is a split one")
         self.size = size
 
     def set_address(self, address: VringAddr) -> None:
@@ -163,7 +163,7 @@ class Vring:
         if self.started and self.address is not None:
             places = (address.desc, address.used, address.avail)
             if places != (self.address.desc, self.address.used, self.address.avail):
-                raise PeerError(f"{self} addresses", address, "as they are while it runs", "stop it first")
+                raise PeerError(f"{self} addresses", address, "have to stay as they are while it runs", "stop it first")
         elif self.size:
             self._layout(address)
         self.address = address
@@ -173,7 +173,7 @@ class Vring:
         """SET_VRING_BASE: where a split ring, or the two positions where a packed one, goes on."""
         self._require_stopped("base", num)
         if self._is_split and num >= 1 << 16:
-            raise PeerError(f"{self} base", num, "a 16-bit index, as the ring is a split one")
+            raise PeerError(f"{self} base", num, "has to be a 16-bit index, as the ring is a split one")
         self.base = num
 
     @property
@@ -183,14 +183,16 @@ class Vring:
 
     def _require_stopped(self, what: str, value: object) -> None:
         if self.started:
-            raise PeerError(f"{self} {what}", value, "set while the ring is stopped", "send GET_VRING_BASE first")
+            raise PeerError(
+                f"{self} {what}", value, "may be set while the ring is stopped only", "send GET_VRING_BASE first"
+            )
 
     def start(self) -> None:
         """Build the queue. PeerError, and the ring stays stopped, for what can't be one."""
         assert not self.started
         if not self.size or self.address is None:
             missing = "SET_VRING_ADDR" if self.size else "SET_VRING_NUM"
-            raise PeerError(str(self), "started", f"after {missing}")
+            raise PeerError(str(self), "started", f"has to come after {missing}")
         self.broken, self.in_flight = None, 0
         layout = self._layout(self.address)
         if self._negotiated.inflight is None and self.open_area is not None:
@@ -268,9 +270,11 @@ class Vring:
             return None
         if buffer.packed != self._negotiated.packed:
             kind = "packed" if buffer.packed else "split"
-            raise PeerError("inflight areas", f"of {kind} rings", "of the kind that was negotiated", "set them anew")
+            raise PeerError(
+                "inflight areas", f"of {kind} rings", "have to be of the kind that was negotiated", "set them anew"
+            )
         if self.index >= buffer.num_queues:
-            raise PeerError("inflight areas", buffer.num_queues, f"one of {self} as well", "set them anew")
+            raise PeerError("inflight areas", buffer.num_queues, f"have to have one of {self} as well", "set them anew")
         return buffer.queue(self.index)
 
     def update_log(self) -> None:

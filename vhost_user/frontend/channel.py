@@ -64,7 +64,7 @@ class FrontendChannel:
                 return
             with received:
                 if received.reply:
-                    raise PeerError("flags", f"{received.flags:#x}", "a request, and not a reply")
+                    raise PeerError("flags", f"{received.flags:#x}", "has to be a request, and no reply")
                 spec = spec_of(received.request, self._acked, backend_channel=True)
                 try:
                     granted = self._grant(received.request, received.body, received.fds)
@@ -84,7 +84,9 @@ class FrontendChannel:
         request = BackendRequest(number)
         needs = spec.needs | spec.needs_for_fds if fds else spec.needs
         if lacking := needs & ~self._acked:
-            raise PeerError(name_of(number, backend_channel=True), "sent", f"{lacking!r} was negotiated")
+            raise PeerError(
+                name_of(number, backend_channel=True), "sent", f"needs {lacking.name}, which was not negotiated"
+            )
         if request is BackendRequest.CONFIG_CHANGE_MSG:
             self.config_changes += 1
             return True

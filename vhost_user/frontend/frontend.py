@@ -122,7 +122,7 @@ class Frontend:
         ask, tell = self.requests.ask, self.requests.tell
         self.offered = ask(FrontendRequest.GET_FEATURES, U64).value
         if lacking := self._required & ~self.offered:
-            raise PeerError("features", f"{self.offered:#x}", f"bits {lacking:#x} are offered", "use another daemon")
+            raise PeerError("features", f"{self.offered:#x}", f"needs bits {lacking:#x} too", "use another daemon")
         self.features = self.offered & self._wanted & ~F_LOG_ALL
         if self.offered & F_PROTOCOL_FEATURES:
             self.features |= F_PROTOCOL_FEATURES
@@ -132,7 +132,7 @@ class Frontend:
             tell(FrontendRequest.SET_PROTOCOL_FEATURES, U64(int(acked)))
             self.requests.acked = acked
         if self.features & VIRTIO_F_IOMMU_PLATFORM and not self.has(ProtocolFeature.BACKEND_REQ):
-            raise PeerError("IOMMU_PLATFORM", "offered", "BACKEND_REQ too, to ask for translations", "do without it")
+            raise PeerError("IOMMU_PLATFORM", "offered", "needs BACKEND_REQ, for translations", "do without it")
         if self.has(ProtocolFeature.MQ):
             self.queue_count = ask(FrontendRequest.GET_QUEUE_NUM, U64).value
         if self.has(ProtocolFeature.BACKEND_REQ):
@@ -160,7 +160,7 @@ class Frontend:
         with self.requests.ending.call():
             if index not in self.vrings:
                 if self.queue_count is not None and index >= self.queue_count:
-                    raise PeerError("ring", index, f"the back end has {self.queue_count}")
+                    raise PeerError("ring", index, f"has to be one of the back end's {self.queue_count}")
                 vring = FrontendVring(index, self.requests, self.regions, features=lambda: self.features)
                 vring.iommu = self.iommu if self.features & VIRTIO_F_IOMMU_PLATFORM else None
                 if self.vrings.setdefault(index, vring) is not vring:  # another thread asked for it as well
@@ -203,7 +203,7 @@ class Frontend:
         question = Config(offset, CONFIG_WRITABLE, bytes(size))
         data = self.requests.ask(FrontendRequest.GET_CONFIG, Config, question).data
         if len(data) != size:
-            raise PeerError("GET_CONFIG", f"{len(data)} bytes", f"the {size} bytes that were asked for")
+            raise PeerError("GET_CONFIG", f"{len(data)} bytes", f"has to answer the {size} bytes that were asked for")
         return data
 
     def set_config(self, offset: int, data: bytes, *, migration: bool = False) -> None:
@@ -249,7 +249,7 @@ class Frontend:
     def _require_suspended(self) -> None:
         self._require(ProtocolFeature.DEVICE_STATE)
         if started := [vring.index for vring in tuple(self.vrings.values()) if vring.started]:
-            raise UsageError("rings", started, "all are stopped while state is transferred", "stop them first")
+            raise UsageError("rings", started, "have to be stopped while state is transferred", "stop them first")
 
     # What outlives the back end, and what follows it.
 
@@ -306,8 +306,8 @@ class Frontend:
         self._negotiate()
         features, acked = self._in_use
         if (features, acked) != (self.features, self.requests.acked):
-            limit = f"the features {features:#x} and {acked!r} that are in use"
-            raise PeerError("features", f"{self.features:#x}, {self.requests.acked!r}", limit)
+            limit = f"have to be those that are in use, {features:#x} and {acked.name}"
+            raise PeerError("features", f"{self.features:#x} and {self.requests.acked.name}", limit)
         self._inflight.send()
         self.regions.share_again()
         self._logging.send_again()
@@ -344,5 +344,7 @@ def accept(listener: socket.socket, *, timeout: float) -> Connection:
     try:
         sock, _ = listener.accept()
     except OSError as error:
-        raise HostError("socket", str(listener.getsockname()), f"a daemon connects within {timeout:g} s") from error
+        raise HostError(
+            "socket", str(listener.getsockname()), f"a daemon has to connect within {timeout:g} s"
+        ) from error
     return Connection(sock, "daemon")

@@ -21,7 +21,7 @@ class KeptInflight:
         question = Inflight(ByteCount(0), HostOffset(0), num_queues, queue_size)
         area, fds = self._requests.ask_for_fds(FrontendRequest.GET_INFLIGHT_FD, Inflight, question)
         if not fds:
-            raise Refused("GET_INFLIGHT_FD", "no descriptor", "the area's memory comes with the reply")
+            raise Refused("GET_INFLIGHT_FD", "no descriptor", "the area's memory has to come with the reply")
         self.close()
         self._buffer = fds[0], Inflight(area.mmap_size, area.mmap_offset, num_queues, queue_size)
         self.send()

@@ -79,9 +79,11 @@ class Iommu:
         """
         with self._requests.lock:
             if size < 1 or not 0 <= iova <= U64_MAX - (size - 1):
-                raise UsageError("iova", f"{iova:#x}+{size:#x}", "1 byte or more, that end at 2**64 or before")
+                raise UsageError(
+                    "iova", f"{iova:#x}+{size:#x}", "has to be 1 byte or more, that end at 2**64 or before"
+                )
             if permission is IotlbPermission.NO_ACCESS:
-                raise UsageError("permission", permission.name, "some access", "leave it unmapped")
+                raise UsageError("permission", permission.name, "has to be some access", "leave it unmapped")
             at = bisect_right(self._starts, iova)
             for start in self._starts[max(at - 1, 0) : at + 1]:
                 other = self._mappings[start]
@@ -102,7 +104,7 @@ class Iommu:
         """
         with self._requests.lock:
             if self._mappings.get(mapping.iova) != mapping:
-                raise UsageError("mapping", f"{mapping.iova:#x}+{mapping.size:#x}", "one that map() returned")
+                raise UsageError("mapping", f"{mapping.iova:#x}+{mapping.size:#x}", "has to be one that map() returned")
             del self._mappings[mapping.iova]
             del self._starts[bisect_left(self._starts, mapping.iova)]
             if self.active and self._requests.connected:
@@ -113,14 +115,14 @@ class Iommu:
         """The guest address that an IOVA stands for. UsageError where it is not mapped."""
         mapping = self._find(iova)
         if mapping is None:
-            raise UsageError("iova", f"{iova:#x}", "an address that is mapped", "map it first")
+            raise UsageError("iova", f"{iova:#x}", "has to be an address that is mapped", "map it first")
         return GuestAddress(mapping.guest_address + iova - mapping.iova)
 
     def serve(self, payload: Payload, _: list[OwnedFd]) -> bool:
         """The channel's handler: answer a miss by an update; False for one that has no answer."""
         assert isinstance(payload, Iotlb)
         if not self.active or payload.type is not IotlbType.MISS:
-            raise PeerError("IOTLB_MSG", payload.type.name, "MISS, where IOMMU_PLATFORM was negotiated")
+            raise PeerError("IOTLB_MSG", payload.type.name, "has to be MISS, where IOMMU_PLATFORM was negotiated")
         mapping = self._find(payload.iova)
         if mapping is None or payload.perm & ~mapping.permission:
             self.invalid_misses += 1

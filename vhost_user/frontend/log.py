@@ -135,7 +135,7 @@ class DirtyLogging:
 
     def _present(self) -> SharedLog:
         if self._log is None:
-            raise UsageError("log", "none", "logging began", "call start_logging() first")
+            raise UsageError("log", "none", "logging has to have begun", "call start_logging() first")
         return self._log
 
     def stop(self) -> set[int]:

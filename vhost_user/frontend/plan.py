@@ -35,7 +35,7 @@ class HotplugRegion:
         if not is_power_of_two(self.block_size):
             raise UsageError(f"{self.name} block_size", self.block_size, "must be a power of two")
         if self.size <= 0 or self.size % self.block_size:
-            limit = f"one block of {format_size(self.block_size)} or more, and whole ones"
+            limit = f"has to be one block of {format_size(self.block_size)} or more, and whole ones"
             raise UsageError(f"{self.name} size", self.size, limit)
 
 
@@ -83,7 +83,7 @@ class SlotPlan:
         for each in self.slots:
             if each.region.name == name:
                 return each.size
-        raise UsageError("region", name, "a region of the plan")
+        raise UsageError("region", name, "has to be a region of the plan")
 
     def __str__(self) -> str:
         return "; ".join((f"{self.count} of {self.limit} regions", *map(str, self.slots)))
@@ -97,7 +97,7 @@ def plan_slots(max_slots: int, others: int, hotplug: Iterable[HotplugRegion], *,
     """
     regions = tuple(hotplug)
     if max_slots < others + len(regions):
-        limit = f"the back end takes {max_slots} at most"
+        limit = f"has to be at most {max_slots}, as the back end takes no more"
         raise UsageError("regions", others + len(regions), limit, "share fewer zones, or use another back end")
     slots = [SlotSize(region, _whole(region) if whole else region.block_size) for region in regions]
     while others + sum(each.count for each in slots) > max_slots:

@@ -80,12 +80,12 @@ class Postcopy:
         """How many faults were answered by a page."""
         _, fds = self._requests.ask_for_fds(FrontendRequest.POSTCOPY_ADVISE, Empty)
         if not fds:
-            raise Refused("POSTCOPY_ADVISE", "no descriptor", "the back end opens a userfaultfd", "allow it to")
+            raise Refused("POSTCOPY_ADVISE", "no descriptor", "the back end has to open a userfaultfd", "allow it to")
         self._uffd = fds[0]
         target = str(Path(f"/proc/self/fd/{self._uffd.fileno()}").readlink())
         if target != _USERFAULTFD:
             self._uffd.close()
-            raise PeerError("POSTCOPY_ADVISE", target, "a userfaultfd comes with the answer")
+            raise PeerError("POSTCOPY_ADVISE", target, "has to be a userfaultfd")
 
     def fileno(self) -> int:
         """The userfaultfd, for a selector: `serve()` when it can be read."""
@@ -105,7 +105,9 @@ class Postcopy:
         """
         new, requests = tuple(regions), self._requests
         if not requests.postcopy or len(self._frontend.regions):
-            raise UsageError("regions", len(self._frontend.regions), "are shared once, after listen()", "listen first")
+            raise UsageError(
+                "regions", len(self._frontend.regions), "have to be shared once, after listen()", "listen first"
+            )
         pages = [_page_size(region) for region in new]
         with requests.lock:
             table = MemoryTable(tuple(region.wire for region in new))
@@ -121,7 +123,7 @@ class Postcopy:
     def _addresses(self, new: tuple[SharedRegion, ...], sent: MemoryTable, answer: MemoryTable) -> list[HostAddress]:
         keys = [[(wire.guest_address, wire.size) for wire in table.regions] for table in (sent, answer)]
         if keys[0] != keys[1]:
-            raise PeerError("SET_MEM_TABLE", answer, "the reply has the regions that were sent, in the same order")
+            raise PeerError("SET_MEM_TABLE", answer, "has to have the regions that were sent, in the same order")
         if new and answer == sent:
             return _look_up(self._pid, new)
         return _checked(new, answer)
@@ -136,7 +138,9 @@ class Postcopy:
                 try:
                     fault = _native.fault_take(self.fileno())
                 except OSError as error:
-                    raise PeerError("userfaultfd", os.strerror(error.errno or 0), "tells of page faults") from error
+                    raise PeerError(
+                        "userfaultfd", os.strerror(error.errno or 0), "has to tell of page faults"
+                    ) from error
                 if fault is None:
                     return
                 self._answer(fault)
@@ -144,7 +148,7 @@ class Postcopy:
     def _answer(self, address: int) -> None:
         base = next((base for base in self._bases if 0 <= address - base.address < base.region.size), None)
         if base is None:
-            raise PeerError("page fault", f"{address:#x}", "lies in a region that is shared")
+            raise PeerError("page fault", f"{address:#x}", "has to lie in a region that is shared")
         region, start, page_size = base
         page_address = address - address % page_size
         page = self._page(region, HostOffset(page_address - start), page_size)
@@ -160,7 +164,7 @@ class Postcopy:
     def _wait_with(self, address: int) -> None:
         """Its process changes its mappings just now: tried again at the next `serve()`."""
         if len(self._waiting) == _WAITING_AT_MOST:
-            raise PeerError("page faults", _WAITING_AT_MOST, "wait at most", "close the connection")
+            raise PeerError("page faults", _WAITING_AT_MOST, "may wait at most", "close the connection")
         self._waiting.append(address)
 
     def end(self) -> None:
@@ -187,7 +191,7 @@ class Postcopy:
 def _page_size(region: SharedRegion) -> ByteCount:
     size = page_size_of(region.fd)
     if region.offset % size or region.size % size:
-        raise UsageError("region", region, f"consists of whole pages of {size} bytes of its file")
+        raise UsageError("region", region, f"has to consist of whole pages of {size} bytes of its file")
     return size
 
 
@@ -197,12 +201,12 @@ def _checked(regions: tuple[SharedRegion, ...], answer: MemoryTable) -> list[Hos
     for region, base in zip(regions, bases, strict=True):
         page_size = _page_size(region)
         if (base - region.offset) % page_size or base + region.size - 1 > U64_MAX:
-            limit = f"a mapping's, by pages of {page_size}, of {region.size:#x} bytes"
+            limit = f"has to be a mapping's, by pages of {page_size}, of {region.size:#x} bytes"
             raise PeerError("SET_MEM_TABLE address", f"{base:#x}", limit)
     spans = sorted((base, base + region.size) for region, base in zip(regions, bases, strict=True))
     for (_, end), (start, _) in pairwise(spans):
         if end > start:
-            raise PeerError("SET_MEM_TABLE address", f"{start:#x}", "no part of another region's mapping")
+            raise PeerError("SET_MEM_TABLE address", f"{start:#x}", "may be no part of another region's mapping")
     return bases
 
 
@@ -213,7 +217,7 @@ def _look_up(pid: int | None, regions: tuple[SharedRegion, ...]) -> list[HostAdd
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError as error:
-        limit = f"the back end's, which process {pid} doesn't show"
+        limit = f"the back end's are needed, which process {pid} doesn't show"
         raise Refused("SET_MEM_TABLE", "our own addresses", limit) from error
     return [_find(lines, region) for region in regions]
 
@@ -227,4 +231,4 @@ def _find(lines: list[str], region: SharedRegion) -> HostAddress:
         first = int(offset, 16)
         if (device, inode) == file and first <= region.offset and region.offset + region.size <= first + end - start:
             return HostAddress(start + region.offset - first)
-    raise Refused("SET_MEM_TABLE", "our own addresses", f"the back end maps the region {region}")
+    raise Refused("SET_MEM_TABLE", "our own addresses", f"the back end has to map the region {region}")

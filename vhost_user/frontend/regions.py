@@ -189,7 +189,7 @@ class SharedRegions:
                 old = tuple(dict.fromkeys(old))
             for region in old:
                 if region not in self:
-                    raise UsageError("region", region, "a region that is shared")
+                    raise UsageError("region", region, "has to be a region that is shared")
             try:
                 if old:
                     self._tell(FrontendRequest.REM_MEM_REG, old)
@@ -217,7 +217,7 @@ class SharedRegions:
         """Tell the back end what comes, as ADD_MEM_REG would, or goes, as REM_MEM_REG would. If it raises, it has what
         it had, or is gone, or was given up."""
         if self._requests.postcopy:
-            raise HostError("regions", len(self), "none comes or goes while pages are to come", "end postcopy first")
+            raise HostError("regions", len(self), "none may come or go while pages are to come", "end postcopy first")
         if self.by_region:
             self._tell_each(request, regions)
             return
@@ -278,12 +278,14 @@ class SharedRegions:
     def _check_count(self, count: int) -> None:
         if count > self.slots:
             remedy = "share fewer and larger regions"
-            raise HostError("regions", count, f"the back end takes {self.slots} at most", remedy)
+            raise HostError("regions", count, f"has to be at most {self.slots}, as the back end takes no more", remedy)
 
     def _region_of(self, address: int, size: int) -> SharedRegion:
         region = self._by_guest.overlapping(address, size)
         if region is None or address < region.guest_address or address + size > region.end:
-            raise UsageError("guest address", f"{address:#x}+{size:#x}", "lies in one shared region", "share it first")
+            raise UsageError(
+                "guest address", f"{address:#x}+{size:#x}", "has to lie in one shared region", "share it first"
+            )
         return region
 
     def to_user(self, address: int, size: int) -> UserAddress:

@@ -227,7 +227,7 @@ class Requests:
         received = self._receive(connection)
         try:
             if not received.reply or received.request != spec.request:
-                raise PeerError("reply", name_of(received.request), f"the reply to {spec.name}")
+                raise PeerError("reply", name_of(received.request), f"has to be the reply to {spec.name}")
             if spec.reply is Reply.ACK and received.body == _SUCCESS and not received.fds:
                 return None
             return decode_reply(spec, received.body, len(received.fds)), received.fds
@@ -239,7 +239,7 @@ class Requests:
         deadline, late = time.monotonic() + self.timeout, False
         while (received := connection.receive_beside(self.watched, deadline)) is None:
             if late:
-                raise TimedOut(self._name, "silent", f"answers within {self.timeout:g} s")
+                raise TimedOut(self._name, "silent", f"has to answer within {self.timeout:g} s")
             self._look_after((), 0.0)
             # Who always has something for us to look after may not have us wait for ever.
             late = time.monotonic() >= deadline

@@ -63,18 +63,25 @@ def _read_all(requests: Requests, channel: _Channel, limit: int, deadline: float
     state = bytearray()
     while True:
         if not requests.wait_readable(channel.fileno(), deadline - time.monotonic()):
-            raise TimedOut("device state", f"{len(state)} bytes", "comes whole within the time given")
+            raise TimedOut("device state", f"{len(state)} bytes", "has to come whole within the time given")
         try:
             piece = channel.read()
         except BlockingIOError:
             continue
         except ConnectionResetError:
-            raise PeerError("device state", f"{len(state)} bytes", "ends by a close, and not by a reset") from None
+            raise PeerError(
+                "device state", f"{len(state)} bytes", "has to end by a close, and not by a reset"
+            ) from None
         if not piece:
             return bytes(state)
         state += piece
         if len(state) > limit:
-            raise PeerError("device state", f"more than {limit} bytes", "the limit that was given", "set a higher one")
+            raise PeerError(
+                "device state",
+                f"more than {limit} bytes",
+                "has to be within the limit that was given",
+                "set a higher one",
+            )
 
 
 def _write_all(channel: _Channel, state: bytes, deadline: float) -> None:
@@ -84,7 +91,7 @@ def _write_all(channel: _Channel, state: bytes, deadline: float) -> None:
     while rest:
         left = deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise TimedOut("device state", f"{len(rest)} bytes left", "is read within the time given")
+            raise TimedOut("device state", f"{len(rest)} bytes left", "has to be read within the time given")
         try:
             rest = rest[channel.write(rest[:_PIECE]) :]
         except BlockingIOError:
@@ -96,7 +103,7 @@ def _write_all(channel: _Channel, state: bytes, deadline: float) -> None:
 def _check(requests: Requests) -> None:
     code = requests.ask(FrontendRequest.CHECK_DEVICE_STATE, U64).value
     if code:
-        raise Refused("CHECK_DEVICE_STATE", code, "the back end could transfer all of it, and use it")
+        raise Refused("CHECK_DEVICE_STATE", code, "the back end could not transfer all of it, or not use it")
 
 
 class _Channel(Protocol):

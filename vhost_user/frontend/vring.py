@@ -54,7 +54,7 @@ class FrontendVring:
         negotiated, split or packed; Refused where the back end doesn't take it.
         """
         if self.started:
-            raise UsageError("ring", self.index, "is not started", "stop it first")
+            raise UsageError("ring", self.index, "has to be stopped before it is started", "stop it first")
         packed = bool(self._features() & VIRTIO_F_RING_PACKED)
         if isinstance(layout, PackedLayout) is not packed:
             kind, acked = ("PackedLayout", "was acked") if packed else ("SplitLayout", "was not acked")
@@ -104,7 +104,7 @@ class FrontendVring:
         """Have the back end complete what it has of the ring, and stop; returns where it goes on, for `start()`."""
         answer = self._requests.ask(FrontendRequest.GET_VRING_BASE, VringState, VringState(self.index, 0))
         if answer.index != self.index:
-            raise PeerError("GET_VRING_BASE", answer.index, f"answers for ring {self.index}")
+            raise PeerError("GET_VRING_BASE", answer.index, f"has to answer for ring {self.index}")
         self.started = False
         self.base = answer.num
         return answer.num

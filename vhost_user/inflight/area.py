@@ -113,9 +113,11 @@ class InflightArea(ABC):
     def _check_layout(self, layout: Layout, kind: type[LayoutT]) -> LayoutT:
         """The layout, if it is one that the area can be for."""
         if not isinstance(layout, kind):
-            raise UsageError("inflight", type(self).__name__, f"an area for a {type(layout).__name__}")
+            raise UsageError("inflight", type(self).__name__, f"has to be an area for a {type(layout).__name__}")
         if layout.size > self.entries:
-            raise PeerError("inflight queue_size", self.entries, f"the {layout.size} entries of the ring or more")
+            raise PeerError(
+                "inflight queue_size", self.entries, f"has to be the {layout.size} entries of the ring or more"
+            )
         return layout
 
     def _copy(self) -> memoryview | None:
@@ -125,11 +127,15 @@ class InflightArea(ABC):
         if words[_VERSION] == 0:
             return None
         if words[_VERSION] != VERSION:
-            raise PeerError("inflight version", words[_VERSION], f"0 or {VERSION}", "share a new buffer")
+            raise PeerError("inflight version", words[_VERSION], f"has to be 0 or {VERSION}", "share a new buffer")
         if features := copy[:8].cast("Q")[0]:
-            raise PeerError("inflight features", f"{features:#x}", "0: none are defined", "share a new buffer")
+            raise PeerError(
+                "inflight features", f"{features:#x}", "has to be 0: none are defined", "share a new buffer"
+            )
         if words[_DESC_NUM] != self.entries:
-            raise PeerError("inflight desc_num", words[_DESC_NUM], f"the queue size of the buffer, {self.entries}")
+            raise PeerError(
+                "inflight desc_num", words[_DESC_NUM], f"has to be the queue size of the buffer, {self.entries}"
+            )
         return copy
 
     def _clear(self) -> None:

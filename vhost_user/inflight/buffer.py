@@ -77,15 +77,15 @@ class InflightBuffer:
         """
         size = _check_counts(num_queues, queue_size, packed)
         if mmap_size < size:
-            raise PeerError("inflight mmap_size", mmap_size, f"{size} bytes or more for {num_queues} queues")
+            raise PeerError("inflight mmap_size", mmap_size, f"has to be {size} bytes or more for {num_queues} queues")
         if mmap_offset % _OFFSET_ALIGNMENT:
-            raise PeerError("inflight mmap_offset", mmap_offset, f"a multiple of {_OFFSET_ALIGNMENT}")
+            raise PeerError("inflight mmap_offset", mmap_offset, f"has to be a multiple of {_OFFSET_ALIGNMENT}")
         return cls(Window("inflight", fd, mmap_size, mmap_offset), num_queues, queue_size, packed=packed)
 
     def queue(self, index: int) -> SplitInflight | PackedInflight:
         """The area of queue `index`, always the same object. Raises UsageError for a queue that the buffer has not."""
         if not 0 <= index < self.num_queues:
-            raise UsageError("queue", index, f"one of the buffer's {self.num_queues}")
+            raise UsageError("queue", index, f"has to be one of the buffer's {self.num_queues}")
         if index not in self._areas:
             kind = PackedInflight if self.packed else SplitInflight
             size = kind.shape.size(self.queue_size)
@@ -108,9 +108,9 @@ class InflightBuffer:
 def _check_counts(num_queues: int, queue_size: int, packed: bool) -> int:
     """The bytes that the areas need, which are one behind the other."""
     if not 1 <= num_queues <= MAX_QUEUES:
-        raise PeerError("inflight num_queues", num_queues, f"1 to {MAX_QUEUES}")
+        raise PeerError("inflight num_queues", num_queues, f"has to be 1 to {MAX_QUEUES}")
     if not 1 <= queue_size <= MAX_QUEUE_SIZE:
-        raise PeerError("inflight queue_size", queue_size, f"1 to {MAX_QUEUE_SIZE}")
+        raise PeerError("inflight queue_size", queue_size, f"has to be 1 to {MAX_QUEUE_SIZE}")
     size = area_size(queue_size, packed)
     assert size % ALIGNMENT == 0
     return num_queues * size

@@ -235,7 +235,9 @@ class _Left:
                 slots += entry.num
                 found.append((entry.counter, Retake(head, descriptors), entry.num))
         if len(gone) < len(self.entries) or slots > self._size:
-            limit = f"all {len(self.entries)} entries, and chains of at most the ring's {self._size} descriptors"
+            limit = (
+                f"have to be all {len(self.entries)} entries, and chains of at most the ring's {self._size} descriptors"
+            )
             raise corrupt("entries", f"{len(gone)} free or in flight, {slots} in chains", limit)
         return found
 

@@ -120,7 +120,7 @@ class SplitInflight(InflightArea):
 def _batch(entries: list[tuple[int, int, int]], head: int, length: int, size: int) -> set[int]:
     """The heads in the list that begins at `head`. A descriptor is used once in a batch, so no two are the same."""
     if length > size:
-        limit = f"at most the ring's {size} descriptors behind its idx"
+        limit = f"has to be at most the ring's {size} descriptors behind its idx"
         raise corrupt("used_idx", f"{length} behind", limit)
     found: set[int] = set()
     while len(found) < length:

@@ -51,7 +51,7 @@ class Header:
         Raises PeerError for another version of the protocol, and for a payload larger than any message has.
         """
         if len(data) != HEADER.size:
-            raise PeerError("header", f"{len(data)} bytes", f"{HEADER.size} bytes")
+            raise PeerError("header", f"{len(data)} bytes", f"has to be {HEADER.size} bytes")
         header = Header(*HEADER.unpack(data))
         header.check()
         return header
@@ -59,6 +59,6 @@ class Header:
     def check(self) -> None:
         """Raise PeerError for a header that can't be, as `decode` does. The C core's `good_header` says the same."""
         if self.version != VERSION:
-            raise PeerError("version", self.version, f"this is version {VERSION} of the protocol")
+            raise PeerError("version", self.version, f"has to be {VERSION}, that of the protocol")
         if self.size > MAX_PAYLOAD:
-            raise PeerError("size", self.size, f"no payload has more than {MAX_PAYLOAD} bytes")
+            raise PeerError("size", self.size, f"has to be at most {MAX_PAYLOAD}, the bytes of the largest payload")

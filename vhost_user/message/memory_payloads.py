@@ -110,7 +110,12 @@ class MemoryTable(Payload):
     def encode(self) -> bytes:
         """The count, then the regions. Raises UsageError for more than eight of them."""
         if len(self.regions) > MAX_REGIONS:
-            raise UsageError("regions", len(self.regions), f"a table has {MAX_REGIONS} slots", "use ADD_MEM_REG")
+            raise UsageError(
+                "regions",
+                len(self.regions),
+                f"has to be at most {MAX_REGIONS}, the slots of a table",
+                "use ADD_MEM_REG",
+            )
         regions = (_encode_region(self.region_type, region) for region in self.regions)
         return pack(self, self.head, len(self.regions)) + b"".join(regions)
 
@@ -121,11 +126,11 @@ class MemoryTable(Payload):
             raise wrong_size(cls, data, f"at least {cls.head.size}")
         (count,) = cls.head.unpack_from(data)
         if count > MAX_REGIONS:
-            raise PeerError("num regions", count, f"a table has {MAX_REGIONS} slots")
+            raise PeerError("num regions", count, f"has to be at most {MAX_REGIONS}, the slots of a table")
         slot = cls.region_type.max_size()
         end = cls.head.size + count * slot
         if len(data) not in {end, cls.max_size()}:
-            limit = f"{count} regions have {end} bytes, or {cls.max_size()} with all slots"
+            limit = f"has to be {end} bytes for {count} regions, or {cls.max_size()} with all slots"
             raise PeerError("size", len(data), limit)
         return cls(tuple(cls.region_type.decode(data[at : at + slot]) for at in range(cls.head.size, end, slot)))
 
@@ -139,7 +144,9 @@ class XenMemoryTable(MemoryTable):
 
 def _encode_region(kind: type[MemoryRegion], region: MemoryRegion) -> bytes:
     if type(region) is not kind:
-        raise UsageError("region", region, f"a {kind.__name__}", "XEN_MMAP decides which kind a connection has")
+        raise UsageError(
+            "region", region, f"has to be a {kind.__name__}", "XEN_MMAP decides which kind a connection has"
+        )
     return region.encode()
 
 
@@ -255,7 +262,7 @@ class ShmemConfig(Payload):
         """The number of regions that there are, then all sizes. Raises UsageError unless there are 256."""
         if len(self.sizes) != SHMEM_REGIONS:
             raise UsageError(
-                "sizes", len(self.sizes), f"one for each of {SHMEM_REGIONS} ids, 0 where there is no region"
+                "sizes", len(self.sizes), f"have to be one for each of {SHMEM_REGIONS} ids, 0 where there is no region"
             )
         return pack(self, self.layout, self._count(), *self.sizes)
 
@@ -267,7 +274,7 @@ class ShmemConfig(Payload):
         count, *sizes = cls.layout.unpack(data)
         config = cls(tuple(sizes))
         if count != config._count():
-            raise PeerError("num regions", count, f"the number of sizes above 0, {config._count()}")
+            raise PeerError("num regions", count, f"has to be the number of sizes above 0, {config._count()}")
         return config
 
     def _count(self) -> int:

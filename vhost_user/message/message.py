@@ -22,9 +22,9 @@ def encode_message(request: int, payload: bytes, *, reply: bool = False, need_re
     MAX_PAYLOAD bytes.
     """
     if reply and need_reply:
-        raise UsageError("need_reply", need_reply, "a reply is not answered", "set one of the two")
+        raise UsageError("need_reply", need_reply, "may not be set in a reply", "set one of the two")
     if len(payload) > MAX_PAYLOAD:
-        raise UsageError("payload", len(payload), f"at most {MAX_PAYLOAD} bytes")
+        raise UsageError("payload", len(payload), f"has to be at most {MAX_PAYLOAD} bytes")
     flags = VERSION | (REPLY if reply else 0) | (NEED_REPLY if need_reply else 0)
     return HEADER.pack(request, flags, len(payload)) + payload
 
@@ -52,5 +52,5 @@ def _decode(kind: type[Payload], fds: tuple[int, int], body: bytes, fd_count: in
     fewest, most = (payload.fd_bounds or fds) if fds[1] else fds
     if not fewest <= fd_count <= most:
         limit = f"{most}" if fewest == most else f"{fewest} or {most}"
-        raise PeerError("descriptors", fd_count, f"{limit} with this message")
+        raise PeerError("descriptors", fd_count, f"has to be {limit} with this message")
     return payload

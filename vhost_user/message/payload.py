@@ -121,7 +121,7 @@ class Tailed(Fixed):
     def encode(self) -> bytes:
         """The fields, packed, and zeros up to `wire_size`."""
         if self.wire_size not in {self.layout.size, self.max_size()}:
-            raise UsageError("wire_size", self.wire_size, f"{self.layout.size} or {self.max_size()}")
+            raise UsageError("wire_size", self.wire_size, f"has to be {self.layout.size} or {self.max_size()}")
         return super().encode().ljust(self.wire_size, b"\0")
 
     @classmethod
@@ -146,24 +146,25 @@ def pack(payload: Payload, layout: struct.Struct, *values: int) -> bytes:
 
 
 def _too_large(payload: Payload, error: struct.error) -> UsageError:
-    return UsageError("payload", payload, f"each value fits its field: {error}")
+    return UsageError("payload", payload, f"each value has to fit its field: {error}")
 
 
 def wrong_size(kind: type[Payload], data: bytes, limit: str) -> PeerError:
     """The refusal of `data`, whose size is none that a payload of this kind has."""
-    return PeerError("size", len(data), f"a {kind.__name__} has {limit} bytes")
+    wanted = "0, as there is no payload" if limit == "0" else f"{limit}, the bytes of a {kind.__name__}"
+    return PeerError("size", len(data), f"has to be {wanted}")
 
 
 def check_end(field: str, start: int, size: int) -> None:
     """Raise PeerError for a range whose end is beyond 2**64."""
     if start + size - 1 > U64_MAX:
-        raise PeerError(field, f"{start:#x}+{size:#x}", "a range ends at 2**64 or before")
+        raise PeerError(field, f"{start:#x}+{size:#x}", "has to end at 2**64 or before")
 
 
 def check_not_empty(field: str, size: int) -> None:
     """Raise PeerError for a size of 0 where nothing can be meant by it."""
     if size == 0:
-        raise PeerError(field, size, "at least one byte")
+        raise PeerError(field, size, "has to be at least one byte")
 
 
 def member(kind: type[_Member], field: str, value: int) -> _Member:
@@ -172,4 +173,4 @@ def member(kind: type[_Member], field: str, value: int) -> _Member:
         return kind(value)
     except ValueError:
         names = ", ".join(f"{each.value} ({each.name})" for each in kind)
-        raise PeerError(field, value, f"one of {names}") from None
+        raise PeerError(field, value, f"has to be one of {names}") from None

@@ -38,7 +38,7 @@ class MacAddress(Fixed):
 
     def _values(self) -> tuple[bytes]:
         if len(self.address) != 6:
-            raise UsageError("address", self.address.hex(":"), "six bytes")
+            raise UsageError("address", self.address.hex(":"), "has to be six bytes")
         return (self.address,)
 
 
@@ -65,7 +65,9 @@ class Config(Payload):
     def encode(self) -> bytes:
         """Offset, size and flags, then the data. Raises UsageError for data longer than MAX_CONFIG_SIZE."""
         if len(self.data) > MAX_CONFIG_SIZE:
-            raise UsageError("data", len(self.data), f"at most {MAX_CONFIG_SIZE} bytes", "take several messages")
+            raise UsageError(
+                "data", len(self.data), f"has to be at most {MAX_CONFIG_SIZE} bytes", "take several messages"
+            )
         return pack(self, self.head, self.offset, len(self.data), self.flags) + self.data
 
     @classmethod
@@ -75,9 +77,9 @@ class Config(Payload):
             raise wrong_size(cls, data, f"{cls.head.size} to {cls.max_size()}")
         offset, size, flags = cls.head.unpack_from(data)
         if size != len(data) - cls.head.size:
-            raise PeerError("config size", size, f"the size of the data behind, {len(data) - cls.head.size}")
+            raise PeerError("config size", size, f"has to be the size of the data behind, {len(data) - cls.head.size}")
         if offset + size > 1 << 32:
-            raise PeerError("offset", f"{offset:#x}+{size:#x}", "a range ends at 2**32 or before")
+            raise PeerError("offset", f"{offset:#x}+{size:#x}", "has to end at 2**32 or before")
         return cls(offset, flags, bytes(data[cls.head.size :]))
 
 
@@ -130,7 +132,7 @@ class DeviceStateReply(Fixed):
 
     def _values(self) -> tuple[int]:
         if not 0 <= self.error <= 0xFF:
-            raise UsageError("error", self.error, "0 to 255")
+            raise UsageError("error", self.error, "has to be 0 to 255")
         return (self.error | (NO_FD if self.no_fd else 0),)
 
     @classmethod
@@ -156,7 +158,7 @@ class Opaque(Payload):
     def encode(self) -> bytes:
         """The bytes. Raises UsageError for more than MAX_OPAQUE_SIZE."""
         if len(self.data) > MAX_OPAQUE_SIZE:
-            raise UsageError("data", len(self.data), f"at most {MAX_OPAQUE_SIZE} bytes")
+            raise UsageError("data", len(self.data), f"has to be at most {MAX_OPAQUE_SIZE} bytes")
         return self.data
 
     @classmethod

@@ -240,7 +240,7 @@ def spec_of(
     Raises PeerError for a number that the document doesn't have. Whether what it needs was negotiated is not looked at.
     """
     if (spec := specs_of(acked, backend_channel=backend_channel, postcopy=postcopy).get(request)) is None:
-        raise PeerError("request", request, "a request that the protocol has")
+        raise PeerError("request", request, "has to be a request that the protocol has")
     return spec
 
 

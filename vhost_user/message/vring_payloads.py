@@ -104,13 +104,17 @@ class VringArea(Fixed):
 
 def _join(index: int, no_fd: bool) -> int:
     if not 0 <= index <= VRING_INDEX_MASK:
-        raise UsageError("index", index, f"this message has room for indices up to {VRING_INDEX_MASK}")
+        raise UsageError("index", index, f"has to be at most {VRING_INDEX_MASK}, which this message has room for")
     return index | (NO_FD if no_fd else 0)
 
 
 def _cut(value: int) -> tuple[int, bool]:
     if value & ~(VRING_INDEX_MASK | NO_FD):
-        raise PeerError("u64", f"{value:#x}", "bits 0-7 have the ring's index, bit 8 the flag, the others nothing")
+        raise PeerError(
+            "u64",
+            f"{value:#x}",
+            "has to have the ring's index in bits 0-7, the flag in bit 8, and nothing in the others",
+        )
     return value & VRING_INDEX_MASK, bool(value & NO_FD)
 
 
@@ -124,13 +128,15 @@ class SplitBase:
     def from_num(cls, num: int) -> Self:
         """The base that a vring state's number is. Raises PeerError unless its upper 16 bits are zero, as they must."""
         if not 0 <= num < 1 << 16:
-            raise PeerError("num", f"{num:#x}", "a split ring's base has 16 bits, and 16 zero bits above them")
+            raise PeerError(
+                "num", f"{num:#x}", "has to be 16 bits, as a split ring's base, and 16 zero bits above them"
+            )
         return cls(num)
 
     def to_num(self) -> int:
         """The number for a vring state. Raises UsageError for an index of more than 16 bits."""
         if not 0 <= self.avail < 1 << 16:
-            raise UsageError("avail", self.avail, "a split ring's index has 16 bits")
+            raise UsageError("avail", self.avail, "has to have 16 bits, as a split ring's index")
         return self.avail
 
 
@@ -147,12 +153,12 @@ class PackedBase:
     def from_num(cls, num: int) -> Self:
         """The base that a vring state's number is. Raises PeerError for a number of more than 32 bits."""
         if not 0 <= num < 1 << 32:
-            raise PeerError("num", f"{num:#x}", "a packed ring's base has 32 bits")
+            raise PeerError("num", f"{num:#x}", "has to have 32 bits, as a packed ring's base")
         return cls(num & 0x7FFF, bool(num & 0x8000), num >> 16 & 0x7FFF, bool(num & 0x80000000))
 
     def to_num(self) -> int:
         """The number for a vring state. Raises UsageError for an index of more than 15 bits."""
         for field, index in (("next_avail", self.next_avail), ("next_used", self.next_used)):
             if not 0 <= index < 1 << 15:
-                raise UsageError(field, index, "a packed ring's index has 15 bits")
+                raise UsageError(field, index, "has to have 15 bits, as a packed ring's index")
         return self.next_avail | self.avail_wrap << 15 | self.next_used << 16 | self.used_wrap << 31

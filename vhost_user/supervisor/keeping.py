@@ -33,7 +33,7 @@ class Keeping:
         except (EOFError, PeerError) as error:
             self._control.close()
             self._kept.close()
-            raise HostError("supervisor", str(error), "tells a worker what it keeps") from error
+            raise HostError("supervisor", str(error), "has to tell a worker what it keeps") from error
 
     def _receive_kept(self) -> bool:
         while True:
@@ -47,7 +47,7 @@ class Keeping:
                 case Kind.KEPT_ALL, [first]:
                     return first != b"\0"
                 case _:
-                    raise PeerError("packet", packet.kind.name, "what is kept")
+                    raise PeerError("packet", packet.kind.name, "has to be what is kept")
 
     @property
     def bytes(self) -> dict[str, Data]:

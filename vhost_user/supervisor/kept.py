@@ -53,7 +53,9 @@ class Kept:
             check_name(name, others)
             total = len(data) + sum(map(len, others.values()))
             if len(data) > MAX_BYTES or total > MAX_ALL_BYTES:
-                raise PeerError(name, len(data), f"at most {MAX_BYTES} bytes, and {MAX_ALL_BYTES} of all names")
+                raise PeerError(
+                    name, len(data), f"has to be at most {MAX_BYTES} bytes, and {MAX_ALL_BYTES} of all names"
+                )
         self.bytes.pop(name, None)
         self._book.drop(BYTES + name.encode())
         if not data:
@@ -64,11 +66,11 @@ class Kept:
     def put_part(self, name: str, part: bytes, *, last: bool) -> None:
         """Take a part of bytes; nothing changes before the last one."""
         if self._parts and name != self._name:
-            raise PeerError("name", name, f"the rest of {self._name}")
+            raise PeerError("name", name, f"has to be the rest of {self._name}")
         self._name = name
         self._parts.append(part)
         if sum(map(len, self._parts)) > MAX_BYTES or len(self._parts) > MAX_PARTS:
-            raise PeerError(name, "more", f"at most {MAX_BYTES} bytes, in {MAX_PARTS} parts")
+            raise PeerError(name, "more", f"has to be at most {MAX_BYTES} bytes, in {MAX_PARTS} parts")
         if last:
             data = b"".join(self._parts)
             self.forget_parts()
@@ -119,7 +121,7 @@ class Kept:
 def check_name(name: str, others: Mapping[str, object]) -> None:
     """PeerError where one more name can't be kept."""
     if not 1 <= len(name.encode()) <= MAX_NAME or len(others) >= MAX_NAMES:
-        raise PeerError("name", name, f"1 to {MAX_NAME} bytes, and at most {MAX_NAMES} names")
+        raise PeerError("name", name, f"has to be 1 to {MAX_NAME} bytes, and at most {MAX_NAMES} names")
 
 
 class Entry(NamedTuple):
@@ -159,7 +161,7 @@ class Journal:
             made = {key: _entry(data, references, left) for key, (data, references) in changes.items()}
             added = sum(entry is not None and key not in self._entries for key, entry in made.items())
             if len(self._entries) + added > MAX_ENTRIES:
-                raise PeerError("journal", len(self._entries) + added, f"at most {MAX_ENTRIES} entries")
+                raise PeerError("journal", len(self._entries) + added, f"has to be at most {MAX_ENTRIES} entries")
         except BaseException:
             close_all((*current, *new))
             raise
@@ -191,27 +193,29 @@ _Pool = dict[tuple[Source, bytes, int], OwnedFd]
 
 def _threes(fields: Sequence[bytes]) -> Iterable[tuple[bytes, bytes, bytes]]:
     if len(fields) % 3:
-        raise PeerError("changes", len(fields), "a key, data and references of each")
+        raise PeerError("changes", len(fields), "have to be a key, data and references of each")
     for at in range(0, len(fields), 3):
         key, data, references = fields[at : at + 3]
         unpack(KEY, key)
         if len(data) > MAX_ENTRY:
-            raise PeerError("entry", len(data), f"at most {MAX_ENTRY} bytes")
+            raise PeerError("entry", len(data), f"has to be at most {MAX_ENTRY} bytes")
         yield key, data, references
 
 
 def _entry(data: bytes, references: bytes, left: _Pool) -> Entry | None:
     """The entry; its descriptors are taken from those that are `left`."""
     if len(references) % FD_REF.size:
-        raise PeerError("references", len(references), f"{FD_REF.size} bytes each")
+        raise PeerError("references", len(references), f"have to be {FD_REF.size} bytes each")
     if len(references) > MAX_PACKET_FDS * FD_REF.size:  # a packet brings them to the next worker
-        raise PeerError("references", len(references) // FD_REF.size, f"at most {MAX_PACKET_FDS} descriptors")
+        raise PeerError(
+            "references", len(references) // FD_REF.size, f"have to be at most {MAX_PACKET_FDS} descriptors"
+        )
     if references and not data:
-        raise PeerError("references", len(references), "none where an entry is to be forgotten")
+        raise PeerError("references", len(references), "have to be none where an entry is to be forgotten")
     fds = []
     for number, key, index in FD_REF.iter_unpack(references):
         try:
             fds.append(left.pop((Source(number), key if number == Source.KEPT else b"", index)))
         except (KeyError, ValueError):
-            raise PeerError("reference", (number, key, index), "a descriptor that is there, once") from None
+            raise PeerError("reference", (number, key, index), "has to be a descriptor that is there, once") from None
     return Entry(data, tuple(fds)) if data else None

@@ -90,7 +90,7 @@ def decode(data: bytes) -> Iterator[tuple[bytes, Entry | None]]:
 
 def damaged(field: str, value: object) -> HostError:
     """What a ledger is that was not written by this code."""
-    return HostError(f"ledger {field}", value, "what this version writes", "start the service anew")
+    return HostError(f"ledger {field}", value, "has to be what this version writes", "start the service anew")
 
 
 class LedgerFiles:

@@ -32,5 +32,7 @@ def most_fds_each(book: Book, nb_listeners: int) -> int:
     stored = (book.most_fds - SPARE_STORED) // nb_listeners - SPARE_STORED_EACH
     if stored < FEWEST_STORED:
         need = SPARE_STORED + nb_listeners * (SPARE_STORED_EACH + FEWEST_STORED)
-        raise UsageError("FileDescriptorStoreMax", book.most_fds, f"at least {need} for {nb_listeners} sockets")
+        raise UsageError(
+            "FileDescriptorStoreMax", book.most_fds, f"has to be at least {need} for {nb_listeners} sockets"
+        )
     return min(most, stored)

@@ -152,14 +152,14 @@ def decode(data: bytes, fds: list[OwnedFd]) -> Packet:
             at += length
     except (IndexError, ValueError, struct.error) as error:
         close_all(fds)
-        raise PeerError("packet", data[:32], "a kind, and fields with their lengths") from error
+        raise PeerError("packet", data[:32], "has to be a kind, and fields with their lengths") from error
     return Packet(kind, fields, fds)
 
 
 def unpack(form: struct.Struct, field: bytes) -> tuple[int, ...]:
     """A field's numbers. PeerError for another size."""
     if len(field) != form.size:
-        raise PeerError("field", field[:32], f"{form.size} bytes")
+        raise PeerError("field", field[:32], f"has to be {form.size} bytes")
     return form.unpack(field)
 
 
@@ -175,7 +175,7 @@ def receive(sock: socket.socket, *, wait: bool = False) -> Packet | None:
     fds = received_fds(ancillary)
     if told & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
         close_all(fds)
-        size, limit = f"{len(data)} bytes, {len(fds)} descriptors", "as large as there is room for"
+        size, limit = f"{len(data)} bytes, {len(fds)} descriptors", "has to be as large as there is room for"
         if told & socket.MSG_TRUNC:
             raise PeerError("packet", size, limit)
         error = FdsLost("packet", size, limit)

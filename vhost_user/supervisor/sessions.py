@@ -157,7 +157,7 @@ class Sessions:
     def handle(self, packet: Packet) -> None:
         """A packet of the worker. PeerError for what it can't say."""
         if not packet.fields:
-            raise PeerError(packet.kind.name, "no fields", "says which session it is about")
+            raise PeerError(packet.kind.name, "no fields", "has to say which session it is about")
         match packet.kind:
             case Kind.DONE:
                 self._done(packet)
@@ -170,11 +170,11 @@ class Sessions:
             case Kind.ENDED:
                 self._forget(self._get(*unpack(SESSION, packet.fields[0])))
             case _:
-                raise PeerError("packet", packet.kind.name, "one that a worker sends")
+                raise PeerError("packet", packet.kind.name, "has to be one that a worker sends")
 
     def _get(self, number: int) -> FrontEnd:
         if number not in self._all:
-            raise PeerError("session", number, "one that is open")
+            raise PeerError("session", number, "has to be one that is open")
         return self._all[number]
 
     @staticmethod
@@ -191,7 +191,9 @@ class Sessions:
             return
         current = front_end.current
         if current is None or current.number != message or len(packet.fields) < 2 or reply_fds > len(packet.fds):
-            raise PeerError("DONE", (message, len(packet.fields), reply_fds), "the message in hand, and its reply")
+            raise PeerError(
+                "DONE", (message, len(packet.fields), reply_fds), "has to be the message in hand, and its reply"
+            )
         _, reply, *changes = packet.fields
         fds, current_fds = self._book.keep(packet.fds), current.fds
         packet.fds.clear()

@@ -344,4 +344,4 @@ def _text(name: bytes) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError as error:
-        raise PeerError("name", name, "UTF-8") from error
+        raise PeerError("name", name, "has to be UTF-8") from error

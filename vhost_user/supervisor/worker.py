@@ -99,7 +99,9 @@ class Worker(Keeping):
         """The supervisor that started this process. UsageError where none did."""
         number = os.environ.pop(ENVIRONMENT, "")
         if not number.isdigit():
-            raise UsageError(ENVIRONMENT, number or "not set", "set by a supervisor", "don't start a worker by hand")
+            raise UsageError(
+                ENVIRONMENT, number or "not set", "has to be set by a supervisor", "don't start a worker by hand"
+            )
         os.set_inheritable(int(number), False)
         return cls.adopt(socket.socket(fileno=int(number)))
 
@@ -110,7 +112,7 @@ class Worker(Keeping):
         _native.die_with_parent()
         if os.getppid() != pid:
             control.close()
-            raise UsageError("supervisor", pid, "the parent of this process", "start workers by a supervisor")
+            raise UsageError("supervisor", pid, "has to be the parent of this process", "start workers by a supervisor")
         return cls(control)
 
     # Serving.
@@ -121,7 +123,7 @@ class Worker(Keeping):
         UsageError for a second device of a name.
         """
         if name in self._endpoints:
-            raise UsageError("attach", name, "one device for a listener")
+            raise UsageError("attach", name, "may be one device for a listener")
         endpoint = HandedEndpoint(server, device, name, self)
         server.add(endpoint)
         self._endpoints[name] = endpoint

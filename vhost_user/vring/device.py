@@ -141,9 +141,9 @@ class DeviceQueue(ABC):
         Raises UsageError for a chain that is not in flight on this queue, or a length beyond its writable part.
         """
         if chain.owner is not self:
-            raise UsageError("chain", chain.id, "was popped from this queue, and is pushed once")
+            raise UsageError("chain", chain.id, "has to be popped from this queue, and to be pushed once")
         if not 0 <= written <= chain.writable:
-            raise UsageError("written", written, f"0 to the {chain.writable} bytes of the writable part")
+            raise UsageError("written", written, f"has to be 0 to the {chain.writable} bytes of the writable part")
         if self._alone:
             if self.logging is not None:
                 chain.mark_views(self.logging)
@@ -281,7 +281,9 @@ class DeviceQueue(ABC):
 
     def _failure(self, result: int) -> PeerError:
         if result == _native.RING_UNMAPPED:
-            return PeerError("ring", self.layout, "each part lies in one region of guest memory", "share it again")
+            return PeerError(
+                "ring", self.layout, "each part has to lie in one region of guest memory", "share it again"
+            )
         assert result == _native.RING_BROKEN and self.broken
         return self.broken
 
@@ -313,7 +315,9 @@ class DeviceQueue(ABC):
 def check_in_flight(in_flight: int, size: int) -> None:
     """Raise PeerError where a device would have more of the ring than there is."""
     if in_flight > size:
-        raise PeerError("next_avail", f"{in_flight} ahead of next_used", f"at most the {size} entries of the queue")
+        raise PeerError(
+            "next_avail", f"{in_flight} ahead of next_used", f"has to be at most the {size} entries of the queue"
+        )
 
 
 def slots_between(start: tuple[int, bool], end: tuple[int, bool], size: int) -> int:

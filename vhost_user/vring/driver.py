@@ -78,12 +78,12 @@ class DriverQueue(ABC):
         elements += [Element(*buffer, WRITE) for buffer in writable]
         room = sum(element.length for element in elements[readables:])
         if not elements:
-            raise UsageError("buffers", "none", "a chain has at least one")
+            raise UsageError("buffers", "none", "a chain has to have at least one")
         if indirect_table is not None:
             table = self._indirect(elements)
             elements = [Element(indirect_table, len(table), INDIRECT)]
         if len(elements) > self.free:
-            limit = f"{self.free} of {self.size} descriptors are free"
+            limit = f"have to be at most the {self.free} of {self.size} that are free"
             raise QueueFull("descriptors", len(elements), limit, "wait for get_used()")
         if indirect_table is not None:
             self._memory.write(indirect_table, table)

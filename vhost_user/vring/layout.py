@@ -43,7 +43,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_QUEUE_SIZE:
-            raise PeerError("size", self.size, f"a queue has 1 to {MAX_QUEUE_SIZE} entries")
+            raise PeerError("size", self.size, f"has to be 1 to {MAX_QUEUE_SIZE} entries")
 
     @classmethod
     def place(cls, size: int, at: GuestAddress) -> Self:
@@ -71,14 +71,14 @@ class Layout:
         """Raise PeerError for a part that is not aligned."""
         for name, (address, _, alignment) in self.areas.items():
             if address % alignment:
-                raise PeerError(name, f"{address:#x}", f"a multiple of {alignment}")
+                raise PeerError(name, f"{address:#x}", f"has to be a multiple of {alignment}")
 
     def check(self, memory: GuestMemory) -> None:
         """Raise PeerError for a part that is not aligned, or not within one region of `memory`."""
         self.check_alignment()
         for name, (address, size, alignment) in self.areas.items():
             if not memory.contiguous(address, size, alignment):
-                limit = f"all {size} bytes lie in one region, at a multiple of {alignment} in host memory too"
+                limit = f"all {size} bytes have to lie in one region, at a multiple of {alignment} in host memory too"
                 raise PeerError(name, f"{address:#x}", limit)
 
 
@@ -96,7 +96,7 @@ class SplitLayout(Layout):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not is_power_of_two(self.size):
-            raise PeerError("size", self.size, "a split queue's size is a power of two")
+            raise PeerError("size", self.size, "has to be a power of two, as the queue is a split one")
 
 
 @dataclass(frozen=True)

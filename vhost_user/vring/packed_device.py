@@ -43,7 +43,7 @@ class PackedQueue(BatchedQueue):
         layout = PackedLayout(size, desc, driver, device)
         for field, value in (("next_avail", next_avail), ("next_used", next_used)):
             if not 0 <= value < size:
-                raise PeerError(field, value, f"a slot of the ring, 0 to {size - 1}")
+                raise PeerError(field, value, f"has to be a slot of the ring, 0 to {size - 1}")
         avail, used = (next_avail, avail_wrap), (next_used, used_wrap)
         if inflight is None:
             check_in_flight(slots_between(used, avail, size), size)

@@ -46,7 +46,7 @@ class SplitQueue(BatchedQueue):
         layout = SplitLayout(size, desc, avail, used)
         for field, value in (("next_avail", next_avail), ("next_used", next_used)):
             if not 0 <= value < 2**16:
-                raise PeerError(field, value, "a 16-bit index")
+                raise PeerError(field, value, "has to be a 16-bit index")
         if inflight is None:
             check_in_flight((next_avail - next_used) % 2**16, size)
         super().__init__(

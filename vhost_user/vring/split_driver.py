@@ -57,7 +57,7 @@ class SplitDriver(DriverQueue):
         idx = self._memory.load16(self._used_idx)
         waiting = (idx - self._next_used) % 2**16
         if waiting > len(self._posted):
-            limit = f"at most the {len(self._posted)} chains in flight beyond {self._next_used}"
+            limit = f"has to be at most the {len(self._posted)} chains in flight beyond {self._next_used}"
             raise RingBroken("used.idx", idx, limit, "reset the device")
         if not waiting:
             return None

@@ -105,9 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
                 return _show_replays([replay(target, script) for script in scripts])
             return _judge(target, arguments)
     except TargetFailure as failure:
-        return _not_judged(arguments.target, failure.what)
+        return _not_judged(f"{arguments.target}: {failure.what}")
     except FieldError as error:
-        return _not_judged(arguments.target, str(error))
+        # One about the argument has the target in it.
+        return _not_judged(str(error) if error.field == "target" else f"{arguments.target}: {error}")
 
 
 def _judge(target: Target, arguments: argparse.Namespace) -> int:
@@ -131,9 +132,9 @@ def _judge(target: Target, arguments: argparse.Namespace) -> int:
     return judgement.status
 
 
-def _not_judged(target: str, why: str) -> int:
+def _not_judged(why: str) -> int:
     line = printable(" ".join(why.split()))
-    sys.stderr.write(f"virtio-mem conformance: {printable(target)}: {line}\n")
+    sys.stderr.write(f"virtio-mem conformance: {line}\n")
     return NOT_JUDGED
 
 
