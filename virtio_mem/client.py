@@ -103,7 +103,7 @@ class Client:
         self.path = os.fspath(path)
         self.timeout = timeout
         if not 0 < len(os.fsencode(self.path)) <= _LONGEST_PATH or "\0" in self.path:
-            limit = f"the path of a unix socket has 1 to {_LONGEST_PATH} bytes"
+            limit = f"has to be 1 to {_LONGEST_PATH} bytes, as the path of a unix socket"
             raise UsageError("--api-socket", self.path, limit, "give a shorter one, such as one below /run")
 
     # What the API has.

@@ -116,7 +116,7 @@ class Machine:
         if not memory:
             raise UsageError("shared", "off", "a guest in another process needs shared memory", "add shared=on")
         if len(fds) > MAX_FDS:
-            limit = f"at most {MAX_FDS} file descriptors in one message to the guest, of which this needs {len(fds)}"
+            limit = f"may take at most {MAX_FDS} file descriptors in one message to the guest, and need {len(fds)}"
             raise UsageError("zones", len(self.manager.zones), limit, "have fewer zones")
         self._link_taken = True
         description = json.dumps({"memory": memory, "devices": devices}).encode()

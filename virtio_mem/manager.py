@@ -94,7 +94,7 @@ class MemoryManager:
         Raises UsageError, and changes nothing, as `resize` does, and for a zone that doesn't exist.
         """
         if zone_id not in self.zones:
-            raise UsageError("zone", zone_id, f"one of {', '.join(self.zones)}", "name a zone that there is")
+            raise UsageError("zone", zone_id, f"has to be one of {', '.join(self.zones)}", "name a zone that there is")
         self._resize(self.zones[zone_id], size, f"zone {zone_id} size")
 
     @staticmethod
@@ -226,7 +226,7 @@ def _check_files(zones: Iterable[Zone]) -> None:
 
 def _block_size(zone: Zone, block_size: int | None) -> ByteCount:
     if block_size is not None and block_size < zone.page_size:
-        limit = f"at least the page size of zone {zone.spec.id}, {format_size(zone.page_size)}"
+        limit = f"has to be at least the page size of zone {zone.spec.id}, {format_size(zone.page_size)}"
         raise UsageError("block_size", block_size, limit, "choose larger blocks or smaller pages")
     return default_block_size(zone.page_size) if block_size is None else ByteCount(block_size)
 

@@ -43,7 +43,7 @@ class MmioBus:
     def add(self, base: GuestAddress, device: Registers) -> None:
         """Place `device`'s registers at `base`, a multiple of REGISTER_SPACE that is still free."""
         if base % REGISTER_SPACE or base in self._devices:
-            raise UsageError("base", hex(base), f"a free multiple of {REGISTER_SPACE:#x}", "choose another")
+            raise UsageError("base", hex(base), f"has to be a free multiple of {REGISTER_SPACE:#x}", "choose another")
         self._devices[base] = device
 
     def read(self, addr: int, size: int = 4) -> int:
@@ -69,10 +69,10 @@ class MmioBus:
         if not message:
             return False
         if len(message) != _ACCESS.size:
-            raise PeerError("register access", f"{len(message)} bytes", f"a datagram of {_ACCESS.size} bytes")
+            raise PeerError("register access", f"{len(message)} bytes", f"has to be a datagram of {_ACCESS.size} bytes")
         kind, size, addr, value = _ACCESS.unpack(message)
         if kind not in (_READ, _WRITE) or size not in _SIZES:
-            raise PeerError("register access", f"kind {kind}, size {size}", "kind 0 or 1, size 1, 2, 4 or 8")
+            raise PeerError("register access", f"kind {kind}, size {size}", "has to be kind 0 or 1, size 1, 2, 4 or 8")
         if kind == _WRITE:
             self.write(addr, value, size)
         answer = _VALUE.pack(self.read(addr, size) if kind == _READ else 0)
@@ -82,7 +82,7 @@ class MmioBus:
             return False
         except BlockingIOError:
             raise PeerError(
-                "register access", "answers left unread", "each answer read before the next access"
+                "register access", "answers left unread", "each answer has to be read before the next access"
             ) from None
         return True
 
@@ -106,5 +106,7 @@ class RemoteRegisters:
         self._link.send(_ACCESS.pack(kind, size, self._base + offset, value))
         answer = self._link.recv(_VALUE.size)
         if len(answer) != _VALUE.size:
-            raise PeerError("register access", f"{len(answer)} bytes", "an answer of 8 bytes: the machine is gone")
+            raise PeerError(
+                "register access", f"{len(answer)} bytes", "has to be an answer of 8 bytes: the machine is gone"
+            )
         return int(_VALUE.unpack(answer)[0])

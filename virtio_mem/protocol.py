@@ -83,7 +83,7 @@ class Request(NamedTuple):
     def decode(cls, data: bytes | memoryview) -> Request:
         """The request in the first 24 bytes of `data`; padding and what follows are ignored. PeerError if shorter."""
         if len(data) < REQUEST_SIZE:
-            raise PeerError("request length", len(data), f"at least {REQUEST_SIZE} bytes")
+            raise PeerError("request length", len(data), f"has to be at least {REQUEST_SIZE} bytes")
         type_, addr, nb_blocks = _REQUEST.unpack_from(data)
         return cls(type_, GuestAddress(addr), nb_blocks)
 
@@ -107,14 +107,14 @@ class Response(NamedTuple):
         The state of anything but an ACK is not looked at (section "STATE request", driver requirements).
         """
         if len(data) < RESPONSE_SIZE:
-            raise PeerError("response length", len(data), f"at least {RESPONSE_SIZE} bytes")
+            raise PeerError("response length", len(data), f"has to be at least {RESPONSE_SIZE} bytes")
         type_, state = _RESPONSE.unpack_from(data)
         if type_ > max(ResponseType):
-            raise PeerError("response type", type_, "one of 0 (ACK) to 3 (ERROR)")
+            raise PeerError("response type", type_, "has to be one of 0 (ACK) to 3 (ERROR)")
         if type_ != ResponseType.ACK:
             return cls(ResponseType(type_))
         if state > max(BlockState):
-            raise PeerError("state type", state, "one of 0 (PLUGGED) to 2 (MIXED)")
+            raise PeerError("state type", state, "has to be one of 0 (PLUGGED) to 2 (MIXED)")
         return cls(ResponseType(type_), BlockState(state))
 
 
@@ -137,5 +137,5 @@ class ConfigSpace(NamedTuple):
     def decode(cls, data: bytes) -> ConfigSpace:
         """The configuration space in the first 56 bytes of `data`. PeerError if shorter."""
         if len(data) < CONFIG_SIZE:
-            raise PeerError("configuration space length", len(data), f"at least {CONFIG_SIZE} bytes")
+            raise PeerError("configuration space length", len(data), f"has to be at least {CONFIG_SIZE} bytes")
         return cls(*_CONFIG.unpack_from(data))

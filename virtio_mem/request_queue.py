@@ -25,10 +25,10 @@ class Progress(NamedTuple):
 def read_request(chain: Chain) -> Request:
     """The request that a chain holds. PeerError, its field the reason to count, for a chain that can't be served."""
     if chain.readable < REQUEST_SIZE:
-        limit = f"{REQUEST_SIZE} bytes or more to read"
+        limit = f"has to be {REQUEST_SIZE} bytes or more to read"
         raise PeerError("request_too_short", chain.readable, limit)
     if chain.writable < RESPONSE_SIZE:
-        limit = f"{RESPONSE_SIZE} bytes or more to write"
+        limit = f"has to be {RESPONSE_SIZE} bytes or more to write"
         raise PeerError("no_room_for_response", chain.writable, limit)
     try:
         return Request.decode(chain.read(0, REQUEST_SIZE))

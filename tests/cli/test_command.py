@@ -64,8 +64,8 @@ def test_the_example_in_the_help_works(name: str, machine: Machine, tmp_path: Pa
 def test_no_subcommand_is_a_mistake() -> None:
     assert run().returncode == 2
     assert run("explode").stderr == (
-        "virtio-mem: SUBCOMMAND=explode: one of serve, boot, info, resize, resize-zone, map, watch, conformance; "
-        "see virtio-mem --help\n"
+        "virtio-mem: SUBCOMMAND=explode: has to be one of serve, boot, info, resize, resize-zone, map, watch, "
+        "conformance; see virtio-mem --help\n"
     )
 
 
@@ -85,22 +85,30 @@ def test_a_server_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "status", "error"),
     [
-        (["info", "--api-socket", "x" * 108], 2, "the path of a unix socket has 1 to 107 bytes"),
-        (["info", "--api-socket", ""], 2, "the path of a unix socket has 1 to 107 bytes"),
+        (["info", "--api-socket", "x" * 108], 2, ": has to be 1 to 107 bytes, as the path of a unix socket"),
+        (["info", "--api-socket", ""], 2, ": has to be 1 to 107 bytes, as the path of a unix socket"),
         (["info", "--api-socket", "/dev/null"], 1, "ECONNREFUSED"),
         (["info"], 2, "required: --api-socket; see virtio-mem info --help"),
         (["info", "--json", "more", "--api-socket", "a"], 2, "unrecognized arguments: more"),
         (["resize", "--api-socket", "a", "1g"], 2, "SIZE=1g: a size is a whole number with at most one suffix"),
         (["resize", "--api-socket", "a", "-1"], 2, "SIZE"),
         (["resize", "--api-socket", "a", "99999999999999999999T"], 2, "a size is at most 2**64 - 1 bytes"),
-        (["resize", "--api-socket", "a", "1G", "--wait", "soon"], 2, "--wait=soon: a number of seconds"),
-        (["resize", "--api-socket", "a", "1G", "--wait", "nan"], 2, "--wait=nan: a number of seconds"),
-        (["map", "--api-socket", "a", "--width", "20"], 2, "--width=20: a number of columns from 21 to 1000"),
-        (["map", "--api-socket", "a", "--width", "²"], 2, "--width=²: a number of columns"),
-        (["map", "--api-socket", "a", "--width", "00000010000000"], 2, "--width=00000010000000: a number of columns"),
+        (["resize", "--api-socket", "a", "1G", "--wait", "soon"], 2, "--wait=soon: has to be a number of seconds"),
+        (["resize", "--api-socket", "a", "1G", "--wait", "nan"], 2, "--wait=nan: has to be a number of seconds"),
+        (["map", "--api-socket", "a", "--width", "20"], 2, "--width=20: has to be a number of columns from 21 to 1000"),
+        (["map", "--api-socket", "a", "--width", "²"], 2, "--width=²: has to be a number of columns"),
+        (
+            ["map", "--api-socket", "a", "--width", "00000010000000"],
+            2,
+            "--width=00000010000000: has to be a number of columns",
+        ),
         (["map", "--api-socket", "a", "--output", "map.gif"], 2, "ends in .svg or .png; name it map.svg"),
         (["serve", "--zone", "id=a\udcff,socket=s,addr=4G,hotplug_size=2M"], 2, r"=a\udcff: must be text: surrogates"),
-        (["watch", "--api-socket", "a", "--interval", "0"], 2, "--interval=0: a number of seconds from 0.05 to 3600"),
+        (
+            ["watch", "--api-socket", "a", "--interval", "0"],
+            2,
+            "--interval=0: has to be a number of seconds from 0.05 to 3600",
+        ),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

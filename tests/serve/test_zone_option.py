@@ -100,7 +100,7 @@ def test_at_least_one_zone_is_served() -> None:
 def test_a_service_has_so_many_zones_at_most() -> None:
     zones = [other(id=f"mem{n}", socket=f"/tmp/{n}.sock", addr=f"{4 + 2 * n}G") for n in range(MAX_ZONES + 1)]
     check_together(zones[1:])
-    with pytest.raises(UsageError, match="121 zones: at most 120"):
+    with pytest.raises(UsageError, match="121 zones: have to be at most 120"):
         check_together(zones)
 
 

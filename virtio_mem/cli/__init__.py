@@ -150,7 +150,7 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in SUBCOMMANDS:
-        raise UsageError("SUBCOMMAND", name, f"one of {', '.join(SUBCOMMANDS)}", "see virtio-mem --help")
+        raise UsageError("SUBCOMMAND", name, f"has to be one of {', '.join(SUBCOMMANDS)}", "see virtio-mem --help")
     module = importlib.import_module(f"virtio_mem.cli.{SUBCOMMANDS[name].module}")
     parser = Parser(
         prog=f"virtio-mem {name}",

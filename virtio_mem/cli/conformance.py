@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_path(path)
     scripts = parse_script(_read(arguments.replay)) if arguments.replay else []
     if arguments.replay and not any(script.steps for script in scripts):
-        raise UsageError("replay", str(arguments.replay), "a file of sequences: there is none in it")
+        raise UsageError("replay", str(arguments.replay), "has to be a file of sequences: there is none in it")
     try:
         with in_order(), parse_target(arguments.target) as target:
             if arguments.replay:
@@ -142,7 +142,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("replay", str(path), f"a file of sequences: {error}") from error
+        raise UsageError("replay", str(path), f"has to be a file of sequences: {error}") from error
 
 
 def _show_replays(replays: list[Replay]) -> int:

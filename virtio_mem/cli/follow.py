@@ -106,7 +106,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds <= 10**9:
-        raise UsageError("--wait", text, "a number of seconds, from 0 to 1000000000", "write it like --wait 60")
+        raise UsageError(
+            "--wait", text, "has to be a number of seconds, from 0 to 1000000000", "write it like --wait 60"
+        )
     return seconds
 
 

@@ -38,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     width = None if arguments.width is None else _width(arguments.width)
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.suffix not in FORMATS:
-        raise UsageError("--output", output, f"a file whose name ends in {' or '.join(FORMATS)}", "name it map.svg")
+        raise UsageError(
+            "--output", output, f"has to be a file whose name ends in {' or '.join(FORMATS)}", "name it map.svg"
+        )
     if output is not None and not output.parent.is_dir():
         raise UsageError("--output", output, f"{output.parent} is no directory", "choose another place")
     client = Client(arguments.api_socket)
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _width(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 9) or not _LEAST_WIDTH <= int(text) <= _MOST_WIDTH:
-        limit = f"a number of columns from {_LEAST_WIDTH} to {_MOST_WIDTH}"
+        limit = f"has to be a number of columns from {_LEAST_WIDTH} to {_MOST_WIDTH}"
         raise UsageError("--width", text, limit, "leave it out for the terminal's width")
     return int(text)
 

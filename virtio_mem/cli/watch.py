@@ -57,7 +57,7 @@ def _interval(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not _LEAST_INTERVAL <= seconds <= _MOST_INTERVAL:
-        limit = f"a number of seconds from {_LEAST_INTERVAL} to {_MOST_INTERVAL}"
+        limit = f"has to be a number of seconds from {_LEAST_INTERVAL} to {_MOST_INTERVAL}"
         raise UsageError("--interval", text, limit, "write it like --interval 0.5")
     return seconds
 

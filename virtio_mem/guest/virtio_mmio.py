@@ -67,7 +67,7 @@ class MmioDevice:
             words = [self._registers.read(Register.CONFIG + offset) for offset in range(0, CONFIG_SIZE, 4)]
             if self._registers.read(Register.CONFIG_GENERATION) == generation:
                 return ConfigSpace.decode(b"".join(word.to_bytes(4, "little") for word in words))
-        raise PeerError("ConfigGeneration", "always another", f"the same within {_MAX_CONFIG_READS} reads")
+        raise PeerError("ConfigGeneration", "always another", f"has to be the same within {_MAX_CONFIG_READS} reads")
 
     def request(self, request: Request) -> Response:
         """Send one request, and wait for its response."""
@@ -82,7 +82,7 @@ class MmioDevice:
             self.acknowledge()
         _, length = used
         if length < RESPONSE_SIZE:
-            raise PeerError("used length", length, f"a response of {RESPONSE_SIZE} bytes")
+            raise PeerError("used length", length, f"has to be a response of {RESPONSE_SIZE} bytes")
         return Response.decode(self._memory.read(self._response_at, RESPONSE_SIZE))
 
     def acknowledge(self) -> None:
@@ -94,7 +94,9 @@ class MmioDevice:
             self.config_changed = True
             status = self._registers.read(Register.STATUS)
             if status & Status.NEEDS_RESET:
-                raise PeerError("device status", hex(status), "without DEVICE_NEEDS_RESET", "reset the device")
+                raise PeerError(
+                    "device status", hex(status), "has to be without DEVICE_NEEDS_RESET", "reset the device"
+                )
 
     def reset(self) -> None:
         """Reset the device, and wait until it is."""
@@ -112,7 +114,7 @@ class MmioDevice:
         ):
             value = self._registers.read(register)
             if value != expected:
-                raise PeerError(register.name, hex(value), f"{expected:#x}")
+                raise PeerError(register.name, hex(value), f"has to be {expected:#x}")
 
     def _negotiate(self, wanted: Feature) -> Feature:
         self.reset()
@@ -129,7 +131,7 @@ class MmioDevice:
         self._set_status(Status.FEATURES_OK)
         if not self._registers.read(Register.STATUS) & Status.FEATURES_OK:
             self._set_status(Status.FAILED)
-            raise PeerError("features", hex(features), "a subset that the device accepts")
+            raise PeerError("features", hex(features), "have to be a subset that the device accepts")
         return features
 
     def _set_up_queue(self, at: GuestAddress) -> DriverQueue:
@@ -151,7 +153,7 @@ class MmioDevice:
             self._registers.write(low + 4, area.address >> 32)
         self._registers.write(Register.QUEUE_READY, 1)
         if not self._registers.read(Register.QUEUE_READY):
-            raise PeerError("QueueReady", 0, "1: the device refuses the queue")
+            raise PeerError("QueueReady", 0, "has to be 1: the device refuses the queue")
         return queue
 
     def _set_status(self, bit: Status) -> None:

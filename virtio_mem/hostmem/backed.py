@@ -178,9 +178,9 @@ class BackedMemory(ABC):
 
     def _check(self, offset: HostOffset, size: ByteCount) -> None:
         if self.closed:
-            raise UsageError("memory", "closed", "open until close() is called", "make it anew")
+            raise UsageError("memory", "closed", "has to be open", "make it anew")
         if offset < 0 or size <= 0 or offset + size > self.size or (offset | size) % self.page_size:
-            limit = f"whole pages of {self.page_size} bytes within the part's {self.size} bytes"
+            limit = f"has to be whole pages of {self.page_size} bytes within the part's {self.size} bytes"
             raise UsageError("range", f"{offset:#x}+{size:#x}", limit)
 
     @property

@@ -78,9 +78,11 @@ class ServedZoneOption(Option):
 def check_together(zones: Sequence[ServedZoneOption]) -> None:
     """Raise UsageError unless there is a zone, and not too many, and no two share an id, a socket or an address."""
     if not zones:
-        raise UsageError("--zone", None, "at least one is served", "add --zone id=mem0,socket=PATH,addr=4G,...")
+        raise UsageError("--zone", None, "at least one has to be given", "add --zone id=mem0,socket=PATH,addr=4G,...")
     if len(zones) > MAX_ZONES:
-        raise UsageError("--zone", f"{len(zones)} zones", f"at most {MAX_ZONES}", "start another service for the rest")
+        raise UsageError(
+            "--zone", f"{len(zones)} zones", f"have to be at most {MAX_ZONES}", "start another service for the rest"
+        )
     for key in ("id", "socket"):
         seen: dict[object, ServedZoneOption] = {}
         for zone in zones:
