@@ -221,20 +221,6 @@ def test_what_the_host_keeps_of_what_was_unplugged_is_counted(kept: int | None, 
     assert service.info()["unplugged_bytes"] == 4 * BLOCK
 
 
-@pytest.mark.parametrize("kept", [0, 2 * BLOCK])
-def test_counts_of_bytes_end_where_clients_can_follow(kept: int) -> None:
-    service, _, memory = make_service()
-    service.tally.unplugged_bytes = service.tally.unreturned_bytes = 2**63 - 1 - BLOCK
-    memory.kept = ByteCount(kept)
-    for _ in range(3):
-        ask(service, PLUG, 0, 4)
-        assert ask(service, UNPLUG, 1, 2).type is ACK
-        ask(service, UNPLUG_ALL)
-    info = service.info()
-    expected = 2**63 - 1 if kept else 2**63 - 1 - BLOCK
-    assert (info["unplugged_bytes"], info["unreturned_bytes"]) == (2**63 - 1, expected)
-
-
 def test_the_host_is_asked_about_what_was_plugged_and_about_all_where_that_is_in_many_pieces() -> None:
     script = Script()
     memory = ScriptedMemory(script)
