@@ -40,7 +40,7 @@ HYPOTHESIS_STATEFUL_STEPS = count(quick=30, ci=50, soak=50)
 TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
 
 # Random requests to a device and to its model, on each backing of memory.
-REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
+REQUESTS_PER_BACKING = count(quick=1_500, ci=10_000, soak=100_000)
 
 # Groups of requests that a device decides on together, and another one by one.
 REQUESTS_TOGETHER = count(quick=1_000, ci=10_000, soak=100_000)
@@ -74,7 +74,7 @@ MESSAGES_UNDER_LOAD = count(quick=50, ci=500, soak=5_000)
 QUESTIONS_UNDER_LOAD = count(quick=20, ci=50, soak=500)
 
 # Races of a driver and a device on two processors that go to sleep at the same moment.
-NOTIFICATION_RACES = count(quick=50_000, ci=1_000_000, soak=10_000_000)
+NOTIFICATION_RACES = count(quick=20_000, ci=1_000_000, soak=10_000_000)
 
 # Times that threads fault at once in guarded memory whose file was truncated, on pages of each size.
 GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)
@@ -108,7 +108,7 @@ STEPPED_RINGFULS = count(quick=1, ci=10, soak=100)
 # Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
 # each of which one is killed, of all that there are.
 SUPERVISOR_KILLS = count(quick=10, ci=200, soak=2_000)
-SUPERVISOR_STEPS = count(quick=16, ci=400, soak=4_000)
+SUPERVISOR_STEPS = count(quick=10, ci=400, soak=4_000)
 
 # The same of supervisors, which a service manager starts again; and of `virtio-mem serve`, for each format of ring.
 STORE_KILLS = count(quick=4, ci=40, soak=400)
@@ -142,27 +142,27 @@ ECHOED_FRAMES = count(quick=500, ci=5_000, soak=50_000)
 BOOTS_AFTER_RESET = count(quick=0, ci=1, soak=5)
 
 # Frames that DPDK transmits to our back end, for each format of ring and for each of who connects to whom.
-DPDK_FRAMES = count(quick=100_000, ci=1_000_000, soak=10_000_000)
+DPDK_FRAMES = count(quick=30_000, ci=1_000_000, soak=10_000_000)
 
 # IOTLB entries that a front end sends without need, and pages that a guest unmaps and maps again under a running ring.
 IOTLB_UPDATES = count(quick=3_000, ci=10_000, soak=100_000)
 IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 
 # Attacks on our own back end, chosen at random where they are not all.
-ATTACKS_ON_OUR_BACK_END = count(quick=50, ci=1_000, soak=1_000)
+ATTACKS_ON_OUR_BACK_END = count(quick=25, ci=1_000, soak=1_000)
 
 # The same through a supervisor.
-ATTACKS_ON_SUPERVISED_BACK_END = count(quick=25, ci=300, soak=1_000)
+ATTACKS_ON_SUPERVISED_BACK_END = count(quick=12, ci=300, soak=1_000)
 
 # Attacks on each daemon that we did not write, chosen at random where they are not all. A daemon that crashes is
 # started again each time, and one that hangs is waited for.
-ATTACKS_ON_PEERS = count(quick=25, ci=150, soak=1_000)
+ATTACKS_ON_PEERS = count(quick=12, ci=150, soak=1_000)
 
 # Snapshots of which a file has been changed or cut at random.
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
 
 # Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
-STEPS_KILLED_OF_20 = count(quick=4, ci=10, soak=20)
+STEPS_KILLED_OF_20 = count(quick=3, ci=10, soak=20)
 
 # The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
 TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=5, soak=20)
@@ -221,7 +221,7 @@ RINGS_SENT_ROUND = count(quick=0, ci=2, soak=2)
 CLAUSES_OF_SERVE = count(quick=10, ci=500, soak=500)
 
 # Sequences of moves of host and guest that each of our devices stands before the conformance kit.
-MACHINE_SEQUENCES = count(quick=10, ci=150, soak=1_500)
+MACHINE_SEQUENCES = count(quick=6, ci=150, soak=1_500)
 
 # Kinds of QEMU's device that the conformance kit judges by all that its profile quick has. The second one is QEMU 7.2,
 # for a minute, most of which it waits. Of the sessions in spec-notes/peers.md, those that this one goes through.

@@ -6,13 +6,19 @@
 #include <linux/aio_abi.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "detached.h"
 #include "event_api.h"
+
+enum { NS_PER_S = 1000000000, PATIENCE = 1000000 };
 
 /* One for the process, made at the first signal and kept. The lock is held for two system calls that don't wait. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -58,16 +64,45 @@ static int signal_by_kernel(int fd)
 	return 1;
 }
 
-/* Writes to a duplicate of an eventfd, for as long as its owners like. */
+/* A write to `fd`, a duplicate of an eventfd, which may take as long as its owners like. */
+struct writing {
+	int fd;
+	sem_t done;
+	atomic_int owners;
+};
+
+static void let_go(struct writing *writing)
+{
+	if (atomic_fetch_sub(&writing->owners, 1) == 1)
+		free(writing);
+}
+
 static void *write_one(void *argument)
 {
+	struct writing *writing = argument;
 	uint64_t one = 1;
-	int fd = (intptr_t)argument;
 
-	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
+	while (write(writing->fd, &one, sizeof(one)) < 0 && errno == EINTR)
 		continue;
-	close(fd);
+	close(writing->fd);
+	sem_post(&writing->done);
+	let_go(writing);
 	return NULL;
+}
+
+/* Waits for it, but not for long: this process may be about to end. */
+static void await(struct writing *writing)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += PATIENCE;
+	if (until.tv_nsec >= NS_PER_S) {
+		until.tv_sec++;
+		until.tv_nsec -= NS_PER_S;
+	}
+	while (sem_clockwait(&writing->done, CLOCK_MONOTONIC, &until) && errno == EINTR)
+		continue;
 }
 
 /*
@@ -77,16 +112,25 @@ static void *write_one(void *argument)
 static int signal_by_write(int fd)
 {
 	struct pollfd room = { fd, POLLOUT, 0 };
-	int own;
+	struct writing *writing;
 
 	if (poll(&room, 1, 0) == 0)
 		return 0;
-	own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-	if (own < 0)
-		return -errno;
-	if (!start_detached(write_one, (void *)(intptr_t)own))
-		close(own);
-	return 0;
+	writing = malloc(sizeof(*writing));
+	if (!writing)
+		return -ENOMEM;
+	writing->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	sem_init(&writing->done, 0, 0);
+	atomic_init(&writing->owners, 2);
+	if (writing->fd >= 0 && start_detached(write_one, writing)) {
+		await(writing);
+		let_go(writing);
+		return 0;
+	}
+	if (writing->fd >= 0)
+		close(writing->fd);
+	free(writing);
+	return -EAGAIN;
 }
 
 int vu_event_signal(int fd)
