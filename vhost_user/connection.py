@@ -86,17 +86,14 @@ class _Poll:
 
 class Connection:
     """A connected unix stream socket, taken over. `name` is what errors call it, and `most_fds` how many descriptors a
-    message from the peer may bring. One that is `shared` another process goes on with when this one has closed it.
+    message from the peer may bring.
 
     One thread at a time may receive, and one may send; any may close. After any error but TimedOut on receiving before
     a first byte, only `close()` makes sense: the stream is somewhere within a message.
     """
 
-    def __init__(
-        self, sock: socket.socket, name: str = "connection", *, most_fds: int = MAX_FDS, shared: bool = False
-    ) -> None:
+    def __init__(self, sock: socket.socket, name: str = "connection", *, most_fds: int = MAX_FDS) -> None:
         self.name = name
-        self._shared = shared
         self._most_fds = most_fds
         self._incoming = _native.Incoming(most_fds, MAX_PAYLOAD)
         self._sock = sock
@@ -299,7 +296,7 @@ class Connection:
                     return False
                 try:
                     self._incoming.drop()
-                    close_socket(self._sock, shared=self._shared)
+                    close_socket(self._sock)
                 finally:
                     self._sending.release()
             finally:

@@ -124,11 +124,10 @@ def _require_no_semaphore(fd: int) -> None:
     side rings between any two of ours. A ring that is lost by this is made up for: a vring is looked at on its start.
     """
     told = re.search(r"^eventfd-semaphore:\s*(\d)", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
-    if told is not None and told[1] == "0":
-        return
-    for _ in range(_PROBES):
-        _native.event_signal(fd)
-    if sum(_native.event_take(fd) for _ in range(_PROBES)) == _PROBES:
+    if told is None:
+        for _ in range(_PROBES):
+            _native.event_signal(fd)
+    if told[1] == "1" if told else sum(_native.event_take(fd) for _ in range(_PROBES)) == _PROBES:
         raise PeerError(
             "event fd", "an eventfd with EFD_SEMAPHORE", "has to be an eventfd that is empty when it was read"
         )

@@ -16,7 +16,6 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from contextlib import suppress
 
 from vhost_user.errors import HostError, UsageError
 
@@ -117,13 +116,9 @@ class ReceivedFd(OwnedFd):
             _native.close_received(fd)
 
 
-def close_socket(sock: socket.socket, *, shared: bool = False) -> None:
-    """End a connection, at once, and close our end of it; only the latter where that is `shared` with a process that
-    goes on with it. What the peer sent and nobody read is closed with it: see `ReceivedFd`. Closing twice is allowed.
-    """
-    if not shared:
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+def close_socket(sock: socket.socket) -> None:
+    """Close one that a peer is at the other end of, or one that peers connect to: what they sent and nobody read is
+    closed with it, as a `ReceivedFd` is. Closing twice is allowed."""
     if (fd := sock.detach()) != _CLOSED:
         ReceivedFd(fd).close()
 

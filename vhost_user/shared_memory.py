@@ -51,8 +51,7 @@ ADDRESS_SPACE = 1 << 47
 """Bytes that a process can map, on x86-64 and arm64, unless it asks for more."""
 
 _space = threading.Lock()
-_taken: WeakKeyDictionary[SharedMemory, int] = WeakKeyDictionary()
-"""Bytes that each has mapped."""
+_all: WeakSet[SharedMemory] = WeakSet()
 
 
 class UserSpan(NamedTuple):
@@ -90,8 +89,11 @@ class SharedMemory:
         self._lock = threading.Lock()
         self._size = 0
         """Bytes that were taken of the address space."""
-        self._lingering: WeakSet[object] = WeakSet()
+        self._lingering: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        """Of mappings that views hold, their bytes."""
         self._spans: tuple[bool, list[UserSpan]] | None = None
+        with _space:
+            _all.add(self)
 
     def replace(self, regions_with_fds: Sequence[tuple[MemoryRegion, OwnedFd]]) -> None:
         """Let these be all regions, in a single step (SET_MEM_TABLE)."""
@@ -99,7 +101,7 @@ class SharedMemory:
             with self._lock, ExitStack() as undo:
                 self._check([region for region, _ in regions_with_fds])
                 before, size = self._size, sum(region.size for region, _ in regions_with_fds)
-                self._take(max(before, size))
+                self._take(before + size)
                 undo.callback(self._take, before)
                 mapped: list[Region] = []
                 for region, fd in regions_with_fds:
@@ -231,12 +233,12 @@ class SharedMemory:
     def _take(self, size: int) -> None:
         """Have so many bytes of the address space. HostError where others would be left too few."""
         with _space:
-            others = sum(_taken.values()) - self._size
-            most = (ADDRESS_SPACE - others) * 7 // 8
+            others = sum(each._size + sum(each._lingering.values()) for each in _all if each is not self)
+            most = (ADDRESS_SPACE - others) * 7 // 8 - sum(self._lingering.values())
             if size > max(most, self._size):
                 limit = f"at most {most} in all regions of one front end, beside what others share"
                 raise HostError("size", size, limit, "share less, or serve it in a process of its own")
-            self._size = _taken[self] = size
+            self._size = size
 
     def _check_one(self, region: MemoryRegion) -> None:
         if region.size <= 0:
@@ -287,7 +289,7 @@ class SharedMemory:
         try:
             region.mapping.close()
         except BufferError:
-            self._lingering.add(region.mapping.lifeline)
+            self._lingering[region.mapping.lifeline] = region.size
         if region.file is not None:
             region.file.fd.close()
 

@@ -73,6 +73,15 @@ def queued(front_end: socket.socket, sock: socket.socket) -> None:
         socket.send_fds(front_end, [KICK], [theirs.fileno()])
 
 
+def waiting(front_end: socket.socket, sock: socket.socket) -> None:
+    """Of one that waits for its turn, and goes before it."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(front_end.getpeername())
+        socket.send_fds(other, [KICK], [sock.fileno()])
+        sock.close()
+    front_end.sendall(NO_REQUEST)
+
+
 @contextmanager
 def in_process(path: str) -> Iterator[None]:
     with Server() as server:
@@ -93,7 +102,7 @@ def supervised(path: str) -> Iterator[None]:
             process.kill()
 
 
-@pytest.mark.parametrize("way", [refused, too_many, unread, queued])
+@pytest.mark.parametrize("way", [refused, too_many, unread, queued, waiting])
 @pytest.mark.parametrize("served", [in_process, supervised])
 def test_the_next_front_end_is_served_at_once(
     served: Callable[[str], Iterator[None]], way: Callable[[socket.socket, socket.socket], None], tmp_path: Path
@@ -111,6 +120,19 @@ def test_the_next_front_end_is_served_at_once(
             frontend.regions.share([ram.region])
             start_ring(frontend, ram).echo(b"good")
         ram.close()
+
+
+def test_who_never_had_its_turn_holds_up_nobody(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with lingering() as sock:
+        with in_process(path), socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            for each in (first, second):
+                each.connect(path)
+            socket.send_fds(second, [KICK], [sock.fileno()])
+            sock.close()
+            second.close()
+            began = time.monotonic()
+        assert time.monotonic() - began < LINGER_SECONDS / 2
 
 
 def test_it_is_closed_all_the_same() -> None:

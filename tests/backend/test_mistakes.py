@@ -24,10 +24,13 @@ class Mistaken(Echo):
 
     name = "mistaken"
     error: BaseException | None = None
+    fails_after: int | None = None
 
     def echo(self, chain: Chain) -> int:
         if self.error is not None:
             raise self.error
+        if self.served == self.fails_after:
+            raise ZeroDivisionError
         return super().echo(chain)
 
 
@@ -70,6 +73,20 @@ def test_the_ring_fails_and_the_log_says_so_once(
     assert caplog.records[0].exc_info is not None
     assert caplog.records[0].exc_info[1] is error
     assert device.served == 1
+
+
+def test_what_was_answered_before_is_heard_of(both: Pair, device: Mistaken) -> None:
+    """There is no other call for it."""
+    ring = start_ring(both.frontend, both.ram, enabled=False)
+    while ring.vring.wait(0):
+        pass
+    device.fails_after = 2
+    for each in range(3):
+        ring.send(b"%d" % each)
+    ring.vring.enable()
+    assert ring.vring.failed
+    assert ring.vring.wait(5)
+    assert [ring.driver.get_used() is not None for _ in range(3)] == [True, True, False]
 
 
 def test_it_is_started_anew(both: Pair, device: Mistaken) -> None:

@@ -20,7 +20,7 @@ from vhost_user.mapping import PAGE_SIZE, map_part
 from vhost_user.message import MemoryRegion
 from vhost_user.owned_fd import OwnedFd
 from vhost_user.shared_memory import SharedMemory
-from vhost_user.units import GuestAddress
+from vhost_user.units import ByteCount, GuestAddress, HostOffset
 
 TOP = 2**64
 PAGES = 4
@@ -213,6 +213,24 @@ def sparse(size: int) -> OwnedFd:
     fd = SMALL.file(0)
     os.ftruncate(fd.fileno(), size)
     return fd
+
+
+def test_what_is_removed_and_still_looked_at_counts() -> None:
+    with SharedMemory() as greedy, SharedMemory() as other:
+        views = []
+
+        def look_at(new: MemoryRegion) -> None:
+            greedy.add(new, sparse(new.size))
+            views.append(greedy.guest_memory.regions[0].mapping.view(HostOffset(0), ByteCount(1)))
+            greedy.remove(new)
+
+        for number in range(7):
+            look_at(region(number << 44, 2**44))
+        with pytest.raises(HostError, match="at most"):
+            look_at(region(0, 2**44))
+        other.add(region(0, 2**43), sparse(2**43))
+        views.clear()
+        other.add(region(2**46, 2**46), sparse(2**46))
 
 
 def test_whoever_takes_all_there_is_leaves_some_for_others() -> None:

@@ -117,10 +117,10 @@ def require_channel(fd: OwnedFd, own_names: Set[object]) -> socket.socket:
                 "descriptor", "a connection to this process", "has to be a socket whose other end is the front end's"
             )
     except OSError as error:
-        close_socket(sock, shared=True)
+        close_socket(sock)
         raise PeerError("descriptor", os.strerror(error.errno or 0), "has to be a socket that is connected") from error
     except BaseException:
-        close_socket(sock, shared=True)
+        close_socket(sock)
         raise
     return sock
 

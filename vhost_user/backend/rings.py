@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from vhost_user.backend.answer import Answer, Handler
@@ -223,14 +223,22 @@ class RingHandlers:
             if vring.miss is not None:
                 vring.on_miss(vring)
         except PeerError as error:
+            self._call_for_what_went_back(vring)
             vring.fail(error)
             more = False
         except Exception as error:  # whatever it is, a driver would wait for an answer that won't come
+            self._call_for_what_went_back(vring)
             vring.fail_by_device(self._device.name, error)
             more = False
         if more:
             self.serve_soon(vring)
         self.on_trouble()
+
+    @staticmethod
+    def _call_for_what_went_back(vring: Vring) -> None:
+        """The device was stopped between that and its call, and nobody will call later."""
+        with suppress(PeerError):
+            vring.notify()
 
     def _build(self, vring: Vring) -> None:
         try:

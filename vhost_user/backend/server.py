@@ -24,6 +24,7 @@ from vhost_user import unix_socket
 from vhost_user.backend.device import Device
 from vhost_user.backend.loop import EventLoop
 from vhost_user.errors import UsageError
+from vhost_user.owned_fd import close_socket
 
 if TYPE_CHECKING:
     from vhost_user.backend.link import SessionLink
@@ -192,7 +193,7 @@ class Endpoint:
                 self._server.loop.forget(listener)
                 if self._own is not None:
                     unix_socket.remove(str(listener.getsockname()), self._own)
-                listener.close()
+                close_socket(listener)
 
 
 class Server:

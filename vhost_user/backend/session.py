@@ -202,7 +202,7 @@ class Session:
     def _set_backend_req_fd(self, _: object, fds: list[OwnedFd]) -> None:
         sock = require_channel(fds[0], self._own_names())
         self._close_channel()
-        self.channel = BackendChannel(Connection(sock, "back-end channel", most_fds=0, shared=True), self._acked)
+        self.channel = BackendChannel(Connection(sock, "back-end channel", most_fds=0), self._acked)
         self._loop.watch(self.channel, self._answer)
         self.iotlb.use(self.channel)
 

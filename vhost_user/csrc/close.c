@@ -1,9 +1,9 @@
 /*
- * Closing without waiting; see close_api.h.
+ * Closing what a peer sent; see close_api.h.
  *
- * A thread with descriptors of its own has a duplicate, so that the caller's close is not the last one. The thread then
- * ends: no process lingers as it exits, nor does a thread, and what waits all the same, waits there. Its other
- * duplicates are closed at once, or what they stand for would stay open with it.
+ * A thread gets a table of descriptors of its own, so that the caller's close is not the last one. The thread then ends:
+ * no process lingers as it exits, nor does a thread, and what waits all the same, waits there. Its other duplicates go
+ * first, or what they stand for would stay open with it.
  */
 
 #define _GNU_SOURCE
@@ -17,15 +17,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "close_api.h"
 #include "detached.h"
 
-enum { UNSHARE = 2 /* CLOSE_RANGE_UNSHARE of linux/close_range.h */ };
+/* UNSHARE is CLOSE_RANGE_UNSHARE of linux/close_range.h. A thread ends within some 50 us, if it doesn't wait. */
+enum { UNSHARE = 2, LOOKS = 100, NS_BETWEEN_LOOKS = 20000 };
 
 struct handover {
 	int fd;
+	pid_t thread;
 	sem_t ready, closed;
 	atomic_int owners;
 };
@@ -42,31 +45,42 @@ static void await(sem_t *semaphore)
 		;
 }
 
-/* Close the calling thread's descriptors from `first` to `last`; where `unshare` says so, they become its own before. */
-static bool close_range_of(unsigned int first, unsigned int last, unsigned int unshare)
+/* Whether the calling thread has descriptors of its own now. Seccomp may allow only one of the two ways. */
+static bool get_own_table(void)
 {
-	return !syscall(SYS_close_range, first, last, unshare);
+	return !unshare(CLONE_FILES) || !syscall(SYS_close_range, ~0U, ~0U, UNSHARE);
 }
 
 static void *hold(void *argument)
 {
 	struct handover *handover = argument;
 	unsigned int fd = handover->fd;
+	bool own = get_own_table();
 
-	/* Seccomp may allow only one of the two. */
-	if (close_range_of(fd + 1, ~0U, UNSHARE) || (!unshare(CLONE_FILES) && close_range_of(fd + 1, ~0U, 0)))
-		if (fd)
-			close_range_of(0, fd - 1, 0);
+	handover->thread = syscall(SYS_gettid);
 	sem_post(&handover->ready);
 	await(&handover->closed);
 	let_go(handover);
+	if (own && fd)
+		syscall(SYS_close_range, 0, fd - 1, 0);
+	if (own)
+		syscall(SYS_close_range, fd + 1, ~0U, 0);
 	return NULL;
+}
+
+/* Waits for a thread to be gone, so that what it had is closed when the caller returns; but not for long. */
+static void await_end(pid_t thread)
+{
+	struct timespec pause = { 0, NS_BETWEEN_LOOKS };
+
+	for (int look = 0; look < LOOKS && !syscall(SYS_tgkill, getpid(), thread, 0); look++)
+		nanosleep(&pause, NULL);
 }
 
 static void close_elsewhere(int fd)
 {
 	struct handover *handover = malloc(sizeof(*handover));
-	bool held;
+	pid_t thread;
 
 	if (handover) {
 		handover->fd = fd;
@@ -74,16 +88,17 @@ static void close_elsewhere(int fd)
 		sem_init(&handover->ready, 0, 0);
 		sem_init(&handover->closed, 0, 0);
 	}
-	held = handover && start_detached(hold, handover);
-	if (held)
-		await(&handover->ready);
-	close(fd);
-	if (held) {
-		sem_post(&handover->closed);
-		let_go(handover);
-	} else {
+	if (!handover || !start_detached(hold, handover)) {
 		free(handover);
+		close(fd);
+		return;
 	}
+	await(&handover->ready);
+	close(fd);
+	thread = handover->thread;
+	sem_post(&handover->closed);
+	let_go(handover);
+	await_end(thread);
 }
 
 static bool begins_with(const char *text, size_t size, const char *start)

@@ -2,5 +2,5 @@
 
 #include <stdbool.h>
 
-/* Starts one that runs `work` with `argument`, all signals blocked; false where there are many already, or none can be. */
+/* Starts one that runs `work` with `argument`, all signals blocked; false where 256 of them run, or none can be made. */
 bool start_detached(void *(*work)(void *), void *argument);

@@ -64,6 +64,17 @@ static int signal_by_kernel(int fd)
 	return 1;
 }
 
+/* What is left where no thread can be had: to write as if the flag were ours alone. */
+static int write_here(int fd)
+{
+	uint64_t one = 1;
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK)))
+		return -errno;
+	return write(fd, &one, sizeof(one)) == sizeof(one) || errno == EAGAIN ? 0 : -errno;
+}
+
 /* A write to `fd`, a duplicate of an eventfd, which may take as long as its owners like. */
 struct writing {
 	int fd;
@@ -130,7 +141,7 @@ static int signal_by_write(int fd)
 	if (writing->fd >= 0)
 		close(writing->fd);
 	free(writing);
-	return -EAGAIN;
+	return write_here(fd);
 }
 
 int vu_event_signal(int fd)

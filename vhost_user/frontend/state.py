@@ -21,7 +21,7 @@ from vhost_user.connection import require_stream_socket
 from vhost_user.errors import HostError, PeerError, Refused, TimedOut
 from vhost_user.frontend.requests import Requests
 from vhost_user.message import U64, DeviceState, DeviceStateReply, FrontendRequest, TransferDirection
-from vhost_user.owned_fd import OwnedFd
+from vhost_user.owned_fd import ROOM_FOR_FDS, OwnedFd, close_all, close_socket, received_fds
 from vhost_user.units import MIB
 
 MAX_STATE = 64 * MIB
@@ -142,10 +142,13 @@ class _Socket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sock.close()
+        close_socket(self._sock)
 
     def read(self) -> bytes:
-        return self._sock.recv(_PIECE, socket.MSG_DONTWAIT)
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        data, ancillary, _, _ = self._sock.recvmsg(_PIECE, ROOM_FOR_FDS, flags)
+        close_all(received_fds(ancillary))  # nobody asked for any
+        return data
 
     def write(self, data: memoryview) -> int:
         return self._sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

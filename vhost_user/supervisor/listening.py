@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.errors import HostError
+from vhost_user.owned_fd import close_socket
 from vhost_user.unix_socket import identity, remove
 
 log = logging.getLogger(__name__)
@@ -74,4 +75,4 @@ class Listening:
         self.stop()
         if self._path is not None and self._own is not None:
             remove(self._path, self._own)
-        self._sock.close()
+        close_socket(self._sock)

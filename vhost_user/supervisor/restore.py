@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator
 
-from vhost_user.owned_fd import OwnedFd
+from vhost_user.owned_fd import OwnedFd, close_socket
 from vhost_user.supervisor.book import BYTES, FDS, INPUT, JOURNAL, LISTENER, OUTPUT, PART, WORKER, session_key
 from vhost_user.supervisor.front_end import FrontEnd
 from vhost_user.supervisor.kept import Entry, Kept
@@ -74,5 +74,5 @@ def abandon(ledger: Ledger, sockets: Iterable[str]) -> None:
             found.append(socket.socket(fileno=fd.take()))
     for sock in found:
         sock.shutdown(socket.SHUT_RDWR)
-        sock.close()
+        close_socket(sock)
     ledger.clear()

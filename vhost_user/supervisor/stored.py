@@ -101,6 +101,8 @@ class StoredWire(Wire):
 
     def close(self) -> None:
         """Close the connection, of which the store has a duplicate."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
         close_socket(self.sock)
         self._outbox.close()
 
