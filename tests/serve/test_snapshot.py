@@ -17,8 +17,10 @@ import pytest
 
 from tests.api.rig import Client
 from tests.peers.processes import wait_until
+from tests.serve.killed import Bomb
 from tests.serve.rig import BLOCK_SIZE, FORMS, NB_BLOCKS, Guest, guest, zone
 from tests.serve.supervised import Supervised, supervised
+from tests.serve.test_steps import steps
 from vhost_user.errors import UsageError
 from vhost_user.frontend import Frontend
 from virtio_mem.cli import main
@@ -27,7 +29,8 @@ from virtio_mem.protocol import BlockState, RequestType, ResponseType
 from virtio_mem.serve import snapshot as snapshots
 from virtio_mem.serve.files import state_file
 from virtio_mem.serve.plan import ServePlan
-from virtio_mem.serve.state import DeviceState, state_size
+from virtio_mem.serve.state import DeviceState, is_blank, state_size
+from virtio_mem.serve.words import Words
 from virtio_mem.snapshot import content
 from virtio_mem.snapshot.content import Range
 
@@ -130,6 +133,23 @@ def test_a_file_of_the_front_ends_is_known_again(tmp_path: Path) -> None:
                 assert machine.ask(frontend, RequestType.PLUG, 5) is answer
                 if answer is ResponseType.ACK:
                     machine.check(frontend)
+
+
+def test_a_machine_that_is_reset_before_its_file_is_there_leaves_nothing_of_it(tmp_path: Path) -> None:
+    """It has the content of the old machine; another file is its own."""
+    here, there, saved_to = tmp_path / "here", tmp_path / "there", tmp_path / "saved"
+    with on_file(here) as machine, supervised(PLAN, tmp_path) as service, front_end(service, machine) as frontend:
+        assert machine.ask(frontend, RequestType.PLUG, 3) is ResponseType.ACK
+        assert put(service, "vm.pause") == 204
+        assert save(service, saved_to) == 204
+    there.write_bytes(here.read_bytes())
+    for path, held in ((there, BLOCK_SIZE), (here, 0)):
+        with supervised(PLAN, tmp_path, saved_to) as service:
+            assert put(service, "vm.resume") == 204
+            assert put(service, "system-reset") == 204
+            with on_file(path) as machine, front_end(service, machine) as frontend:
+                assert machine.config(frontend).plugged_size == 0
+                assert (machine.held(3) > 0) == (held > 0)
 
 
 def test_memory_that_the_front_end_does_not_have_is_waited_for(snapshot: Path, tmp_path: Path) -> None:
@@ -324,16 +344,75 @@ def test_a_machine_that_was_reset_before_its_memory_was_there_is_served_without_
             assert machine.ask(frontend, RequestType.PLUG, 3) is ResponseType.ACK
 
 
-def test_what_is_refused_leaves_no_state(snapshot: Path, tmp_path: Path) -> None:
-    """Of no zone, whichever is wrong, and whenever that is found."""
-    states, both = tmp_path / "states", tmp_path / "both"
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_zone_is_restored_and_the_other_is_not(first: int, snapshot: Path, tmp_path: Path) -> None:
+    """Each has a VMM of its own, and the service ends between them. Then the second is, and the first stays."""
+    states = tmp_path / "states"
     states.mkdir()
+    plan = ServePlan(zones=(zone(), replace(zone(), id="mem1")), state_dir=str(states), api=True)
+    both = of_two_zones(snapshot, tmp_path / "both")
+    with guest() as machine, guest() as other:
+        for run, each in enumerate((machine, other)):
+            with supervised(plan, tmp_path, both) as service:
+                path = service.sockets[f"mem{first ^ run}"]
+                with Frontend.connect(str(path), features=each.features, timeout=20) as frontend:
+                    each.start(frontend)
+                    remember(each, snapshot)
+                    each.check(frontend)
+                    if run == 0:
+                        assert put(service, "vm.resume") == 204
+                        assert each.ask(frontend, RequestType.UNPLUG_ALL) is ResponseType.ACK
+        with supervised(plan, tmp_path) as service:
+            for run, each in enumerate((machine, other)):
+                path = service.sockets[f"mem{first ^ run}"]
+                with Frontend.connect(str(path), features=each.features, timeout=20) as frontend:
+                    each.start(frontend)
+                    each.check(frontend)
+
+
+def test_killed_while_states_are_made(snapshot: Path, tmp_path: Path, rng: random.Random) -> None:
+    """There is none yet, or one that says that its content is missing."""
+    for at in steps(rng):
+        states = tmp_path / f"states-{at}"
+        states.mkdir()
+        plan = ServePlan(zones=(zone(),), state_dir=str(states))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                Bomb(at).before(Words, "__setitem__")
+                prepare(snapshot, plan)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        with state_file(states, "mem0", state_size(zone().geometry)) as file:
+            blank = is_blank(file.fileno())
+        if not blank:
+            with closing(in_directory(states)) as state:
+                assert state.unrestored
+                assert state.device.paused
+                assert state.device.plugged_size == 9 * BLOCK_SIZE
+        prepare(snapshot, plan)
+        if not os.WIFSIGNALED(status):
+            break
+        assert blank
+    assert at > 20
+
+
+def of_two_zones(snapshot: Path, both: Path) -> Path:
+    """A snapshot of two zones, each of which is as that of the one."""
     shutil.copytree(snapshot, both)
     manifest = json.loads((both / "snapshot.json").read_text())
     manifest["zones"].append(manifest["zones"][0] | {"id": "mem1"})
     (both / "snapshot.json").write_text(json.dumps(manifest))
     for part in ("blocks", "hotplug"):
         shutil.copy(both / f"mem0.{part}", both / f"mem1.{part}")
+    return both
+
+
+def test_what_is_refused_leaves_no_state(snapshot: Path, tmp_path: Path) -> None:
+    """Of no zone, whichever is wrong, and whenever that is found."""
+    states, both = tmp_path / "states", of_two_zones(snapshot, tmp_path / "both")
+    states.mkdir()
     plan = ServePlan(zones=(zone(), replace(zone(), id="mem1")), state_dir=str(states))
     content, good = both / "mem1.hotplug", (both / "mem1.hotplug").read_bytes()
     content.write_bytes(good[::-1])

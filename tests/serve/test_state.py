@@ -129,15 +129,31 @@ def test_what_has_no_room_changes_nothing_that_was_saved(file: OwnedFd) -> None:
     again.close()
 
 
-@pytest.mark.parametrize(("word", "value"), [(0, 2**63), (4, 2**63), (5, 2**64 - 1)])
-def test_a_slot_that_nobody_wrote_is_none(file: OwnedFd, word: int, value: int) -> None:
+def put_slot(file: OwnedFd, slot: int, *values: int) -> None:
+    put(file, slot, *values, 0, zlib.crc32(struct.pack("=6Q", *values)))
+
+
+def test_a_generation_that_can_not_be_counted_on_is_none(file: OwnedFd) -> None:
     load(file).close()
-    for slot in SLOTS:
-        values = [2, 0, 0, 0, 0, 0]
-        values[word] = value
-        put(file, slot, *values, 0, zlib.crc32(struct.pack("=6Q", *values)))
+    put_slot(file, SLOTS[0], 2**63 + 1, 0, 0, 0, 0, 0)
+    put_slot(file, SLOTS[1], 7, BLOCK_SIZE, BLOCK_SIZE, 0, 5, 3)
+    state = load(file)
+    assert (state.device.requested_size, state.counted) == (BLOCK_SIZE, (5, 3))
+    state.close()
+    put_slot(file, SLOTS[1], 2**64 - 1, 0, 0, 0, 0, 0)
     with pytest.raises(UsageError, match="sizes"):
         load(file)
+
+
+def test_counts_beyond_what_clients_can_follow_are_of_a_version_before(file: OwnedFd) -> None:
+    load(file).close()
+    put_slot(file, SLOTS[0], 7, BLOCK_SIZE, BLOCK_SIZE, 1, 2**63, 2**64 - 1)
+    state = load(file)
+    assert state.device.requested_size == BLOCK_SIZE
+    assert state.device.paused
+    assert state.counted == (2**63 - 1, 2**63 - 1)
+    state.changed()
+    state.close()
 
 
 @pytest.mark.parametrize("type_", [EffectType.PLUG, EffectType.UNPLUG, EffectType.UNPLUG_ALL])

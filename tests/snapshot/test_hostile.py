@@ -116,6 +116,14 @@ def test_a_manifest_that_says_something_else(
         restore(snapshot)
 
 
+def test_a_hotplug_region_that_was_in_a_file(snapshot: Path) -> None:
+    """As versions before had it, whose file is not asked for: it may be anybody's."""
+    named = {"digest": None, "path": "/zone", "inode": 1, "file_size": 1, "device": 1, "file_offset": 0}
+    change(snapshot, lambda top: top["zones"][0]["hotplug"].update(named))
+    with pytest.raises(UsageError, match="file=/zone: .*restore it with the version that made it"):
+        restore(snapshot)
+
+
 def test_blocks_outside_the_usable_region(snapshot: Path) -> None:
     """All plugged in the file, and the digest to go with it, but the usable region ends before."""
     import hashlib  # noqa: PLC0415

@@ -160,9 +160,10 @@ def keep_snapshot(
 
     for zone, state, content, facts in prepare(directory, plan):
         fds[STATE + zone.id] = stack.enter_context(state).fileno()
-        if content is not None:
-            fds[CONTENT + zone.id] = stack.enter_context(content).fileno()
-        kept[CONTENT + zone.id] = facts
+        if facts is not None:
+            kept[CONTENT + zone.id] = facts
+            if content is not None:
+                fds[CONTENT + zone.id] = stack.enter_context(content).fileno()
 
 
 def forks_first() -> Start:

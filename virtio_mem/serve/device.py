@@ -132,10 +132,12 @@ class MemDevice(Device):
         """Whether it is in the memory now. Without it, memory is as good as not there; unless nothing is plugged, as
         after a system reset that came first."""
         try:
-            if self.device.plugged_size:
-                with _taking:
-                    memory = self.memory.require(HostOffset(0), self.zone.hotplug_size)
+            with _taking:
+                memory = self.memory.require(HostOffset(0), self.zone.hotplug_size)
+                if self.device.plugged_size:
                     content.write(self.device, memory, prefault=self.memory.populates)
+                else:
+                    content.give_back(memory)
         except HostError as error:
             log.error("%s: the snapshot is not restored: %s", self.name, error)
             self.memory.refuse(f"a snapshot is to be restored to it first: {error}")

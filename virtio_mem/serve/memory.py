@@ -8,7 +8,8 @@ what is given back of the file then, the front end keeps as its copies.
 
 Whatever is missing (no front end, no such region, the wrong kind of file, a file that was truncated) is a HostError:
 the driver is told BUSY, and asked to try again when memory comes. With no front end `discard` is done, as a system
-reset has to be: what it is asked for is given back when the same memory comes again, before anything can be plugged.
+reset has to be: what it is asked for is given back when the same memory comes again, before anything can be plugged;
+unless this process was replaced meanwhile.
 
 What a process populates is charged to its memory cgroup: to the one that this service runs in, not the front end's. So
 it looks at the headroom of its own cgroup first (hostmem/headroom.py), and then has the host allocate the pages without

@@ -12,21 +12,24 @@ What the guest had besides (its CPUs, its other memory) is the VMM's to save and
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
 from vhost_user.errors import HostError, UsageError
 from vhost_user.owned_fd import OwnedFd
+from vhost_user.units import HostOffset
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import state_file, state_memfd, state_path
 from virtio_mem.serve.plan import ServedZone, ServePlan
-from virtio_mem.serve.state import DeviceState, make_blank, state_size
+from virtio_mem.serve.state import DeviceState, is_blank, make_blank, state_size
 from virtio_mem.snapshot.content import populate, read_content
 from virtio_mem.snapshot.manifest import PartState, ZoneState, part_path, refused
 from virtio_mem.snapshot.own_file import require_file
@@ -55,20 +58,22 @@ def _path_of(memory: BackedMemory) -> Path:
 class Prepared(NamedTuple):
     """What a worker needs to go on from a snapshot: a zone's state, its content, and facts that `Content` takes.
 
-    `content` is None where the file that the front end has its memory in has it already.
+    `content` is None where the file that the front end has its memory in has it already. `facts` are None where nothing
+    is to be restored any more.
     """
 
     zone: ServedZone
     state: OwnedFd
     content: OwnedFd | None
-    facts: bytes
+    facts: bytes | None
 
 
 def prepare(directory: Path, plan: ServePlan) -> list[Prepared]:
     """Check a snapshot, and make the states of the plan's zones from it; the descriptors are the caller's.
 
-    Raises UsageError for what is no snapshot of these zones, and where a state directory has states of them already,
-    unless those were made from a snapshot whose content never came to be restored. Then no state was made.
+    A state directory that has states of them already is none to restore to: UsageError, as for what is no snapshot of
+    these zones, and then no state was made or changed. Not so where restoring this snapshot was not brought to its end
+    before: whatever of it was, or was changed since, stays, and the rest is restored.
     """
     manifest = read_manifest(directory)
     states = {zone.id: zone for zone in manifest.zones}
@@ -76,14 +81,26 @@ def prepare(directory: Path, plan: ServePlan) -> list[Prepared]:
         wanted = ", ".join(zone.id for zone in plan.zones)
         raise refused("zones", ", ".join(states), f"must be those of --zone: {wanted}", "give the same --zone options")
     with ExitStack() as undo:
-        checked, prepared = [], []
+        checked = []
         for zone in plan.zones:
             with located(f"zone {zone.id}"):
-                checked.append(_checked(zone, states[zone.id], directory, undo))
-        for zone, (device, content, facts) in zip(plan.zones, checked, strict=True):
-            with located(f"zone {zone.id}"):
-                prepared.append(Prepared(zone, _write_state(zone, device, plan, undo), content, facts))
+                device, content, facts = _checked(zone, states[zone.id], directory, undo)
+                checked.append((*_state_file(zone, device, plan, undo), zone, device, content, facts))
+        goes_on = any(found is _Found.UNRESTORED for _, found, *_ in checked)
+        prepared = []
+        for file, found, zone, device, content, facts in checked:
+            if found is _Found.USED and not goes_on:
+                raise UsageError(
+                    f"zone {zone.id} --state-dir", plan.state_dir, "has a state of the zone", "remove it, to restore"
+                )
+            if found is _Found.BLANK:
+                undo.callback(make_blank, file.fileno())
+                _open_state(file, zone, device).close()
+            prepared.append(Prepared(zone, file, content, None if found is _Found.USED else facts))
         undo.pop_all()
+    for each in prepared:
+        if each.facts is None and each.content is not None:
+            each.content.close()
     return prepared
 
 
@@ -112,25 +129,34 @@ def _checked_content(part: PartState, device: VirtioMemDevice, path: Path) -> Ow
         return OwnedFd.duplicate_of(fd)
 
 
-def _write_state(zone: ServedZone, device: VirtioMemDevice, plan: ServePlan, undo: ExitStack) -> OwnedFd:
-    """The state of a paused device that is where `device` is."""
+class _Found(Enum):
+    """What there was of a zone's state before: nothing; what this snapshot makes of it, and its content has yet to be
+    restored; or anything else."""
+
+    BLANK = 0
+    UNRESTORED = 1
+    USED = 2
+
+
+def _state_file(zone: ServedZone, device: VirtioMemDevice, plan: ServePlan, undo: ExitStack) -> tuple[OwnedFd, _Found]:
+    """The file of a zone's state, as it is. One that is made here is removed by `undo`."""
     size = state_size(zone.geometry)
-    where = undo.enter_context(
-        state_memfd(zone.id, size) if plan.state_dir is None else state_file(plan.state_dir, zone.id, size)
-    )
-    with closing(_open_state(where, zone)) as state:
-        if not (state.blank or state.unrestored):
-            raise UsageError("--state-dir", plan.state_dir, "has a state of the zone", "remove it, to restore")
-    if plan.state_dir is not None:
-        undo.callback(state_path(plan.state_dir, zone.id).unlink)
-    make_blank(where.fileno())
-    with closing(_open_state(where, zone)) as state:
-        state.take_over(device)
-    return where
+    if plan.state_dir is None:
+        return undo.enter_context(state_memfd(zone.id, size)), _Found.BLANK
+    path = state_path(plan.state_dir, zone.id)
+    is_new = not os.path.lexists(path)
+    file = undo.enter_context(state_file(plan.state_dir, zone.id, size))
+    if is_new:
+        undo.callback(path.unlink)
+    if os.fstat(file.fileno()).st_size == size and is_blank(file.fileno()):
+        return file, _Found.BLANK
+    with closing(_open_state(file, zone)) as state:
+        waits = state.unrestored and state.device.blocks.to_bytes() == device.blocks.to_bytes()
+    return file, _Found.UNRESTORED if waits else _Found.USED
 
 
-def _open_state(where: OwnedFd, zone: ServedZone) -> DeviceState:
-    return DeviceState(where.fileno(), zone.geometry, requested_size=zone.hotplugged_size)
+def _open_state(file: OwnedFd, zone: ServedZone, saved: VirtioMemDevice | None = None) -> DeviceState:
+    return DeviceState(file.fileno(), zone.geometry, requested_size=zone.hotplugged_size, saved=saved)
 
 
 class Content:
@@ -147,7 +173,7 @@ class Content:
         """Write it. HostError where the host lacks the memory for it, and where the memory is another file's."""
         if self._fd is None:
             try:
-                require_file(self._saved, _path_of(memory), memory, renamed=True)
+                self._require_file(memory)
             except UsageError as error:
                 raise HostError(error.field, error.value, error.limit, "have the VMM use that file") from error
             return
@@ -155,3 +181,13 @@ class Content:
             populate(memory, wanted)
         if read_content(self._fd, plugged_ranges(device), memory) != self._saved.digest:
             raise HostError("content", "other bytes", "is as it was when the service began", "start the service anew")
+
+    def give_back(self, memory: BackedMemory) -> None:
+        """Nothing of it is plugged any more: where the memory has it, it goes back to the host, or HostError."""
+        if self._fd is None:
+            with suppress(UsageError):  # it is another file, and another one's
+                self._require_file(memory)
+                memory.discard(HostOffset(0), memory.size)
+
+    def _require_file(self, memory: BackedMemory) -> None:
+        require_file(self._saved, _path_of(memory), memory, renamed=True)

@@ -33,7 +33,6 @@ from virtio_mem._native import RECORD_WORDS, Record
 from virtio_mem.blocks import BlockMap
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
-from virtio_mem.protocol import BlockState
 from virtio_mem.serve.intent import ChainKey, Chains, Intent, IntentRecord, Phase
 from virtio_mem.serve.words import Words
 from virtio_mem.tally import MOST_BYTES
@@ -47,6 +46,7 @@ _RECORD = 32
 _HEADER = struct.Struct("=6Q")  # version, addr, region_size, block_size, node_id + 1, nb_blocks
 _SIZES = struct.Struct("=6Q")  # generation, requested_size, usable_region_size, flags, unplugged and unreturned bytes
 _PAUSED, _UNRESTORED = 1, 2  # of the flags
+_MOST_GENERATIONS = 1 << 63  # so that whatever is found can be counted on
 _CHECKSUM = 7  # the word of a slot; of the header too
 
 
@@ -65,20 +65,32 @@ def _mapped(fd: int, size: int) -> Mapping:
     return mapping
 
 
+def is_blank(fd: int) -> bool:
+    """Whether the file of a state, or one that is to be it, is as good as new."""
+    return not any(os.pread(fd, 8, 0))
+
+
 def make_blank(fd: int) -> None:
-    """Have the file of a state be as good as new. Nobody has it open."""
+    """Have it be so. Nobody has it open."""
     os.pwrite(fd, bytes(8), 0)
 
 
 class DeviceState:
     """The state in the file `fd` of a device of this geometry, mapped; the descriptor stays the caller's.
 
-    `device` is the device that it says, or a new one with the target `requested_size` where the file is blank. Raises
-    UsageError for a file that holds something else, HostError where the host can't map it.
+    `device` is the device that it says. Where the file is blank it is a new one with the target `requested_size`; or,
+    if that is given, it is where `saved` is, paused, and memory has yet to be as a snapshot says. Raises UsageError for
+    a file that holds something else, HostError where the host can't map it.
     """
 
     def __init__(
-        self, fd: int, geometry: Geometry, *, requested_size: int, unplugged_inaccessible: bool = True
+        self,
+        fd: int,
+        geometry: Geometry,
+        *,
+        requested_size: int,
+        unplugged_inaccessible: bool = True,
+        saved: VirtioMemDevice | None = None,
     ) -> None:
         size = state_size(geometry)
         self._mapping = _mapped(fd, size)
@@ -115,7 +127,7 @@ class DeviceState:
             )
             self.blank = self._words[0] == 0
             if self.blank:
-                self._format(geometry)
+                self._format(geometry, saved)
             self._load(geometry)
         except BaseException:
             self.close()
@@ -123,16 +135,18 @@ class DeviceState:
 
     # What it holds.
 
-    def _format(self, geometry: Geometry) -> None:
-        """Make a blank file the state of a new device."""
-        self._bits[:] = bytes(len(self._bits))
+    def _format(self, geometry: Geometry, saved: VirtioMemDevice | None) -> None:
+        """Make a blank file the state of a device that is new or was saved. Until the magic is there it is none."""
+        bits = b"" if saved is None else saved.blocks.to_bytes()
+        self._bits[:] = bits + bytes(len(self._bits) - len(bits))
         for index in range(1, _RECORD + RECORD_WORDS):
             self._words[index] = 0
         header = _header(geometry)
         for index, value in enumerate(struct.unpack("=6Q", header), 1):
             self._words[index] = value
         self._words[_CHECKSUM] = zlib.crc32(header)
-        self._save(self.device)
+        self.unrestored = saved is not None
+        self._save(saved or self.device, paused=self.unrestored)
         self._words[0] = MAGIC
 
     def _load(self, geometry: Geometry) -> None:
@@ -163,10 +177,11 @@ class DeviceState:
         best = (0, 0, 0, 0, 0, 0)
         for start in _SLOTS:
             values = tuple(self._words[start + index] for index in range(6))
-            if values[0] > best[0] and _is_whole(values, self._words[start + _CHECKSUM]):
+            checksum = zlib.crc32(_SIZES.pack(*values))
+            if best[0] < values[0] <= _MOST_GENERATIONS and checksum == self._words[start + _CHECKSUM]:
                 best = values  # type: ignore[assignment]
         self._generation, requested, usable, flags, unplugged, unreturned = best
-        self.counted = unplugged, unreturned
+        self.counted = min(unplugged, MOST_BYTES), min(unreturned, MOST_BYTES)  # versions before counted on
         if not self._generation:
             raise _damaged("sizes", "none", "one of two slots is whole")
         return requested, usable, flags
@@ -202,7 +217,7 @@ class DeviceState:
 
     def changed(self) -> None:
         """The device changed."""
-        self._save(self.device)
+        self._save(self.device, paused=self.device.paused)
 
     def done(self) -> None:
         """What was opened came to its end: refused, or with the answers of what was served at the driver."""
@@ -249,8 +264,8 @@ class DeviceState:
         assert self._intents is not None
         return self._intents
 
-    def _save(self, device: VirtioMemDevice) -> None:
-        flags = _PAUSED * device.paused | _UNRESTORED * self.unrestored
+    def _save(self, device: VirtioMemDevice, *, paused: bool) -> None:
+        flags = _PAUSED * paused | _UNRESTORED * self.unrestored
         sizes = device.requested_size, device.usable_region_size, flags, *self.counters()
         if sizes == self._saved:  # a PLUG changes none of them
             return
@@ -264,17 +279,8 @@ class DeviceState:
         words[start] = values[0]
         self._generation, self._saved = values[0], sizes
 
-    def take_over(self, device: VirtioMemDevice) -> None:
-        """Have a blank state say that the device is where `device` is, paused, and that memory has yet to be."""
-        assert self.blank
-        for run in device.blocks.plugged_runs():
-            self.device.blocks.put(run, BlockState.PLUGGED)
-        self.device.requested_size, self.device.usable_region_size = device.requested_size, device.usable_region_size
-        self.device.paused = self.unrestored = True
-        self.changed()
-
     def restored(self) -> None:
-        """Memory is as the snapshot says that was taken over."""
+        """Memory is as the snapshot says."""
         self.unrestored = False
         self.changed()
 
@@ -321,12 +327,6 @@ class DeviceState:
         self._words.release()
         self._bits.release()
         self._mapping.close()
-
-
-def _is_whole(values: tuple[int, ...], checksum: int) -> bool:
-    """Whether a slot has values that can be, and its generation can be counted on."""
-    generation, *_, unplugged, unreturned = values
-    return zlib.crc32(_SIZES.pack(*values)) == checksum and max(generation, unplugged, unreturned) <= MOST_BYTES
 
 
 def _header(geometry: Geometry) -> bytes:

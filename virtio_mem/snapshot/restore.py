@@ -105,6 +105,9 @@ def _restore_part(zone: ManagedZone, memory: HostMemory, state: PartState, range
     if (file := own_file(zone.zone.spec.file, memory)) is not None:
         require_file(state, file, memory)
         return
+    if state.digest is None and state.path is not None:
+        limit = "is not what the options make this part of; a version before had the hotplug region in it, too"
+        raise refused("file", state.path, limit, "restore it with the version that made it")
     with opened(path, memory.size) as fd:
         require_content(state, read_content(fd, ranges, memory), path)
 
