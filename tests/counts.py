@@ -33,17 +33,17 @@ def all_counts() -> dict[str, int]:
 
 # The examples of a property test, and the steps of each of a state machine's examples, where a test sets no other.
 # Hypothesis's own defaults are 100 and 50.
-HYPOTHESIS_EXAMPLES = count(quick=15, ci=200, soak=2_000)
+HYPOTHESIS_EXAMPLES = count(quick=10, ci=200, soak=2_000)
 HYPOTHESIS_STATEFUL_STEPS = count(quick=30, ci=50, soak=50)
 
 # After this many seconds a test is taken to hang. The slowest takes a tenth of that on an idle machine.
 TEST_TIMEOUT_SECONDS = count(quick=120, ci=720, soak=7_200)
 
 # Random requests to a device and to its model, on each backing of memory.
-REQUESTS_PER_BACKING = count(quick=1_500, ci=10_000, soak=100_000)
+REQUESTS_PER_BACKING = count(quick=3_000, ci=10_000, soak=100_000)
 
 # Groups of requests that a device decides on together, and another one by one.
-REQUESTS_TOGETHER = count(quick=1_000, ci=10_000, soak=100_000)
+REQUESTS_TOGETHER = count(quick=500, ci=10_000, soak=100_000)
 
 # Random steps (populate, touch, discard) on the memory of a zone and on its model, on each backing.
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
@@ -59,7 +59,7 @@ RING_BUFFERS_BETWEEN_PROCESSES = count(quick=20_000, ci=200_000, soak=2_000_000)
 RING_BUFFERS_WITH_SLEEPS = count(quick=10_000, ci=100_000, soak=1_000_000)
 
 # Rings full of random bytes, some of which change between the device's steps.
-GARBAGE_RINGS = count(quick=1_000, ci=10_000, soak=100_000)
+GARBAGE_RINGS = count(quick=500, ci=10_000, soak=100_000)
 
 # Rings through which bursts of chains go in batches, and through equal ones the same chains one by one.
 BATCHED_RINGS = count(quick=25, ci=2_000, soak=20_000)
@@ -80,7 +80,7 @@ NOTIFICATION_RACES = count(quick=20_000, ci=1_000_000, soak=10_000_000)
 GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)
 
 # Payloads of random bytes, and of valid ones with a few bytes changed, for random messages of vhost-user.
-PAYLOAD_BODIES = count(quick=500, ci=5_000, soak=50_000)
+PAYLOAD_BODIES = count(quick=250, ci=5_000, soak=50_000)
 
 # Requests through a ring in memory whose file another process truncates all the time, for each ring format and on pages
 # of each size.
@@ -99,7 +99,7 @@ BLOCK_DEVICE_KILLS = count(quick=2, ci=2, soak=20)
 DIRTY_LOG_ROUNDS = count(quick=10_000, ci=100_000, soak=1_000_000)
 
 # Back ends killed by SIGKILL with requests in flight, for each format of ring.
-INFLIGHT_KILLS = count(quick=20, ci=200, soak=2_000)
+INFLIGHT_KILLS = count(quick=12, ci=200, soak=2_000)
 
 # Ringfuls served by the C core, instruction by instruction, for each format of ring: a back end is killed after each
 # store of each of them.
@@ -107,7 +107,7 @@ STEPPED_RINGFULS = count(quick=1, ci=10, soak=100)
 
 # Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
 # each of which one is killed, of all that there are.
-SUPERVISOR_KILLS = count(quick=10, ci=200, soak=2_000)
+SUPERVISOR_KILLS = count(quick=6, ci=200, soak=2_000)
 SUPERVISOR_STEPS = count(quick=10, ci=400, soak=4_000)
 
 # The same of supervisors, which a service manager starts again; and of `virtio-mem serve`, for each format of ring.
@@ -116,13 +116,13 @@ STORE_STEPS = count(quick=8, ci=80, soak=800)
 SERVE_STORE_KILLS = count(quick=4, ci=40, soak=400)
 
 # Messages in random order to sessions that are rebuilt after each from what was kept.
-JOURNALLED_MESSAGES = count(quick=250, ci=5_000, soak=50_000)
+JOURNALLED_MESSAGES = count(quick=120, ci=5_000, soak=50_000)
 
 # Split queues that note chains in batches in their inflight areas, and as many that note the same ones one by one.
 BATCHED_AREAS = count(quick=20, ci=500, soak=5_000)
 
 # Inflight areas of random bytes, or with some of their bytes changed, that a queue is made with.
-HOSTILE_INFLIGHT_AREAS = count(quick=1_000, ci=10_000, soak=100_000)
+HOSTILE_INFLIGHT_AREAS = count(quick=500, ci=10_000, soak=100_000)
 
 # Blocks shared with a daemon of others and taken back again while its requests go on, and times that its ring is
 # stopped and started under them.
@@ -130,7 +130,7 @@ REGIONS_UNDER_LOAD = count(quick=200, ci=1_000, soak=10_000)
 RING_RESTARTS = count(quick=100, ci=1_000, soak=10_000)
 
 # Unplugs while a daemon writes to every block of the region all the time.
-UNPLUGS_UNDER_TOUCH = count(quick=200, ci=2_000, soak=20_000)
+UNPLUGS_UNDER_TOUCH = count(quick=100, ci=2_000, soak=20_000)
 
 # Slots of one block that a daemon has at once, half of which then go in as many runs.
 SLOTS_AT_ONCE = count(quick=600, ci=4_000, soak=4_000)
@@ -145,7 +145,7 @@ BOOTS_AFTER_RESET = count(quick=0, ci=1, soak=5)
 DPDK_FRAMES = count(quick=30_000, ci=1_000_000, soak=10_000_000)
 
 # IOTLB entries that a front end sends without need, and pages that a guest unmaps and maps again under a running ring.
-IOTLB_UPDATES = count(quick=3_000, ci=10_000, soak=100_000)
+IOTLB_UPDATES = count(quick=1_500, ci=10_000, soak=100_000)
 IOTLB_REMAPS = count(quick=200, ci=2_000, soak=20_000)
 
 # Attacks on our own back end, chosen at random where they are not all.
@@ -166,7 +166,7 @@ STEPS_KILLED_OF_20 = count(quick=3, ci=10, soak=20)
 
 # The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
 TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=5, soak=20)
-TRACED_KILLS = count(quick=5, ci=100, soak=1_000)
+TRACED_KILLS = count(quick=3, ci=100, soak=1_000)
 
 # Sequences of pieces of HTTP and of random bytes that the API's socket gets, and requests that are made from its
 # OpenAPI document for each path.
@@ -174,22 +174,22 @@ HOSTILE_HTTP = count(quick=100, ci=2_000, soak=20_000)
 OPENAPI_REQUESTS = count(quick=10, ci=100, soak=1_000)
 
 # Workers of `virtio-mem serve` that are killed under a guest that plugs and unplugs, for each format of ring.
-SERVE_KILLS = count(quick=10, ci=200, soak=2_000)
+SERVE_KILLS = count(quick=6, ci=200, soak=2_000)
 
 # The same under three guests of as many zones, each in a thread of the worker's.
-ZONES_KILLS = count(quick=10, ci=100, soak=1_000)
+ZONES_KILLS = count(quick=6, ci=100, soak=1_000)
 
 # Workers of `virtio-mem serve` that are killed while a Linux guest is resized.
-LINUX_KILLS = count(quick=3, ci=5, soak=50)
+LINUX_KILLS = count(quick=2, ci=5, soak=50)
 
 # QEMUs that come to `virtio-mem serve` after the first one died, each with a guest that boots.
 VMMS_AFTER_THE_FIRST = count(quick=0, ci=1, soak=5)
 
 # States of devices of which a few bytes are others, that a process is to go on with.
-DAMAGED_STATES = count(quick=300, ci=3_000, soak=30_000)
+DAMAGED_STATES = count(quick=150, ci=3_000, soak=30_000)
 
 # Random requests through a vhost-user ring to a device and to its model, for each format of ring.
-SERVED_REQUESTS = count(quick=300, ci=3_000, soak=30_000)
+SERVED_REQUESTS = count(quick=150, ci=3_000, soak=30_000)
 
 # Attacks on `virtio-mem serve`, chosen at random where they are not all.
 ATTACKS_ON_SERVE = count(quick=15, ci=300, soak=1_000)
@@ -204,7 +204,7 @@ RESIZES_UNDER_IO = count(quick=2, ci=10, soak=100)
 FILMS = count(quick=0, ci=1, soak=3)
 
 # Devices that are wrong in one way, of all that there are, that the conformance kit has to find.
-FAULTS_JUDGED = count(quick=30, ci=500, soak=500)
+FAULTS_JUDGED = count(quick=15, ci=500, soak=500)
 
 # Of the four kinds of small pages, those on which the conformance kit judges our device; and of twelve other kinds of
 # target, those that our device stands for.
@@ -218,7 +218,7 @@ SHORT_RINGS = count(quick=1, ci=3, soak=3)
 RINGS_SENT_ROUND = count(quick=0, ci=2, soak=2)
 
 # Clauses that `virtio-mem serve` is judged by over its socket, of all that a vhost-user target has a verdict of.
-CLAUSES_OF_SERVE = count(quick=10, ci=500, soak=500)
+CLAUSES_OF_SERVE = count(quick=6, ci=500, soak=500)
 
 # Sequences of moves of host and guest that each of our devices stands before the conformance kit.
 MACHINE_SEQUENCES = count(quick=6, ci=150, soak=1_500)
@@ -240,4 +240,4 @@ SOAKS_THAT_FIND = count(quick=0, ci=1, soak=5)
 PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)
 
 # Sequences of moves of host and guest that QEMU's device stands before the conformance kit, but for what is known.
-QEMU_SEQUENCES = count(quick=4, ci=100, soak=1_000)
+QEMU_SEQUENCES = count(quick=2, ci=100, soak=1_000)

@@ -120,7 +120,7 @@ def test_a_hotplug_region_that_was_in_a_file(snapshot: Path) -> None:
     """As versions before had it, whose file is not asked for: it may be anybody's."""
     named = {"digest": None, "path": "/zone", "inode": 1, "file_size": 1, "device": 1, "file_offset": 0}
     change(snapshot, lambda top: top["zones"][0]["hotplug"].update(named))
-    with pytest.raises(UsageError, match="file=/zone: .*restore it with the version that made it"):
+    with pytest.raises(UsageError, match=r"file=/zone: .*restore it with the version that made it"):
         restore(snapshot)
 
 
