@@ -17,6 +17,7 @@ import os
 import socket
 from collections.abc import Iterable
 
+from vhost_user import _native
 from vhost_user.errors import HostError, UsageError
 
 _CLOSED = -1
@@ -106,14 +107,7 @@ class ReceivedFd(OwnedFd):
 
     __slots__ = ()
 
-    @staticmethod
-    def _close(fd: int) -> None:
-        try:
-            from vhost_user import _native  # noqa: PLC0415 - where there is a peer; who has none imports little
-        except ImportError:  # the interpreter ends, and an ending process doesn't wait
-            os.close(fd)
-        else:
-            _native.close_received(fd)
+    _close = staticmethod(_native.close_received)
 
 
 def close_socket(sock: socket.socket) -> None:

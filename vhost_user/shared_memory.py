@@ -50,8 +50,12 @@ MAX_KEPT_FILES = 16
 ADDRESS_SPACE = 1 << 47
 """Bytes that a process can map, on x86-64 and arm64, unless it asks for more."""
 
+_FEW = 1 << 36
+"""So many may everybody take without a look at the others."""
+
 _space = threading.Lock()
 _all: WeakSet[SharedMemory] = WeakSet()
+"""Those that may have taken some of it."""
 
 
 class UserSpan(NamedTuple):
@@ -88,7 +92,7 @@ class SharedMemory:
         self._keeps_file = keeps_file
         self._lock = threading.Lock()
         self._size = 0
-        """Bytes that were taken of the address space."""
+        """Bytes of all regions."""
         self._lingering: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         """Of mappings that views hold, their bytes."""
         self._spans: tuple[bool, list[UserSpan]] | None = None
@@ -138,9 +142,9 @@ class SharedMemory:
         with self._lock:
             found, spans = self._find(region), self.user_spans
             self.guest_memory.remove(found)
-            self._take(self._size - found.size)
             del spans[bisect_left(spans, self._user_address(found), key=_user_of)]
             self._let_go(found)
+            self._take(self._size - found.size)
 
     def clear(self) -> None:
         """Let there be no region."""
@@ -232,11 +236,14 @@ class SharedMemory:
 
     def _take(self, size: int) -> None:
         """Have so many bytes of the address space. HostError where others would be left too few."""
+        if size <= self._size or (size <= _FEW and not self._lingering):
+            self._size = size
+            return
         with _space:
             others = sum(each._size + sum(each._lingering.values()) for each in _all if each is not self)
             most = (ADDRESS_SPACE - others) * 7 // 8 - sum(self._lingering.values())
-            if size > max(most, self._size):
-                limit = f"at most {most} in all regions of one front end, beside what others share"
+            if size > most:
+                limit = f"has to be at most {most} in all regions of one front end, beside what others share"
                 raise HostError("size", size, limit, "share less, or serve it in a process of its own")
             self._size = size
 
