@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +18,10 @@ from virtio_mem.conformance.explore import DatabaseFailure, Exploration, explore
 from virtio_mem.conformance.referee import Referee, essential
 from virtio_mem.conformance.replay import replay, script_of
 from virtio_mem.conformance.session import Session
-from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
+from virtio_mem.conformance.target import Capability, Chain, Subject, Target, TargetFailure, Used, Wish
 from virtio_mem.conformance.targets.behind_ring import RingTarget
-from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.conformance.targets.in_process import InProcess, Made
+from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.protocol import RequestType
 
 SMALL = Wish(region_size=64 << 16, block_size=1 << 16, requested_size=16 << 16)
@@ -145,6 +147,34 @@ def test_time_that_is_up_ends_a_sequence_too(monkeypatch: pytest.MonkeyPatch) ->
     with OurTarget("anonymous") as target:
         exploration = explore(target, sequences=20, steps=30, seconds=25, wish=SMALL)
     assert 0 < exploration.moves <= 25
+
+
+class Hangs(OurSubject):
+    """Answers no request but UNPLUG ALL, and all of `clock` goes by meanwhile."""
+
+    clock: SimpleNamespace
+
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        if chains[0].request[0] != RequestType.UNPLUG_ALL:
+            self.clock.monotonic = lambda: 100.0
+            raise TargetFailure("nothing within 10 s", silent=True)
+        return super().submit(chains)
+
+
+class HangingTarget(OurTarget):
+    def _made(self, made: Made) -> InProcess:
+        return Hangs(made)
+
+
+def test_a_device_that_takes_all_the_time_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program has as long for an answer as the profile quick has for all sequences."""
+    clock = Hangs.clock = SimpleNamespace(monotonic=lambda: 0.0)
+    monkeypatch.setattr("virtio_mem.conformance.explore.time", clock)
+    with HangingTarget("anonymous") as target:
+        exploration = explore(target, sequences=20, seconds=10, seed_=1, wish=SMALL)
+    (found,) = exploration.found.values()
+    assert found.lines[-1].endswith("failure: nothing within 10 s")
+    assert found.silent
 
 
 def test_progress_is_told() -> None:

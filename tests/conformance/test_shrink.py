@@ -17,11 +17,12 @@ from virtio_mem.conformance.explore import explore
 from virtio_mem.conformance.kit import Evidence, Profile, Run, Verdict, chosen_checks, run_checks, shorten_evidence
 from virtio_mem.conformance.replay import replay, script_of
 from virtio_mem.conformance.shrink import Shorter, shortened
-from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
+from virtio_mem.conformance.target import Capability, Chain, Subject, Target, TargetFailure, Used, Wish
 from virtio_mem.conformance.targets.in_process import InProcess, Made
 from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.conformance.trial import Trial
 from virtio_mem.conformance.words import wish_words
+from virtio_mem.protocol import Request, RequestType
 
 IDLE = ("pause on", "pause on", "plug 9 1", "pause off", "notices", "advance 2", "device_reset", "begin", "pause off")
 """Moves, a refusal and looks that matter to nothing behind them."""
@@ -132,6 +133,31 @@ def test_a_device_that_is_silent_is_not_waited_for_again_and_again() -> None:
     shorten_evidence(target, run)
     assert target.subjects == []
     assert run.evidence[0].note == "not shortened: the device did not answer in time"
+
+
+class Naps(OurSubject):
+    """Lets its time go by where a PLUG names two blocks; `naps` is how often it did."""
+
+    naps = 0
+
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        if Request.decode(chains[0].request)[::2] == (RequestType.PLUG, 2):
+            Naps.naps += 1
+            raise TargetFailure("nothing within 10 s", silent=True)
+        return super().submit(chains)
+
+
+class NappingTarget(OurTarget):
+    def _made(self, made: Made) -> InProcess:
+        return Naps(made)
+
+
+def test_a_silence_on_the_way_ends_it() -> None:
+    """The moves that are tried are judged request by request, so the silence comes as a violation of a clause."""
+    lines = [wish_words(SMALL), "begin -> agreed 0x0", "plug 2 2 -> ACK", "unplug 2 1 -> NACK"]
+    with NappingTarget("anonymous") as target:
+        assert shortened(target, "MEM-UNPLUG-8", lines, seconds=60.0).lines == tuple(lines)
+    assert Naps.naps == 1
 
 
 @pytest.mark.parametrize("name", ["unplug-counts-in-eight-bits", "last-of-many-is-not-looked-at"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from tests.conformance.wrong import FAULTS
 from vhost_user.errors import UsageError
 from virtio_mem.conformance import explore, kit, trial
 from virtio_mem.conformance.check import Check
-from virtio_mem.conformance.kit import Profile, Progress, Verdict
-from virtio_mem.conformance.target import Capability, Subject, TargetFailure, Wish
-from virtio_mem.conformance.targets.ours import OurTarget
+from virtio_mem.conformance.kit import Profile, Progress, Run, Verdict
+from virtio_mem.conformance.target import Capability, Chain, Subject, Target, TargetFailure, Used, Wish
+from virtio_mem.conformance.targets.in_process import InProcess, Made
+from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.conformance.trial import MACHINE, Effort, Trial, open_database
+from virtio_mem.protocol import RequestType
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,41 @@ def test_what_the_machine_finds_is_evidence(monkeypatch: pytest.MonkeyPatch) -> 
     (found,) = judgement.verdicts["DEP-NACK-2"].violations
     assert (found.source, found.was) == (MACHINE, "ERROR")
     assert found.lines[-1].endswith(" -> ERROR")
+
+
+class Sleeps(OurSubject):
+    """Answers no PLUG, and counts those that it was asked."""
+
+    asked = 0
+
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        if chains[0].request[0] == RequestType.PLUG:
+            Sleeps.asked += 1
+            raise TargetFailure("nothing within 10 s", silent=True)
+        return super().submit(chains)
+
+
+class SleepingTarget(Small):
+    def _made(self, made: Made) -> InProcess:
+        return Sleeps(made)
+
+
+def test_a_silence_that_the_machine_found_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "chosen_checks", lambda *_: [])
+    asked: list[int] = []
+    shorten = kit.shorten_evidence
+
+    def counted(target: Target, run: Run, stopped: Callable[[], bool]) -> None:
+        asked.append(Sleeps.asked)
+        shorten(target, run, stopped)
+        asked.append(Sleeps.asked)
+
+    monkeypatch.setattr(trial, "shorten_evidence", counted)
+    with SleepingTarget("anonymous") as target:
+        judgement = Trial(seed=1).hold(target)
+    notes = [one.note for each in judgement.of(Verdict.VIOLATED) for one in each.violations]
+    assert set(notes) == {"not shortened: the device did not answer in time"}
+    assert asked[0] == asked[1] > 0
 
 
 def test_with_clauses_named_only_their_checks_are_run() -> None:

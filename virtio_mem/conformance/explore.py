@@ -36,6 +36,8 @@ class Found(NamedTuple):
     was: str
     should: str
     lines: tuple[str, ...]
+    silent: bool = False
+    """It let its time go by, which took that time."""
 
 
 Progress = Callable[["Exploration"], None]
@@ -66,9 +68,9 @@ class Exploration:
         """Whether its time is up, or its end was asked for."""
         return self.stopped() or time.monotonic() >= self.deadline
 
-    def violated(self, violation: Violation, lines: list[str]) -> None:
+    def violated(self, violation: Violation, lines: list[str], *, silent: bool = False) -> None:
         """Keep the shortest way to each violation; of several, the last, which is the simplest."""
-        found = Found(violation.clause, violation.was, violation.should, tuple(essential(lines)))
+        found = Found(violation.clause, violation.was, violation.should, tuple(essential(lines)), silent)
         before, self.last = self.found.get(found.clause), found.clause
         if before is None or len(found.lines) <= len(before.lines):
             self.found[found.clause] = found

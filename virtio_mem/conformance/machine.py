@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from vhost_user.errors import UsageError
 from virtio_mem.conformance.check import Violation
 from virtio_mem.conformance.model import Finding
-from virtio_mem.conformance.referee import Referee, violation
+from virtio_mem.conformance.referee import Referee, is_silence, violation
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.strategies import any_addr, any_count, any_type, cuts, known_types
 from virtio_mem.conformance.target import Capability, Subject, Target, TargetFailure, Wish
@@ -51,8 +51,8 @@ class Lab(Protocol):
     def is_over(self) -> bool:
         """No more devices are to be started."""
 
-    def violated(self, violation: Violation, lines: list[str]) -> None:
-        """A clause that is not passed over was."""
+    def violated(self, violation: Violation, lines: list[str], *, silent: bool) -> None:
+        """A clause that is not passed over was; `silent`, since the device let its time go by."""
 
     def sequence_ended(self) -> None:
         """A device was let go."""
@@ -104,14 +104,15 @@ class DeviceMachine(RuleBasedStateMachine):
         try:
             act()
         except TargetFailure as failure:
-            self._end(violation(Finding("MEM-WIRE-3", failure.what, "a device that serves on")))
+            self._end(violation(Finding("MEM-WIRE-3", failure.what, "a device that serves on")), failure.silent)
         except Violation as violated:
-            self._end(violated)
+            self._end(violated, is_silence(violated))
 
-    def _end(self, violated: Violation) -> None:
+    def _end(self, violated: Violation, silent: bool) -> None:
+        """It counts also where time is up meanwhile: a device that answers nothing has taken all of it."""
         lines, self.referee = self.now.session.lines, None
-        if violated.clause not in self.lab.passed_over and not self.lab.is_over:
-            self.lab.violated(violated, lines)
+        if violated.clause not in self.lab.passed_over:
+            self.lab.violated(violated, lines, silent=silent)
             raise violated from None
 
     def teardown(self) -> None:

@@ -288,6 +288,11 @@ def violation(finding: Finding) -> Violation:
     return _violations[finding.clause](*finding)
 
 
+def is_silence(violated: Violation) -> bool:
+    """Whether it is one since the device let its time go by."""
+    return isinstance(violated.__cause__, TargetFailure) and violated.__cause__.silent
+
+
 def _judge(finding: Finding | None) -> None:
     if finding is not None:
         raise violation(finding)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from vhost_user.errors import FieldError
 from virtio_mem.conformance.check import Unsuitable, Violation
 from virtio_mem.conformance.model import Finding
-from virtio_mem.conformance.referee import NOTHING, Referee, Told, essential
+from virtio_mem.conformance.referee import NOTHING, Referee, Told, essential, is_silence
 from virtio_mem.conformance.replay import FAILURE, shorten
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.target import FILL, Capability, Odd, Target, TargetFailure, Wish
@@ -148,6 +148,8 @@ def _found(session: Session, moves: Sequence[str], referee: type[Referee]) -> _F
             _make(judge, move)
         judge.look_closely()
     except Violation as violated:
+        if is_silence(violated):
+            raise _Unfit from None
         finding = Finding(violated.clause, violated.was, violated.should)
     except TargetFailure as failure:
         if failure.silent:

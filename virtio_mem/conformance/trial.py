@@ -174,6 +174,9 @@ class _Machine:
             Evidence(found.clause, MACHINE, Verdict.VIOLATED, found.was, found.should, found.lines)
             for found in exploration.found.values()
         ]
+        run.silences += [
+            found.lines for found in exploration.found.values() if found.silent and found.lines not in run.silences
+        ]
         done = min(exploration.sequences, effort.sequences)
         self.trial.progress(Progress(done, effort.sequences, MACHINE, known + len(exploration.found)))
 

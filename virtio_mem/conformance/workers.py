@@ -135,6 +135,7 @@ def _take(found: Run, run: Run) -> None:
     """Of several sequences to one violation all are evidence."""
     run.evidence += [one for one in found.evidence if one not in run.evidence]
     run.failures += [one for one in found.failures if one not in run.failures]
+    run.silences += found.silences
     run.calls += found.calls
 
 
