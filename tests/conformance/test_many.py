@@ -18,7 +18,7 @@ from virtio_mem.conformance.checks.many import COUNTS
 from virtio_mem.conformance.explore import explore
 from virtio_mem.conformance.kit import run_checks
 from virtio_mem.conformance.session import Session
-from virtio_mem.conformance.target import Subject, Target, Wish
+from virtio_mem.conformance.target import Capability, Subject, Target, Wish
 from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.conformance.targets.subprocess import ProgramTarget
 
@@ -83,18 +83,35 @@ def counts_asked(target: Target, check: Check) -> set[int]:
     return {int(call[2]) for call in calls if call[0] == "plug" and call[2] != "1"}
 
 
-def test_a_device_that_holds_memory_is_spared() -> None:
+@pytest.mark.parametrize("capabilities", [~Capability(0), Capability.HELD])
+def test_a_device_that_holds_memory_is_spared(capabilities: Capability) -> None:
+    """Also one that is what it is, as a daemon's."""
     with OurTarget("anonymous") as target:
+        target.capabilities &= capabilities
         assert counts_asked(target, *on_small_blocks([COARSE])) == {64}
     with ProgramTarget(f"{sys.executable} {SHIM}") as target:
         assert counts_asked(target, COARSE) == set(COUNTS)
 
 
-def test_a_program_that_tells_what_it_holds_is_spared_by_the_machine() -> None:
-    for capability, many in (("TIME", MANY), ("HELD", None)):
+def test_a_program_of_whose_memory_nothing_is_known_is_spared_by_the_machine() -> None:
+    for capability, many in (("WISH", FINE), ("TIME", None), ("HELD", None)):
         hello = f'{{"virtio-mem-conformance":1,"version":"x","capabilities":["{capability}"]}}'
         with ProgramTarget(shlex.join(["sh", "-c", 'echo "$0"; cat', hello])) as target:
             assert target.many == many
+
+
+def test_a_program_with_memory_for_64_mib_is_right(tmp_path: Path) -> None:
+    """It is BUSY for want of more."""
+    short = """        if type_ == PLUG and (len(self.plugged) + nb_blocks) * self.block > 64 << 20:
+            self.owes = True
+            return BUSY, 0
+        if self.paused:
+"""
+    program = tmp_path / "shim.py"
+    program.write_text(SHIM.read_text().replace("        if self.paused:\n", short))
+    with ProgramTarget(f"{sys.executable} -S -E {program}") as target:
+        assert not explore(target, sequences=30, seed_=1, rounds=1).found
+        assert run_checks(target, [COARSE, SMALL_BLOCKS]).violated == set()
 
 
 def test_what_is_wished_for() -> None:

@@ -78,6 +78,7 @@ def test_serve_with_its_api(served: str) -> None:
     target = with_api(served)
     assert API | Capability.CHAINS | Capability.NOTICES in target.capabilities
     assert target.version == f"virtio-mem {version('virtio-mem')}"
+    assert target.many is None  # nobody knows how much memory its blocks would be
     assert not target.start(play.WISH).offered_features & (F_LOG_ALL | F_PROTOCOL_FEATURES)
     play.play(target)
     with with_api(served) as again:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import KIB, U64_MAX
-from virtio_mem.conformance.check import MANY
+from virtio_mem.conformance.check import FINE
 from virtio_mem.conformance.target import (
     FILL,
     Asks,
@@ -296,8 +296,8 @@ class ProgramTarget(Target):
                 raise process.failure(f"speaks version {spoken} of the protocol, and the kit {VERSION}")
             self.version = hello.words("version")
             self.capabilities = _capabilities(hello.get("capabilities", list), process)
-            if Capability.HELD not in self.capabilities:  # else there is memory behind it, and who knows how much
-                self.many = MANY
+            if Capability.WISH in self.capabilities:  # else nobody knows how much memory its blocks would be
+                self.many = FINE
         except BaseException:
             process.close()
             raise

@@ -14,7 +14,6 @@ from contextlib import suppress
 from vhost_user.device_status import Status
 from vhost_user.errors import HostError, UsageError
 from vhost_user.message import ProtocolFeature
-from virtio_mem.conformance.check import MANY
 from virtio_mem.conformance.target import (
     LEAST_RING,
     Asks,
@@ -242,8 +241,6 @@ class VhostUserTarget(Target):
         self.name = name or f"vhost-user:{socket}{api}" + (f",memory={memory}" if memory != "memfd" else "")
         self._socket = socket
         self._huge = memory == "hugetlb"
-        if not self._huge:  # the pool would have to have all of it
-            self.many = MANY
         self._host: HostSide | None = None
         self._link: Link | None = Link(socket, huge=self._huge)
         try:
