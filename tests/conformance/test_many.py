@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.conformance.small import on_small_blocks
 from tests.conformance.test_machine import SMALL
 from tests.conformance.wrong import FAULTS
 from vhost_user.errors import UsageError
+from vhost_user.units import ByteCount
+from virtio_mem import geometry
 from virtio_mem.conformance.check import FINE, MANY, Check, all_checks
 from virtio_mem.conformance.checks.many import COUNTS
 from virtio_mem.conformance.explore import explore
@@ -42,6 +45,16 @@ WRONG = [
 def test_what_is_wrong_of_many_blocks_only_is_found(name: str) -> None:
     fault = FAULTS[name]
     with fault.target() as target:
+        assert fault.clause in run_checks(target, on_small_blocks([SMALL_BLOCKS])).violated
+
+
+def test_it_is_found_where_blocks_are_usable_only_once_the_target_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a daemon that was not told otherwise: it has no target yet."""
+    monkeypatch.setattr(geometry, "USABLE_SLACK", ByteCount(0))
+    fault = FAULTS["plug-counts-in-eight-bits"]
+    with fault.target() as target:
+        start = target.start
+        monkeypatch.setattr(target, "start", lambda wish: start(replace(wish, requested_size=0)))
         assert fault.clause in run_checks(target, on_small_blocks([SMALL_BLOCKS])).violated
 
 

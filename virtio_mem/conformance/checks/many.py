@@ -53,7 +53,7 @@ def many_small_blocks(session: Session) -> None:
 def _judge(session: Session, *, spares: bool) -> None:
     ready(session, COUNTS[0])
     for count in COUNTS:
-        if usable_blocks(session) < count or not allowed(session, count):
+        if not allowed(session, count) or usable_blocks(session) < count:  # what is usable may follow the target
             break
         _plug(session, count)
         holds = spares and session.held(0, count) > 0
