@@ -103,9 +103,24 @@ def test_no_time_leaves_it_as_it_is_and_says_so() -> None:
         ):
             assert found == Shorter(tuple(lines), note="not shortened to the end: there was no more time")
         looks = count()
-        some = shortened(target, "DEP-NACK-2", lines, seconds=60.0, stopped=lambda: next(looks) > 2)
+        some = shortened(target, "DEP-NACK-2", lines, seconds=60.0, stopped=lambda: next(looks) > 30)
         assert 3 <= len(some.lines) < len(lines)
         assert some.note
+
+
+@pytest.mark.parametrize(
+    ("clause", "last"), [("MEM-PLUG-6", "plug 3 1 -> NACK"), ("DEP-DRIVER-1", "same 0 1 7 -> yes")]
+)
+@pytest.mark.parametrize("moves", [5, 40, 60, 70, 90])
+def test_time_that_is_up_ends_an_attempt_too(clause: str, last: str, moves: int) -> None:
+    """A slow device can take longer for one attempt than there is for all of them, whoever judges it."""
+    calls = [call for block in range(15) for call in (f"plug {block} 1 -> ACK", f"state {block} 1 -> ACK PLUGGED")]
+    lines = [wish_words(SMALL), "begin -> agreed 0x0", *calls, last]
+    looks = count()
+    with OurTarget("anonymous") as target:
+        found = shortened(target, clause, lines, seconds=60.0, stopped=lambda: next(looks) >= moves)
+    assert found == Shorter(tuple(lines), note="not shortened to the end: there was no more time")
+    assert next(looks) == moves + 1
 
 
 def test_a_device_that_can_not_be_had_anew_is_left_as_it_is() -> None:

@@ -10,7 +10,7 @@ of plugged memory the host holds already. That it holds nothing is compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -146,11 +146,11 @@ def script_of(lines: Sequence[str]) -> Script:
     return script
 
 
-def replay(target: Target, script: Script) -> Replay:
+def replay(target: Target, script: Script, is_over: Callable[[], bool] = lambda: False) -> Replay:
     """Run one script on a device that is started for it. TargetFailure where none can be had.
 
-    It ends early where the device fails. What this target can't do is passed over, as far as the others' answers mean
-    the same without it: see `_Gaps`.
+    It ends early where the device fails, and before the first step at which it `is_over`. What this target can't do is
+    passed over, as far as the others' answers mean the same without it: see `_Gaps`.
     """
     replayed: list[Replayed] = []
     gaps = _Gaps(target)
@@ -158,6 +158,8 @@ def replay(target: Target, script: Script) -> Replay:
         session = Session(subject, script.wish, target.capabilities)
         session.config()
         for step in script.steps:
+            if is_over():
+                break
             _, act = action_of(step.call)
             if gaps.passes_over(step):
                 replayed.append(Replayed(step, "", gaps.why))
@@ -218,19 +220,19 @@ class _Gaps:
         return why
 
 
-def shorten(target: Target, lines: Sequence[str]) -> tuple[str, ...]:
+def shorten(target: Target, lines: Sequence[str], is_over: Callable[[], bool] = lambda: False) -> tuple[str, ...]:
     """A session whose last answer shows a violation, without the looks and refusals that did not matter to it.
 
     What is left gets the same last answer from a new device. What changes the device, and BUSY, which it owes a notice
     for, is never left out: so what should have been the answer is still what it was. Without `Capability.RESTART` all
-    of it matters.
+    of it matters. Once it `is_over`, what is shortest by then counts.
     """
     script = script_of(lines)
     if not target.lacks(Capability.RESTART):
         idle = [step for step in script.steps[:-1] if _is_idle(step)]
         for chosen in [idle, *([step] for step in idle[:_MOST_TRIED])]:
             fewer = Script(script.wish, tuple(step for step in script.steps if step not in chosen))
-            if len(fewer.steps) < len(script.steps) and _ends_alike(target, fewer):
+            if len(fewer.steps) < len(script.steps) and _ends_alike(target, fewer, is_over):
                 script = fewer
                 if chosen is idle:
                     break
@@ -243,9 +245,11 @@ def _is_idle(step: Step) -> bool:
     return set(step.answer.replace(NO_FLAG, "").split(BESIDE)) <= _CHANGES_NOTHING
 
 
-def _ends_alike(target: Target, script: Script) -> bool:
+def _ends_alike(target: Target, script: Script, is_over: Callable[[], bool]) -> bool:
+    if is_over():
+        return False
     try:
-        replayed = replay(target, script).replayed
+        replayed = replay(target, script, is_over).replayed
     except TargetFailure:
         return False
     if len(replayed) < len(script.steps):

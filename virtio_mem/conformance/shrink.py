@@ -66,10 +66,11 @@ def shortened(
         found = shrinking.least(lines, Referee) or shrinking.least(lines, _Deaf)
     except _Unfit:
         found = None
-    note = "not shortened to the end: there was no more time" if shrinking.is_over else ""
     if found is None or len(found.lines) > len(lines):
-        return Shorter(tuple(lines) if shrinking.is_over else shorten(target, lines), note=note)
-    return Shorter(found.lines, found.finding.was, found.finding.should, note)
+        least = Shorter(tuple(lines) if shrinking.is_over else shorten(target, lines, shrinking.ends))
+    else:
+        least = Shorter(found.lines, found.finding.was, found.finding.should)
+    return least._replace(note="not shortened to the end: there was no more time") if shrinking.is_over else least
 
 
 class _Deaf(Referee):
@@ -99,6 +100,11 @@ class _Shrinking:
     stopped: Callable[[], bool]
     is_over: bool = False
 
+    def ends(self) -> bool:
+        """Whether it is to end now. It is asked before each move: one sequence may take all of the time."""
+        self.is_over = self.is_over or self.stopped() or time.monotonic() >= self.deadline
+        return self.is_over
+
     def least(self, lines: Sequence[str], referee: type[Referee]) -> _Found | None:
         """As few of the moves as show it to such a referee; None where all of them don't."""
         wish, moves = parse_wish(lines[0]), [line.partition(ARROW)[0] for line in lines[1:]]
@@ -116,17 +122,40 @@ class _Shrinking:
 
     def _judged(self, wish: Wish, moves: Sequence[str], referee: type[Referee]) -> _Found | None:
         """What is found, if it is against the clause."""
-        self.is_over = self.is_over or self.stopped() or time.monotonic() >= self.deadline
-        if self.is_over:
+        if self.ends():
             return None
         try:
             with closing(self.target.start(wish)) as subject:
-                found = _found(Session(subject, wish, self.target.capabilities), moves, referee)
+                found = self._found(Session(subject, wish, self.target.capabilities), moves, referee)
         except (TargetFailure, FieldError, Unsuitable):
             return None
         if found is None or (self.fails and _fails(found.lines)):
             return found
         return found if found.finding.clause == self.clause else None
+
+    def _found(self, session: Session, moves: Sequence[str], referee: type[Referee]) -> _Found | None:
+        """The first violation of any clause; None also where it ends before."""
+        made = 0
+        try:
+            judge = referee(session)
+            for made, move in enumerate(moves, start=1):  # noqa: B007 - how far it came
+                if self.ends():
+                    return None
+                _make(judge, move)
+            if self.ends():
+                return None
+            judge.look_closely()
+        except Violation as violated:
+            if is_silence(violated):
+                raise _Unfit from None
+            finding = Finding(violated.clause, violated.was, violated.should)
+        except TargetFailure as failure:
+            if failure.silent:
+                raise _Unfit from None
+            finding = Finding(GONE, failure.what, "a device that serves on")
+        else:
+            return None
+        return _Found(finding, tuple(essential(session.lines)), made)
 
 
 def _fails(lines: Sequence[str]) -> bool:
@@ -138,26 +167,6 @@ def _left_out(moves: Sequence[str], size: int) -> Iterator[list[str]]:
     """The moves but for `size` neighbouring ones, the last of them first."""
     for end in range(len(moves), 0, -size):
         yield [*moves[: max(0, end - size)], *moves[end:]]
-
-
-def _found(session: Session, moves: Sequence[str], referee: type[Referee]) -> _Found | None:
-    made = 0
-    try:
-        judge = referee(session)
-        for made, move in enumerate(moves, start=1):  # noqa: B007 - how far it came
-            _make(judge, move)
-        judge.look_closely()
-    except Violation as violated:
-        if is_silence(violated):
-            raise _Unfit from None
-        finding = Finding(violated.clause, violated.was, violated.should)
-    except TargetFailure as failure:
-        if failure.silent:
-            raise _Unfit from None
-        finding = Finding(GONE, failure.what, "a device that serves on")
-    else:
-        return None
-    return _Found(finding, tuple(essential(session.lines)), made)
 
 
 def _make(referee: Referee, move: str) -> None:
