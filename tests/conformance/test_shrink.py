@@ -18,7 +18,7 @@ from virtio_mem.conformance.kit import Evidence, Profile, Run, Verdict, chosen_c
 from virtio_mem.conformance.replay import replay, script_of
 from virtio_mem.conformance.shrink import Shorter, shortened
 from virtio_mem.conformance.target import Capability, Chain, Subject, Target, TargetFailure, Used, Wish
-from virtio_mem.conformance.targets.in_process import InProcess, Made
+from virtio_mem.conformance.targets.in_process import ADDR, InProcess, Made
 from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.conformance.trial import Trial
 from virtio_mem.conformance.words import wish_words
@@ -67,10 +67,16 @@ def test_a_device_that_is_wrong_in_another_way_too_is_judged_by_its_answers() ->
 
 
 class Dies(OurSubject):
-    """Ends when it is paused with block 3 plugged."""
+    """Ends when it is paused with two blocks plugged, and by a PLUG of block 6 while it has no other."""
+
+    def submit(self, chains: Sequence[Chain]) -> list[Used]:
+        type_, addr, _ = Request.decode(chains[0].request)
+        if (type_, addr - ADDR) == (RequestType.PLUG, 6 * SMALL.block_size) and not self.service.device.plugged_size:
+            raise TargetFailure("gone in another way")
+        return super().submit(chains)
 
     def pause(self, paused: bool) -> None:
-        if self.service.device.blocks.plugged and self.service.device.plugged_size == 2 * SMALL.block_size:
+        if self.service.device.plugged_size == 2 * SMALL.block_size:
             raise TargetFailure("gone")
         super().pause(paused)
 
@@ -84,6 +90,14 @@ def test_a_device_that_dies_is_found_by_that_whatever_the_clause() -> None:
     with DyingTarget("anonymous") as target:
         found = shorter(target, "DEP-BUSY-1", ["pause on", "pause off", "plug 5 1", *IDLE[4:8], "plug 3 1", "pause on"])
     assert calls_of(found.lines) == ["begin", "plug 5 1", "plug 3 1", "pause on"]
+
+
+def test_a_device_that_dies_in_another_way_too_is_found_by_the_way_that_it_died_in() -> None:
+    calls = ["plug 5 1", *IDLE[4:8], "plug 6 1", "pause on"]
+    with DyingTarget("anonymous") as target:
+        found = shorter(target, "DEP-BUSY-1", calls)
+    assert calls_of(found.lines) == ["begin", "plug 5 1", "plug 6 1", "pause on"]
+    assert found.was == "gone"
 
 
 def test_a_sequence_that_the_referee_has_no_eye_for_stays() -> None:

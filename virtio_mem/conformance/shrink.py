@@ -61,7 +61,7 @@ def shortened(
     """
     if lacking := target.lacks(Capability.RESTART):
         return Shorter(tuple(lines), note=f"not shortened: {lacking}")
-    shrinking = _Shrinking(target, clause, _fails(lines), time.monotonic() + seconds, stopped)
+    shrinking = _Shrinking(target, clause, _failed(lines), time.monotonic() + seconds, stopped)
     try:
         found = shrinking.least(lines, Referee) or shrinking.least(lines, _Deaf)
     except _Unfit:
@@ -91,11 +91,13 @@ class _Deaf(Referee):
 
 @dataclass
 class _Shrinking:
-    """Of one violation, of whatever clause where the device `fails` by it. `is_over` where it ended before its time."""
+    """Of one violation, of whatever clause where the device fails by the same call. `is_over` where it ended before its
+    time."""
 
     target: Target
     clause: str
-    fails: bool
+    failed: str
+    """The call that the device failed by; "" where it did not."""
     deadline: float
     stopped: Callable[[], bool]
     is_over: bool = False
@@ -129,9 +131,9 @@ class _Shrinking:
                 found = self._found(Session(subject, wish, self.target.capabilities), moves, referee)
         except (TargetFailure, FieldError, Unsuitable):
             return None
-        if found is None or (self.fails and _fails(found.lines)):
+        if found is None or found.finding.clause == self.clause:
             return found
-        return found if found.finding.clause == self.clause else None
+        return found if self.failed and _failed(found.lines) == self.failed else None
 
     def _found(self, session: Session, moves: Sequence[str], referee: type[Referee]) -> _Found | None:
         """The first violation of any clause; None also where it ends before."""
@@ -158,9 +160,10 @@ class _Shrinking:
         return _Found(finding, tuple(essential(session.lines)), made)
 
 
-def _fails(lines: Sequence[str]) -> bool:
-    """Whether a session ended with the device."""
-    return f"{ARROW}{FAILURE}" in lines[-1]
+def _failed(lines: Sequence[str]) -> str:
+    """The call by which a session ended with the device; "" where it did not."""
+    call, _, answer = lines[-1].partition(ARROW)
+    return call if answer.startswith(FAILURE) else ""
 
 
 def _left_out(moves: Sequence[str], size: int) -> Iterator[list[str]]:
