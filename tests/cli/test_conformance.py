@@ -50,13 +50,75 @@ def test_a_replay_compares(
 
 
 def test_lines_without_an_answer_get_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """What is printed is the file with its answers."""
+    """What is printed is the file with its answers. Nothing is compared."""
     file = tmp_path / "lines"
     file.write_text("\n".join(line.partition(" -> ")[0] for line in LINES.splitlines()))
-    assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 0
+    assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 2
     *lines, summary = capsys.readouterr().out.splitlines()
     assert lines == LINES.format(answer="ERROR").replace("0x0", "0x100000006").splitlines()[1:]
-    assert summary == "3 steps of 1 sequences, 0 other answers, 3 without one to compare"
+    assert summary == "# 3 steps of 1 sequences, 0 other answers, 3 without one to compare"
+
+
+BY_HAND = f"""\
+{LINES.format(answer="ACK")}chain 0 b1 1 readable=12,12 -> ACK
+kick
+{LINES.splitlines()[1]}
+begin
+plug 0 4 -> NACK
+plug 0 1 -> ERROR
+state 0 4
+"""
+
+ANSWERED = f"""\
+{LINES.splitlines()[1]}
+begin -> agreed 0x100000006
+plug 0 1 -> ACK
+# line 5: plug 0 1 -> ACK; now ERROR
+plug 0 1 -> ERROR
+# line 6: chain 0 b1 1 readable=12,12; not compared: self can't: CHAINS
+chain 0 b1 1 readable=12,12 -> ACK
+# line 7: kick; not compared: what follows line 6, since self can't: CHAINS
+kick
+{LINES.splitlines()[1]}
+begin -> agreed 0x100000006
+# line 10: plug 0 4 -> NACK; now ACK
+plug 0 4 -> ACK
+plug 0 1 -> ERROR
+state 0 4 -> ACK PLUGGED
+# 9 steps of 2 sequences, 2 other answers, 2 without one to compare, 2 not compared
+"""
+
+
+def test_what_is_printed_of_lines_written_by_hand_is_the_file_that_has_the_answers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "lines"
+    file.write_text(BY_HAND)
+    assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 1
+    answered = capsys.readouterr().out
+    assert answered == ANSWERED
+    file.write_text(answered)
+    assert main(["conformance", "self:anonymous", "--replay", str(file)]) == 0
+    assert "9 steps of 2 sequences, 0 other answers, 2 not compared" in capsys.readouterr().out
+
+
+def test_a_device_that_fails_by_lines_written_by_hand(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    wish = LINES.splitlines()[1]
+    file.write_text(f"{wish}\nbegin -> agreed 0x0\nplug 0 1\nstate 0 1\n")
+    hello = '{"virtio-mem-conformance":1,"version":"x","capabilities":["RESTART"]}'
+    config = (1 << 16).to_bytes(8, "little") + bytes(48)
+    answers = ['{"offered_features":0}', f'{{"config":"{config.hex()}"}}', '{"accepted":true}']
+    script = 'echo "$0"; for answer in "$@"; do read line; echo "$answer"; done; read line'
+    target = shlex.join(["sh", "-c", script, hello, *answers])
+    assert main(["conformance", f"exec:{target}", "--replay", str(file)]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        wish,
+        "begin -> agreed 0x0",
+        "plug 0 1 -> failure: sh ended with status 0",
+        "# line 3: the device failed",
+        "# 2 steps of 1 sequences, 0 other answers, 1 without one to compare",
+    ]
 
 
 def test_a_replay_that_the_target_can_do_in_part(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

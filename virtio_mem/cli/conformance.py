@@ -30,7 +30,8 @@ _EXIT_STATUS = """\
 exit status:
   0    all that could be tested holds; with --replay, all that could be compared
   1    a clause is violated; with --replay, an answer is another
-  2    it could not be judged, or an argument can't be
+  2    it could not be judged, or an argument can't be; with --replay, nothing was
+       compared
   130  interrupted by Ctrl-C, or 143 by SIGTERM. A soak ends at the first of these
        signals with what was found by then, and its exit status, and at the second"""
 
@@ -146,38 +147,51 @@ def _read(path: Path) -> str:
 
 
 def _show_replays(replays: list[Replay]) -> int:
-    """Each answer that is another or that the file has none for, and the sum; the exit status."""
+    """What there is to say of each step, and the sum; the exit status.
+
+    Where a step had no answer in the file, all of them are shown with theirs, and what is said of them as comments, so
+    that it is the file that has the answers.
+    """
+    unanswered = sum(_is_unanswered(one) for each in replays for one in each.replayed)
+    aside = [Span("# ")] if unanswered else []
     lines: list[Line] = []
     for each in replays:
-        if any(map(_is_shown, each.replayed)):  # so that the file can be made of it that has the answers
+        if unanswered:
             lines.append([Span(wish_words(each.script.wish))])
-        lines += [line for one in each.replayed if (line := _answered(one))]
+        for one in each.replayed:
+            if remark := _remark(one):
+                lines.append([*aside, *remark])
+            if unanswered:
+                lines.append([Span(_answered(one))])
         if each.failure:
-            lines.append([Span(each.failure, Role.BAD)])
+            lines.append([*aside, Span(each.failure, Role.BAD)])
     steps = sum(len(each.replayed) for each in replays)
     differences = sum(len(each.differences) for each in replays)
     apart = sum(len(each.apart) for each in replays)
-    shown = sum(_is_shown(one) for each in replays for one in each.replayed)
     summary = f"{steps} steps of {len(replays)} sequences, {differences} other answers"
-    summary += f", {shown} without one to compare" if shown else ""
-    lines.append([Span(f"{summary}, {apart} not compared" if apart else summary)])
+    summary += f", {unanswered} without one to compare" if unanswered else ""
+    lines.append([*aside, Span(f"{summary}, {apart} not compared" if apart else summary)])
     Screen().show(lines)
     if differences:
         return VIOLATED
-    return NOT_JUDGED if apart == steps or any(each.failure for each in replays) else HOLDS
+    return NOT_JUDGED if apart + unanswered == steps or any(each.failure for each in replays) else HOLDS
 
 
-def _is_shown(one: Replayed) -> bool:
+def _is_unanswered(one: Replayed) -> bool:
     return not one.step.answer and not one.apart
 
 
-def _answered(one: Replayed) -> Line:
-    """What is to be said of a step: nothing where the answer is that of the file."""
+def _answered(one: Replayed) -> str:
+    """A step with its answer of now, or as the file has it where it was not made."""
+    answer = one.now or one.step.answer
+    return f"{one.step.call}{ARROW}{answer}" if answer else one.step.call
+
+
+def _remark(one: Replayed) -> Line:
+    """What is to be said of a step: nothing where the answer is that of the file, or the file has none."""
     step = one.step
     if one.apart:
         return [Span(f"line {step.number}: {step.call}; not compared: {one.apart}", Role.QUIET)]
-    if _is_shown(one):
-        return [Span(f"{step.call}{ARROW}{one.now}")]
     if one.same:
         return []
     return [Span(f"line {step.number}: {step.call}{ARROW}{step.answer}; now "), Span(one.now, Role.BAD)]
