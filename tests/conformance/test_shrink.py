@@ -11,7 +11,7 @@ from tests.conformance.bare import Bare
 from tests.conformance.test_kit import Sleepy, Stage
 from tests.conformance.test_machine import SMALL
 from tests.conformance.wrong import FAULTS
-from virtio_mem.conformance import pytest_items
+from virtio_mem.conformance import kit, pytest_items
 from virtio_mem.conformance.check import FINE, WISH
 from virtio_mem.conformance.explore import explore
 from virtio_mem.conformance.kit import Evidence, Profile, Run, Verdict, chosen_checks, run_checks, shorten_evidence
@@ -26,6 +26,13 @@ from virtio_mem.protocol import Request, RequestType
 
 IDLE = ("pause on", "pause on", "plug 9 1", "pause off", "notices", "advance 2", "device_reset", "begin", "pause off")
 """Moves, a refusal and looks that matter to nothing behind them."""
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is time enough to shorten all, however busy the machine is."""
+    monkeypatch.setattr(kit, "_SHORTEN_SECONDS", 60.0)
+    monkeypatch.setattr(kit, "_SHORTEN_ONE_SECONDS", 60.0)
 
 
 def session_of(target: Target, *calls: str, wish: Wish = SMALL) -> list[str]:
@@ -189,6 +196,7 @@ def test_a_silence_on_the_way_ends_it() -> None:
     assert Naps.naps == 1
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("name", ["unplug-counts-in-eight-bits", "last-of-many-is-not-looked-at"])
 def test_what_a_check_shows_is_short_too(name: str) -> None:
     fault = FAULTS[name]
@@ -200,6 +208,7 @@ def test_what_a_check_shows_is_short_too(name: str) -> None:
     assert one.note == ""
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_a_test_of_pytest_shows_is_short_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest_items, "parse_target", lambda name: FAULTS[name].target())
     bench = pytest_items.Bench("unplug-counts-in-eight-bits", Trial())
@@ -209,6 +218,7 @@ def test_what_a_test_of_pytest_shows_is_short_too(monkeypatch: pytest.MonkeyPatc
     assert len(short.lines) == 5
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_the_machine_saw_in_passing_is_short_too() -> None:
     with FAULTS["nothing-is-given-back"].target() as target:
         found = explore(target, sequences=60, seed_=1, wish=SMALL, rounds=1).found.values()
