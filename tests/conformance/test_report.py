@@ -183,7 +183,7 @@ def test_a_long_line_pushes_no_other_picture_aside() -> None:
     ]
 
 
-@pytest.mark.parametrize("form", [".html", ".md", ".json", "text"])
+@pytest.mark.parametrize("form", [".html", ".md", ".json", ".xml", "text"])
 def test_a_sequence_that_may_be_longer_than_it_need_be_is_marked(form: str) -> None:
     note = "not shortened: vhost-user can't: RESTART"
     one = judgement(violation()._replace(note=note))

@@ -50,7 +50,8 @@ def _case(suite: ET.Element, group: str, one: ClauseVerdict) -> None:
         found = one.violations[0]
         message = f"{one.clause.says} Was: {found.was}. Should be: {found.should}."
         failure = ET.SubElement(case, "failure", message=_clean(message), type=one.clause.strength)
-        failure.text = _clean("\n".join(found.lines))
+        note = [f"# {found.note}"] if found.note else []  # a comment in the file that the lines are
+        failure.text = _clean("\n".join([*note, *found.lines]))
     elif one.verdict is not Verdict.HOLDS:
         ET.SubElement(case, "skipped", message=_clean(f"{one.verdict.value}: {one.reason}"))
 
