@@ -94,7 +94,7 @@ class SharedMemory:
         self._size = 0
         """Bytes of all regions."""
         self._lingering: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-        """Of mappings that views hold, their bytes."""
+        """Of mappings that views hold, their bytes; under `_space`, as others look at it."""
         self._spans: tuple[bool, list[UserSpan]] | None = None
         with _space:
             _all.add(self)
@@ -240,8 +240,8 @@ class SharedMemory:
             self._size = size
             return
         with _space:
-            others = sum(each._size + sum(each._lingering.values()) for each in _all if each is not self)
-            most = (ADDRESS_SPACE - others) * 7 // 8 - sum(self._lingering.values())
+            others = sum(each._size + _bytes(each._lingering) for each in _all if each is not self)
+            most = (ADDRESS_SPACE - others) * 7 // 8 - _bytes(self._lingering)
             if size > most:
                 limit = f"has to be at most {most} in all regions of one front end, beside what others share"
                 raise HostError("size", size, limit, "share less, or serve it in a process of its own")
@@ -296,9 +296,15 @@ class SharedMemory:
         try:
             region.mapping.close()
         except BufferError:
-            self._lingering[region.mapping.lifeline] = region.size
+            with _space:
+                self._lingering[region.mapping.lifeline] = region.size
         if region.file is not None:
             region.file.fd.close()
+
+
+def _bytes(lingering: WeakKeyDictionary[object, int]) -> int:
+    """Of a copy, as any thread may let go of a view at any moment."""
+    return sum(lingering.copy().values())
 
 
 def _check_beside(new: MemoryRegion, present: Sequence[Region], spans: Sequence[UserSpan]) -> None:

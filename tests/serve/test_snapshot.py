@@ -398,6 +398,23 @@ def test_killed_while_states_are_made(snapshot: Path, tmp_path: Path, rng: rando
     assert at > 20
 
 
+def test_nothing_is_made_beside_what_is_refused(
+    snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not for a moment, in which it may be killed, and be taken for begun by the next one."""
+    states, both = tmp_path / "states", of_two_zones(snapshot, tmp_path / "both")
+    states.mkdir()
+    prepare(snapshot, ServePlan(zones=(zone(),), state_dir=str(states)))
+    with closing(in_directory(states)) as state:
+        state.restored()
+    (states / "mem0.state").rename(states / "mem1.state")
+    plan = ServePlan(zones=(zone(), replace(zone(), id="mem1")), state_dir=str(states))
+    monkeypatch.setattr(snapshots, "make_blank", lambda _: pytest.fail("a state was made"))
+    with pytest.raises(UsageError, match="has a state of the zone mem1"):
+        prepare(both, plan)
+    assert [path.name for path in states.iterdir()] == ["mem1.state"]
+
+
 def of_two_zones(snapshot: Path, both: Path) -> Path:
     """A snapshot of two zones, each of which is as that of the one."""
     shutil.copytree(snapshot, both)

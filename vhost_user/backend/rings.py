@@ -237,7 +237,7 @@ class RingHandlers:
     @staticmethod
     def _call_for_what_went_back(vring: Vring) -> None:
         """The device was stopped between that and its call, and nobody will call later."""
-        with suppress(PeerError):
+        with suppress(PeerError, OSError):
             vring.notify()
 
     def _build(self, vring: Vring) -> None:

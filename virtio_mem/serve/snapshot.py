@@ -86,13 +86,12 @@ def prepare(directory: Path, plan: ServePlan) -> list[Prepared]:
             with located(f"zone {zone.id}"):
                 device, content, facts = _checked(zone, states[zone.id], directory, undo)
                 checked.append((*_state_file(zone, device, plan, undo), zone, device, content, facts))
-        goes_on = any(found is _Found.UNRESTORED for _, found, *_ in checked)
+        used = [zone.id for _, found, zone, *_ in checked if found is _Found.USED]
+        if used and not any(found is _Found.UNRESTORED for _, found, *_ in checked):
+            limit = f"has a state of the zone {used[0]}"
+            raise UsageError("--state-dir", plan.state_dir, limit, "remove it, to restore")
         prepared = []
         for file, found, zone, device, content, facts in checked:
-            if found is _Found.USED and not goes_on:
-                raise UsageError(
-                    f"zone {zone.id} --state-dir", plan.state_dir, "has a state of the zone", "remove it, to restore"
-                )
             if found is _Found.BLANK:
                 undo.callback(make_blank, file.fileno())
                 _open_state(file, zone, device).close()

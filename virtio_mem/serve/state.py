@@ -178,7 +178,7 @@ class DeviceState:
         for start in _SLOTS:
             values = tuple(self._words[start + index] for index in range(6))
             checksum = zlib.crc32(_SIZES.pack(*values))
-            if best[0] < values[0] <= _MOST_GENERATIONS and checksum == self._words[start + _CHECKSUM]:
+            if best[0] < values[0] < _MOST_GENERATIONS and checksum == self._words[start + _CHECKSUM]:
                 best = values  # type: ignore[assignment]
         self._generation, requested, usable, flags, unplugged, unreturned = best
         self.counted = min(unplugged, MOST_BYTES), min(unreturned, MOST_BYTES)  # versions before counted on
