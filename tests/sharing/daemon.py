@@ -78,10 +78,14 @@ class FakeDaemon:
         """Vanish; what it had, it has no more."""
         if self._sock is not None and self._thread is not None:
             self._awake.set()
-            with suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+            self._shut_down()
             self._thread.join()
             self._sock = self._thread = None
+
+    def _shut_down(self) -> None:
+        assert self._sock is not None
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, connection: Connection) -> None:
         with connection, suppress(Disconnected):
@@ -109,7 +113,10 @@ class FakeDaemon:
         answer = int(mood is self.refuses) if mood is not None else self._take(request, payload)
         if spec.reply is Reply.ALWAYS or received.need_reply:
             connection.send(request, U64(answer).encode(), reply=True, timeout=LONG)
-        return mood is not self.closes_after
+        if mood is self.closes_after:
+            self._shut_down()  # at once, as by the end of a process: closing takes a moment
+            return False
+        return True
 
     @property
     def _moods(self) -> tuple[set[FrontendRequest], ...]:
