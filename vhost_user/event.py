@@ -118,16 +118,22 @@ def _require_event(fd: OwnedFd) -> None:
 
 
 def _require_no_semaphore(fd: int) -> None:
-    """With EFD_SEMAPHORE a read takes one of all rings: one write could wake who waits for it 2**64 times.
+    """With EFD_SEMAPHORE a read takes one of all rings: one write could wake who waits for it 2**64 times."""
+    if _is_semaphore(fd):
+        raise PeerError(
+            "event fd", "an eventfd with EFD_SEMAPHORE", "has to be an eventfd that is empty when it was read"
+        )
+
+
+def _is_semaphore(fd: int) -> bool:
+    """Whether an eventfd has the flag.
 
     Newer kernels tell the flag in /proc. Elsewhere one read leaves nothing of an ordinary eventfd, unless its other
     side rings between any two of ours. A ring that is lost by this is made up for: a vring is looked at on its start.
     """
     told = re.search(r"^eventfd-semaphore:\s*(\d)", Path(f"/proc/self/fdinfo/{fd}").read_text(), re.MULTILINE)
-    if told is None:
-        for _ in range(_PROBES):
-            _native.event_signal(fd)
-    if told[1] == "1" if told else sum(_native.event_take(fd) for _ in range(_PROBES)) == _PROBES:
-        raise PeerError(
-            "event fd", "an eventfd with EFD_SEMAPHORE", "has to be an eventfd that is empty when it was read"
-        )
+    if told is not None:
+        return told[1] == "1"
+    for _ in range(_PROBES):
+        _native.event_signal(fd)
+    return sum(_native.event_take(fd) for _ in range(_PROBES)) == _PROBES
