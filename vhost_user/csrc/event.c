@@ -18,7 +18,7 @@
 #include "detached.h"
 #include "event_api.h"
 
-enum { NS_PER_S = 1000000000, PATIENCE = 1000000 };
+enum { NS_PER_S = 1000000000, PATIENCE = 20000000 };
 
 /* One for the process, made at the first signal and kept. The lock is held for two system calls that don't wait. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
