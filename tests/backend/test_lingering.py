@@ -59,8 +59,10 @@ def too_many(front_end: socket.socket, sock: socket.socket) -> None:
 def unread(front_end: socket.socket, sock: socket.socket) -> None:
     """Behind a message that ends the connection."""
     front_end.sendall(NO_REQUEST)
-    with suppress(BrokenPipeError):  # it was closed before
+    try:
         socket.send_fds(front_end, [KICK], [sock.fileno()])
+    except BrokenPipeError:  # it was closed before, and ours is the last close
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
