@@ -23,7 +23,6 @@ pytestmark = pytest.mark.needs_peers
 
 def reach(machine: Machine, size: int) -> None:
     machine.service.resize(size)
-    machine.service.wait_for(size)
     machine.check(size)
 
 
@@ -49,9 +48,6 @@ def kill_workers(machine: Machine, rng: random.Random) -> None:
         time.sleep(rng.uniform(0, 0.6))
         machine.service.kill_worker()
         if rng.random() < 0.5:
-            machine.service.wait_for(size)
-            # A worker that has just come knows the state before it has the memory.
-            wait_until(lambda: machine.service.zone()["held"] is not None, "the session is rebuilt")
             machine.check(size)
     reach(machine, 256 * MIB)
 
@@ -63,7 +59,6 @@ def stop_and_continue(machine: Machine) -> None:
     time.sleep(0.3)
     assert machine.service.zone()["plugged_size"] == 256 * MIB
     machine.vm.qmp("cont")
-    machine.service.wait_for(384 * MIB)
     machine.check(384 * MIB)
 
 
@@ -82,7 +77,6 @@ def reload_the_driver(machine: Machine) -> None:
     time.sleep(0.3)
     assert machine.service.zone()["plugged_size"] == 0
     machine.console.run("insmod /modules/virtio_mem.ko")
-    machine.service.wait_for(256 * MIB)
     machine.check(256 * MIB)
 
 
