@@ -170,10 +170,12 @@ class Rules:
         device.looks, device.answered, device.plugged = looks, 0, 0
 
     def answered(self) -> AnsweredAtOnce:
-        """What was answered at once since `prepare`."""
+        """What was answered at once since `prepare`, or since this was asked before."""
         device = self._device
         said = ffi.unpack(device.verdicts, device.answered) if device.looks and device.answered else b""
-        return AnsweredAtOnce(device.plugged, said)
+        plugged: int = device.plugged
+        device.answered = device.plugged = 0
+        return AnsweredAtOnce(plugged, said)
 
     def take_counts(self) -> dict[int, int]:
         """How often each verdict, below the request's type, was given since the last call."""

@@ -213,7 +213,7 @@ class VirtioMemDevice:
         self._rules.prepare(plugs, looks)
 
     def answered_at_once(self) -> _native.AnsweredAtOnce:
-        """What was answered since `prepare()`: to be called once, before anything else."""
+        """What was answered since `prepare()` or the last call. Until something else is called it stays prepared."""
         answered = self._rules.answered()
         self.blocks.came(answered.plugged)
         return answered

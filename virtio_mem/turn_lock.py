@@ -29,9 +29,11 @@ class TurnLock:
     of an RLock is.
     """
 
-    __slots__ = ("_gate", "_is_mine", "_leave", "_lock")
+    __slots__ = ("_gate", "_is_mine", "_leave", "_lock", "turns")
 
     def __init__(self) -> None:
+        self.turns = 0
+        """How often it was taken. Who takes it and finds one more than before knows that nobody else did in between."""
         self._gate = threading.Lock()
         self._lock = threading.RLock()
         self._leave = self._lock.__exit__
@@ -45,6 +47,7 @@ class TurnLock:
             else:
                 with self._gate:
                     self._lock.acquire()
+            self.turns += 1
         except BaseException:  # also one that a handler raised when the lock had been taken
             if mine or self._is_mine():
                 self._lock.release()

@@ -69,6 +69,15 @@ def test_its_holder_may_take_it_again() -> None:
     assert heard == ["taken"]
 
 
+def test_each_time_that_it_is_taken_counts() -> None:
+    lock = TurnLock()
+    with lock, lock:
+        assert lock.turns == 2
+    assert taken_by_another(lock)
+    with lock:
+        assert lock.turns == 3
+
+
 def test_a_stack_of_contexts_takes_it() -> None:
     lock = TurnLock()
     with ExitStack() as stack:

@@ -77,6 +77,10 @@ class MemDevice(Device):
         self.state.counters = lambda: (tally.unplugged_bytes, tally.unreturned_bytes)
         self.service.keeper = self.state
         self._log = _Log(self.name)
+        self._logs = False
+        """Whether answers are written down."""
+        self._settled = False
+        """Whether nothing is open any more that a process before this one opened."""
         self._batches: RingBatches | None = None
         self.endpoint: Endpoint | None = None
         self.content: Content | None = None
@@ -161,9 +165,9 @@ class MemDevice(Device):
 
     def on_kick(self, vring: Vring) -> bool:
         """Serve what is available, one ringful at most."""
-        with self.service.lock:
-            self.settle()
-            self._log_answers(log.isEnabledFor(logging.INFO))
+        logs = log.isEnabledFor(logging.INFO)
+        if not self._settled or self.state.intent is not None or logs is not self._logs:
+            self._before_requests(logs)
         if self._batches is None or not self._batches.fits(vring):
             from vhost_user.backend.batches import RingBatches  # noqa: PLC0415 - rings come with a front end
             from vhost_user.vring import Batch  # noqa: PLC0415
@@ -219,12 +223,15 @@ class MemDevice(Device):
         finally:
             self.state.serving = None
 
-    def _log_answers(self, wanted: bool) -> None:
-        observers = self.service.observers
-        if wanted and self._log not in observers:
-            observers.append(self._log)
-        elif not wanted and self._log in observers:
-            observers.remove(self._log)
+    def _before_requests(self, logs: bool) -> None:
+        with self.service.lock:
+            self.settle()
+            observers = self.service.observers
+            if logs and not self._logs:
+                observers.append(self._log)
+            elif self._logs and not logs:
+                observers.remove(self._log)
+            self._settled, self._logs = True, logs
 
     def settle(self) -> None:
         """Bring to its end what a process before this one had opened. Under the service's lock."""
@@ -265,8 +272,9 @@ class MemDevice(Device):
 
     def close(self) -> None:
         """Let go of the state. The device is of no use any more."""
-        self.memory.detach()
-        self.state.close()
+        with self.service.lock:
+            self.memory.detach()
+            self.state.close()
 
 
 class _InTurn(FrontendMemory):
