@@ -177,3 +177,28 @@ def test_signals_in_a_forked_child() -> None:
                 os._exit(0)
         os.waitpid(pid, 0)
         assert event.take()
+
+
+FORKS = """
+import os, signal, threading, warnings
+from vhost_user.event import Event
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+def signal_on():
+    with Event.create() as event:
+        while True:
+            event.signal()
+threading.Thread(target=signal_on, daemon=True).start()
+with Event.create() as event:
+    for _ in range(25):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(5)
+            event.signal()
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1], event.take())
+"""
+
+
+def test_signals_in_a_child_that_was_forked_beside_a_thread_that_signals() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "0 True\n" * 25

@@ -20,11 +20,30 @@
 
 enum { NS_PER_S = 1000000000, PATIENCE = 20000000 };
 
-/* One for the process, made at the first signal and kept. The lock is held for two system calls that don't wait. */
+/*
+ * One for the process, made at the first signal and kept. The lock is held for two system calls that don't wait, and by
+ * whoever forks: a child would have it taken for ever by a thread that it doesn't have.
+ */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t forks_watched = PTHREAD_ONCE_INIT;
 static aio_context_t context;
 static int zero = -1;
 static pid_t owner;
+
+static void take_lock(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+static void release_lock(void)
+{
+	pthread_mutex_unlock(&lock);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(take_lock, release_lock, release_lock);
+}
 
 /* A forked child has a copy of the number, but the context is the parent's. */
 static int make_context(void)
@@ -148,9 +167,10 @@ int vu_event_signal(int fd)
 {
 	int result;
 
-	pthread_mutex_lock(&lock);
+	pthread_once(&forks_watched, watch_forks);
+	take_lock();
 	result = signal_by_kernel(fd);
-	pthread_mutex_unlock(&lock);
+	release_lock();
 	if (result)
 		return result < 0 ? result : 0;
 	return signal_by_write(fd);
