@@ -22,6 +22,9 @@ from vhost_user.errors import HostError, UsageError
 
 _CLOSED = -1
 
+_SCM_PIDFD = 4
+"""Of Linux 6.5; Python has no name for it."""
+
 ROOM_FOR_FDS = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 """For all descriptors that one message can have, SCM_MAX_FD of unix(7): those that there is no room for the kernel
 closes within recvmsg(2), and waits for what that waits for."""
@@ -124,9 +127,14 @@ def close_all(owned: Iterable[OwnedFd]) -> None:
 
 
 def received_fds(ancillary: Iterable[tuple[int, int, bytes]]) -> list[OwnedFd]:
-    """The descriptors that came with a message, as recvmsg(2) tells of them."""
-    numbers = array.array("i")
+    """The descriptors that came with a message, as recvmsg(2) tells of them.
+
+    The sender's pidfd, which nobody here asks for, but who made the socket can (SO_PASSPIDFD), is closed.
+    """
+    numbers, pidfds = array.array("i"), array.array("i")
+    kept = {(socket.SOL_SOCKET, socket.SCM_RIGHTS): numbers, (socket.SOL_SOCKET, _SCM_PIDFD): pidfds}
     for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+        if (level, kind) in kept:
+            kept[level, kind].frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    close_all(OwnedFd(number) for number in pidfds if number >= 0)  # or why there is none
     return [ReceivedFd(number) for number in numbers]

@@ -24,6 +24,9 @@ enum { RELAXED = 10 };
 /* SCM_MAX_FD of the kernel: more than it lets anybody send at once. */
 enum { SENT_FDS = 253 };
 
+/* SCM_PIDFD of Linux 6.5. */
+enum { PIDFD = 4 };
+
 _Static_assert(offsetof(struct vu_incoming, fd_count) == VU_HEADER_SIZE, "the header is read at once");
 
 union fd_message {
@@ -44,6 +47,18 @@ void vu_incoming_drop(struct vu_incoming *incoming)
 	incoming->have = 0;
 }
 
+/* Nobody here asks for the sender's pidfd with each read, but who made the socket can (SO_PASSPIDFD), and keep an end. */
+static void close_pidfd(const struct cmsghdr *control)
+{
+	int pidfd;
+
+	if (control->cmsg_len < CMSG_LEN(sizeof(pidfd)))
+		return;
+	memcpy(&pidfd, CMSG_DATA(control), sizeof(pidfd));
+	if (pidfd >= 0) /* or the errno that kept it from being made, negated */
+		close(pidfd);
+}
+
 /* The descriptors that came with a read, in `fds`, which has room for as many as the control message had. */
 static uint32_t descriptors(struct msghdr *message, int *fds)
 {
@@ -52,6 +67,8 @@ static uint32_t descriptors(struct msghdr *message, int *fds)
 	for (struct cmsghdr *each = CMSG_FIRSTHDR(message); each; each = CMSG_NXTHDR(message, each)) {
 		size_t length = each->cmsg_len - CMSG_LEN(0);
 
+		if (each->cmsg_level == SOL_SOCKET && each->cmsg_type == PIDFD)
+			close_pidfd(each);
 		if (each->cmsg_level != SOL_SOCKET || each->cmsg_type != SCM_RIGHTS)
 			continue;
 		memcpy(fds + count, CMSG_DATA(each), length);
