@@ -202,3 +202,29 @@ with Event.create() as event:
 def test_signals_in_a_child_that_was_forked_beside_a_thread_that_signals() -> None:
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "0 True\n" * 25
+
+
+CLOSES = """
+import os, signal
+from pathlib import Path
+from vhost_user.event import Event
+with Event.create() as event:
+    event.signal()
+    print(event.take())
+    (zero,) = (int(each.name) for each in Path("/proc/self/fd").iterdir() if str(each.resolve()) == "/dev/zero")
+    reader, writer = os.pipe()
+    os.write(writer, b"somebody else's")
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)
+        os.dup2(reader, zero)
+        event.signal()
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1], event.take(), os.read(reader, 100))
+"""
+
+
+def test_a_forked_child_that_has_another_file_where_its_parent_had_one_reads_nothing_of_it() -> None:
+    """As of one that closes all that it does not know, and opens others."""
+    done = subprocess.run([sys.executable, "-c", CLOSES], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True\n0 True b\"somebody else's\"\n"

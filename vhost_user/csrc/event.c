@@ -25,38 +25,41 @@ enum { NS_PER_S = 1000000000, PATIENCE = 20000000 };
  * whoever forks: a child would have it taken for ever by a thread that it doesn't have.
  */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_once_t forks_watched = PTHREAD_ONCE_INIT;
 static aio_context_t context;
 static int zero = -1;
-static pid_t owner;
 
-static void take_lock(void)
+static void before_fork(void)
 {
 	pthread_mutex_lock(&lock);
 }
 
-static void release_lock(void)
+static void in_parent(void)
 {
 	pthread_mutex_unlock(&lock);
 }
 
-static void watch_forks(void)
+/* The context is the parent's; and the number of /dev/zero is another file's soon, where a child closes what it got. */
+static void in_child(void)
 {
-	pthread_atfork(take_lock, release_lock, release_lock);
+	if (zero >= 0)
+		close(zero);
+	zero = -1;
+	context = 0;
+	pthread_mutex_unlock(&lock);
 }
 
-/* A forked child has a copy of the number, but the context is the parent's. */
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(before_fork, in_parent, in_child);
+}
+
 static int make_context(void)
 {
-	if (context && owner == getpid())
+	if (context)
 		return 0;
-	context = 0;
 	if (zero < 0)
 		zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-	if (zero < 0 || syscall(SYS_io_setup, 1, &context))
-		return -errno;
-	owner = getpid();
-	return 0;
+	return zero < 0 || syscall(SYS_io_setup, 1, &context) ? -errno : 0;
 }
 
 /* 1 if the kernel signalled, 0 where it has no context for us; or a negated errno, -EINVAL for what is no eventfd. */
@@ -167,10 +170,9 @@ int vu_event_signal(int fd)
 {
 	int result;
 
-	pthread_once(&forks_watched, watch_forks);
-	take_lock();
+	pthread_mutex_lock(&lock);
 	result = signal_by_kernel(fd);
-	release_lock();
+	pthread_mutex_unlock(&lock);
 	if (result)
 		return result < 0 ? result : 0;
 	return signal_by_write(fd);
