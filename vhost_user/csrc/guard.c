@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/magic.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -171,20 +172,24 @@ static void on_bus_error(int number, siginfo_t *info, void *context)
 	pass_on(number, info, context);
 }
 
-int vu_guard_install(void)
+static int install_result;
+
+static void install(void)
 {
 	/* SA_NODEFER: the jump out of the handler restores no signal mask. */
 	struct sigaction ours = { .sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
-	static bool installed;
 
-	/* Once: a handler that came later has ours to pass on to, and to put ours in front again would make a circle. */
-	if (installed)
-		return 0;
 	sigemptyset(&ours.sa_mask);
-	if (sigaction(SIGBUS, &ours, &before))
-		return -errno;
-	installed = true;
-	return 0;
+	install_result = sigaction(SIGBUS, &ours, &before) ? -errno : 0;
+}
+
+int vu_guard_install(void)
+{
+	/* Once: a handler that came later has ours to pass on to, and to put ours in front again would make a circle. */
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, install);
+	return install_result;
 }
 
 /* A slot for a new range, in the state CHANGING, or NULL. */
