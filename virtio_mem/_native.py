@@ -160,14 +160,15 @@ class Rules:
         state.usable_region_size, state.plugged_size, state.requested_size = sizes
         state.blocks, state.paused = bits.pointer, paused
 
-    def prepare(self, plugs: Plugs | None, looks: bool) -> None:
-        """Requests are about to be answered at once: PLUGs, too, by `plugs`, where the file has their blocks. They are
-        counted; where somebody `looks`, it is said what those of the last call were answered instead."""
+    def prepare(self, plugs: Plugs | None, looks: bool, answers: bool) -> None:
+        """Requests are about to be answered at once, where it `answers` any: PLUGs, too, by `plugs`, where the file has
+        their blocks. They are counted; where somebody `looks`, it is said what those of the last call were answered
+        instead."""
         device = self._device
         device.record = ffi.NULL
         if plugs is not None:
             device.record, device.fd, device.offset = plugs.record.pointer, plugs.fd, plugs.offset
-        device.looks, device.answered, device.plugged = looks, 0, 0
+        device.looks, device.answers, device.answered, device.plugged = looks, answers, 0, 0
 
     def answered(self) -> AnsweredAtOnce:
         """What was answered at once since `prepare`, or since this was asked before."""

@@ -202,7 +202,7 @@ class VirtioMemDevice:
         """
         return self._rules.answering()
 
-    def prepare(self, plugs: _native.Plugs | None = None, *, looks: bool = False) -> None:
+    def prepare(self, plugs: _native.Plugs | None = None, *, looks: bool = False, answers: bool = True) -> None:
         """Requests are about to be answered at once, during which nobody else changes the device.
 
         PLUGs are by `plugs`, where the host has nothing to do for them. What is answered is counted for
@@ -210,7 +210,7 @@ class VirtioMemDevice:
         """
         assert self._pending is None
         self._rules.set(*self._present)
-        self._rules.prepare(plugs, looks)
+        self._rules.prepare(plugs, looks, answers)
 
     def answered_at_once(self) -> _native.AnsweredAtOnce:
         """What was answered since `prepare()` or the last call. Until something else is called it stays prepared."""

@@ -227,4 +227,4 @@ with Event.create() as event:
 def test_a_forked_child_that_has_another_file_where_its_parent_had_one_reads_nothing_of_it() -> None:
     """As of one that closes all that it does not know, and opens others."""
     done = subprocess.run([sys.executable, "-c", CLOSES], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "True\n0 True b\"somebody else's\"\n"
+    assert done.stdout == 'True\n0 True b"somebody else\'s"\n'

@@ -87,6 +87,8 @@ uint32_t vm_answer(void *context, const void *keys, const void *requests, uint32
 	struct vm_effect effect;
 	uint32_t answered;
 
+	if (!device->answers)
+		return 0;
 	/* What was granted before, since the caller prepared the device, has gone back. */
 	if (device->plugged)
 		store(&device->record->phase, VM_PHASE_NONE);

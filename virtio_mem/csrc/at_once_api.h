@@ -28,6 +28,8 @@ struct vm_device {
 	/* What was answered, how often each verdict; where somebody `looks`, only the verdicts of the last call. */
 	uint64_t counts[VM_VERDICT_KEYS];
 	uint8_t looks;
+	/* Whether anything is to be answered: not where a request that is on record may come again. */
+	uint8_t answers;
 	uint32_t answered;
 	char verdicts[VM_MOST_CHAINS];
 	/* Blocks that were plugged; the state has them. */
