@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from tests import counts
 from tests.api.rig import BLOCK, BOOT, Client, Rig, UnixConnection, machine, read_all
 from tests.leaks import Holdings
+from tests.peers.processes import wait_until
 from vhost_user.errors import HostError
 from virtio_mem.api import connection, server
 from virtio_mem.api.server import MAX_CONNECTIONS, MAX_LONG, ApiServer, listen
@@ -201,8 +202,8 @@ def test_any_bytes_are_answered_with_http_or_with_the_end(lasting: Rig, pieces: 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 1.0)
     monkeypatch.setattr(connection, "SEND_SECONDS", 0.3)
     monkeypatch.setattr(connection, "_LINGER_SECONDS", 0.1)
     monkeypatch.setattr(server, "REFUSED_SECONDS", 0.1)
@@ -218,9 +219,9 @@ def test_a_request_has_so_long_however_it_trickles(impatient: None, rig: Rig) ->
                 sock.sendall(bytes([byte]))
             except OSError:
                 break
-            time.sleep(0.02)
+            time.sleep(0.05)
         assert status_of(sock.recv(4096)) == 408
-    assert 0.3 <= time.monotonic() - start < 10
+    assert 1.0 <= time.monotonic() - start < 10
 
 
 def test_one_who_says_nothing_is_closed(impatient: None, rig: Rig) -> None:
@@ -255,6 +256,18 @@ def test_one_too_many_is_told_so(rig: Rig) -> None:
     rig.wait_until_idle()
     assert rig.get("/api/v1/vm.info").status == 200
     assert rig.server.refused == 1
+
+
+def test_of_too_many_who_are_refused_the_first_is_let_linger_no_longer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MAX_CONNECTIONS", 0), ("MAX_REFUSED", 2), ("REFUSED_SECONDS", 1000.0)):
+        monkeypatch.setattr(server, name, value)
+    with ExitStack() as stack:
+        for _ in range(4):
+            assert status_of(stack.enter_context(rig.raw()).recv(4096)) == 503
+        wait_until(lambda: len(rig.server._refused) == 2, "two are let go", seconds=5)
+        assert rig.server.refused == 4
 
 
 def test_those_who_wait_leave_room_for_the_others(rig: Rig) -> None:

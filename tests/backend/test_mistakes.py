@@ -11,6 +11,7 @@ import pytest
 
 from tests.backend.devices import Echo
 from tests.backend.rig import EVERYTHING, SPLIT, Pair, Running, pair, start_ring
+from tests.peers.processes import wait_until
 from vhost_user.backend import Vring
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.chain import Chain
@@ -133,6 +134,7 @@ def test_an_end_that_was_asked_for_passes(
         ring.vring.kick.signal()
         with suppress(AssertionError):
             ring.collect(1, timeout=0.1)
+        wait_until(lambda: passed, "it passes")
         assert passed == [device.error]
         assert not ring.vring.failed
         ring_of: Vring = both.endpoint.link.session.rings[0]  # type: ignore[union-attr]

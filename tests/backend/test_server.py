@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import struct
 import time
@@ -187,6 +188,9 @@ def test_who_says_nothing_more_makes_room(path: str, start: bytes, monkeypatch: 
             silent = connect(path)
             if start:
                 silent.sendall(struct.pack("=III", 1, 1, 0) + start)
+            while silent.recv(100):
+                pass
+            monkeypatch.undo()  # who comes next has its time
             serves(path)
             silent.close()
 
@@ -277,11 +281,25 @@ def test_connecting_to_nobody_says_so(path: str) -> None:
 
 
 def test_a_server_that_runs_out_of_descriptors_serves_later(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), Server() as server:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with caplog.at_level(logging.WARNING), Server() as server, socket.socket(socket.AF_UNIX) as early:
         endpoint = server.listen(path, Echo())
         endpoint._accept()  # nobody is there: nothing happens
         assert not endpoint.connected
         with server.in_thread():
+            spare = [os.dup(0) for _ in range(max(int(fd.name) for fd in Path("/proc/self/fd").iterdir()))]
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, hard))
+                early.connect(path)
+                wait_until(lambda: "accept failed" in caplog.text)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for fd in spare:
+                    os.close(fd)
+            early.settimeout(20)
+            early.sendall(encode_message(FrontendRequest.GET_FEATURES, b""))
+            assert len(early.recv(100)) == 20
+            early.close()
             serves(path)
 
 

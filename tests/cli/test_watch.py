@@ -146,9 +146,10 @@ def test_a_crowd_of_events(machine: Machine, watch: Callable[..., subprocess.Pop
     """More than anybody could read one by one, and more than the server keeps for a reader."""
     process = watch()
     line_with(process, "mem1")
-    for _ in range(1000):
-        machine.plug("mem0", 0)
-        machine.unplug("mem0", 0)
+    with machine.service("mem0").lock:  # nobody looks meanwhile, however long it takes
+        for _ in range(1000):
+            machine.plug("mem0", 0)
+            machine.unplug("mem0", 0)
     machine.control.pause()
     events = 0
     while "paused" not in (line := line_with(process, "  ")):

@@ -421,15 +421,16 @@ class TestRefusals:
         assert [type(error) for error in (*ended, *seen)] == [Disconnected, Disconnected]
 
     def test_a_signal_whose_handler_raises_does_so_too(self) -> None:
+        def interrupt(_back: FakeBackend, _request: R, _received: Received) -> None:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)
         try:
-            with fake(behaviour={R.GET_STATUS: stay_silent}) as back, connected(back) as frontend:
-                signal.setitimer(signal.ITIMER_REAL, 0.02)
+            with fake(behaviour={R.GET_STATUS: interrupt}) as back, connected(back) as frontend:
                 with pytest.raises(KeyboardInterrupt):
                     _ = frontend.status
                 assert not frontend.connected
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
     def test_an_answer_in_pieces(self) -> None:

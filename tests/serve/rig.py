@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.backend.rig import FIRST_PACKED, RING_PACKED, SPLIT, Ram
+from vhost_user import _native
 from vhost_user.connection import Connection
 from vhost_user.errors import PeerError
 from vhost_user.frontend import Frontend, SharedRegion
@@ -68,6 +69,8 @@ class Guest:
         self.fd = os.memfd_create("zone", os.MFD_CLOEXEC) if fd is None else fd
         os.ftruncate(self.fd, self.size)
         self.mapping = Mapping(self.size, mmap.MAP_SHARED | MAP_NORESERVE, self.fd)
+        # A test elsewhere may have the host give memfds huge pages just now, and here each small one counts.
+        _native.madvise(self.mapping.address, self.mapping.size, mmap.MADV_NOHUGEPAGE)
         self.plugged: dict[int, bytes] = {}
         self.unplugged = 0
         """How many blocks were unplugged so far."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import counts
+from tests.peers.processes import wait_until
 from tests.serve.rig import FORMS, Guest, guest, zone
 from tests.serve.supervised import Supervised, supervised
 from tests.serve.test_device import served
@@ -153,7 +154,8 @@ def test_an_upgrade_in_a_discard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert here.quick_guest.took(PLUG, 3, 1, here.quick_guest.wait(here.quick, 20)) is ACK
         assert here.quick_guest.ask(here.quick, UNPLUG, 3) is ACK
         here.finish()
-        assert here.service.worker() != before
+        wait_until(lambda: here.service.worker() not in {None, before}, "another worker is there")
+        here.use_quick()
         assert here.board[DISCARDS] == 1
 
 

@@ -383,10 +383,11 @@ def test_reconnecting_may_fail_and_be_tried_again() -> None:
 
 @pytest.mark.parametrize("mood", ["silent_after", "babbles_after"])
 def test_a_stuck_daemon_keeps_its_slots_plugged_until_it_closes(mood: str) -> None:
-    with manage() as manager, daemon_at(timeout=BY_TIMEOUT) as (daemon, frontend):
+    with manage() as manager, daemon_at() as (daemon, frontend):
         share = manager.share(frontend)
         plug(manager, 0, 3)
         setattr(daemon, mood, {REM})
+        frontend.requests.timeout = BY_TIMEOUT
         assert unplug(manager, 1) is BUSY
         assert (share.connected, share.lingering) == (False, True)
         assert unplug(manager, 1) is BUSY
@@ -399,26 +400,29 @@ def test_a_stuck_daemon_keeps_its_slots_plugged_until_it_closes(mood: str) -> No
 
 
 def test_undoing_does_not_wait_for_a_stuck_daemon() -> None:
-    with manage() as manager, daemon_at(timeout=BY_TIMEOUT) as (stuck, front), daemon_at() as (other, frontend):
+    with manage() as manager, daemon_at() as (stuck, front), daemon_at() as (other, frontend):
         manager.share(front)
         manager.share(frontend)
         plug(manager)
         stuck.silent_after = {REM}
+        front.requests.timeout = BY_TIMEOUT
         assert unplug(manager) is BUSY
         other.refuses = {ADD}
         assert plug(manager, 1) is BUSY
         assert service_of(manager).failed_undos == 0
         stuck.end()
         stuck.behave()
+        front.requests.timeout = 5.0
         front.reconnect(stuck.start())
         assert slots_of(stuck, manager) == slots_of(other, manager) == [(0, 1)]
 
 
 def test_closing_the_front_end_lets_go_of_a_stuck_daemon() -> None:
-    with manage() as manager, daemon_at(timeout=BY_TIMEOUT) as (daemon, frontend):
+    with manage() as manager, daemon_at() as (daemon, frontend):
         share = manager.share(frontend)
         plug(manager)
         daemon.silent_after = {REM}
+        frontend.requests.timeout = BY_TIMEOUT
         assert unplug(manager) is BUSY
         frontend.close()
         assert not share.lingering

@@ -25,7 +25,7 @@ from vhost_user.frontend import Frontend
 from vhost_user.message import LOG_PAGE, U64, VIRTIO_F_IOMMU_PLATFORM, FrontendRequest, VringState
 from vhost_user.message.table import MAX_PAYLOAD
 from vhost_user.owned_fd import OwnedFd
-from vhost_user.supervisor import Worker, front_end, supervisor
+from vhost_user.supervisor import Worker, front_end, sessions, supervisor
 from vhost_user.units import GuestAddress
 
 NOTE, ARMED = 20, 21
@@ -244,6 +244,13 @@ class Deadly(Counter):
             os._exit(1)
 
 
+class Greedy(Counter):
+    """Is killed where it is written to."""
+
+    def write_config(self, offset: int, data: bytes, *, migration: bool) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
 def two_deadly(directory: Path, threads: bool) -> Iterator[tuple[Service, Running]]:
     """Two deadly devices, and the ring of an innocent front end's at the second."""
@@ -274,6 +281,15 @@ def test_a_message_that_kills_workers_ends_its_front_end_alone(tmp_path: Path, t
         ring.echo(b"innocent")
         with supervised.connect(0) as next_one:
             assert next_one.get_config(0, 4) == b"conf"
+
+
+def test_a_message_that_workers_are_killed_for_ends_its_front_end_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a kernel without memory; after many more of them."""
+    monkeypatch.setattr(sessions, "TOO_MUCH", 6)
+    with service(tmp_path, Greedy) as supervised, supervised.connect() as guilty, pytest.raises(Disconnected):
+        guilty.set_config(0, b"die")
 
 
 @THREADS
@@ -374,14 +390,16 @@ def silent(path: str, data: bytes) -> float:
     """Send so much, and nothing more; after how many seconds the connection is closed."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(5)
+        before = time.monotonic()
         sock.connect(path)
         sock.sendall(data)
-        before = time.monotonic()
         assert sock.recv(1) == b""
         return time.monotonic() - before
 
 
-@pytest.mark.parametrize("data", [b"", b"\1", bytes(12)[:11], b"\1\0\0\0\1\0\0\0\10\0\0\0half"], ids=len)
+@pytest.mark.parametrize(
+    "data", [b"", b"\1", bytes(12)[:11], b"\1\0\0\0\1\0\0\0\10\0\0\0half", b"\3\0\0\0\1" + bytes(7) + b"\1"], ids=len
+)
 def test_half_a_message_is_waited_for_for_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(front_end, "TIME_LIMIT", 0.2)
     with service(tmp_path) as supervised:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -371,7 +372,8 @@ def test_a_program_without_standard_error_is_not_listened_to(tmp_path: Path, mon
 
 def _pause_twice(subject: Subject) -> None:
     subject.pause(True)
-    time.sleep(0.2)  # for the second line to come
+    process = subject._process  # type: ignore[attr-defined]
+    assert process._unread or select.select([process._stdout], [], [], 20)[0], "the second line comes"
     subject.pause(False)
 
 
