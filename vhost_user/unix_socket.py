@@ -9,7 +9,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from vhost_user.errors import HostError
+from vhost_user.errors import HostError, UsageError
+
+MAX_PATH = 107
+"""Bytes of a socket's path: what sockaddr_un.sun_path holds, less the zero byte at its end, unix(7)."""
 
 BACKLOG = 16
 """Peers that may wait to be accepted; more are refused by the kernel."""
@@ -18,16 +21,31 @@ PROBE_SECONDS = 1.0
 """How long a server may take to accept, to be seen to live. To connect to one whose backlog is full waits that long."""
 
 
-def listen(path: str | Path, *, backlog: int = BACKLOG, mode: int | None = None) -> socket.socket:
+def require_path(field: str, path: str) -> None:
+    """UsageError, which names `field`, for what is no path of a socket. An empty one would have the kernel choose."""
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        name = b""
+    if not 0 < len(name) <= MAX_PATH or b"\0" in name:
+        limit = f"has to be 1 to {MAX_PATH} bytes, as the path of a unix socket"
+        raise UsageError(field, path, limit, "give a shorter one, such as one below /run")
+
+
+def listen(
+    path: str | Path, *, backlog: int = BACKLOG, mode: int | None = None, field: str = "socket"
+) -> socket.socket:
     """A unix stream socket that listens at `path`. A socket file that nobody listens at any more is replaced.
 
     `mode` is the file's access mode from the first moment on, whatever the process's umask; without it the umask
-    decides. HostError where another server listens there, and where the kernel refuses.
+    decides. UsageError for what is no path of a socket, HostError where another server listens there, and where the
+    kernel refuses; `field` is what they name.
     """
-    path = str(path)
+    path = os.fspath(path)
+    require_path(field, path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        _remove_stale(path)
+        _remove_stale(field, path)
         if mode is not None:
             os.fchmod(sock.fileno(), mode)  # bind(2) gives the file the socket's mode, less the umask
         sock.bind(path)
@@ -36,7 +54,7 @@ def listen(path: str | Path, *, backlog: int = BACKLOG, mode: int | None = None)
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise HostError.from_os_error("socket", path, "bind", error, "name a path in a directory of yours") from error
+        raise HostError.from_os_error(field, path, "bind", error, "name a path in a directory of yours") from error
     except BaseException:
         sock.close()
         raise
@@ -74,7 +92,7 @@ def remove(path: str | Path, own: tuple[int, int]) -> None:
             Path(path).unlink()
 
 
-def _remove_stale(path: str) -> None:
+def _remove_stale(field: str, path: str) -> None:
     """Remove a socket file that nobody listens at."""
     try:
         if not stat.S_ISSOCK(Path(path).lstat().st_mode):
@@ -90,4 +108,4 @@ def _remove_stale(path: str) -> None:
             return
         except (BlockingIOError, TimeoutError):
             pass  # its backlog is full, so somebody listens
-    raise HostError("socket", path, "another server listens there", "end that one, or name another path")
+    raise HostError(field, path, "another server listens there", "end that one, or name another path")

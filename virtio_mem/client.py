@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, TimedOut, UsageError
 from vhost_user.units import U64_MAX
+from vhost_user.unix_socket import require_path
 from virtio_mem.picture.blocks import Sizes, ZoneBlocks, ZoneCounts
 
 PREFIX = "/api/v1/"
@@ -45,9 +46,6 @@ ZONE_NUMBERS = (
 """What `vm.info` says of each zone, in bytes but for the node; None where a zone has none of it."""
 
 MAY_BE_UNKNOWN = ("guest_numa_id", "held")
-
-_LONGEST_PATH = 107
-"""What sockaddr_un.sun_path holds, less the zero byte at its end: unix(7)."""
 
 _MOST_OF_LINE = 1 << 16
 
@@ -102,9 +100,7 @@ class Client:
     def __init__(self, path: str | os.PathLike[str], *, timeout: float = PATIENCE) -> None:
         self.path = os.fspath(path)
         self.timeout = timeout
-        if not 0 < len(os.fsencode(self.path)) <= _LONGEST_PATH or "\0" in self.path:
-            limit = f"has to be 1 to {_LONGEST_PATH} bytes, as the path of a unix socket"
-            raise UsageError("--api-socket", self.path, limit, "give a shorter one, such as one below /run")
+        require_path("--api-socket", self.path)
 
     # What the API has.
 

@@ -52,14 +52,15 @@ _LOOK_MS = 100
 
 
 def listen(path: str | Path) -> socket.socket:
-    """The API's listening socket at `path`, mode 0600 from the first moment on. HostError where that can't be."""
-    return unix_socket.listen(path, backlog=BACKLOG, mode=SOCKET_MODE)
+    """The API's listening socket at `path`, mode 0600 from the first moment on. It raises what `unix_socket.listen`
+    does."""
+    return unix_socket.listen(path, backlog=BACKLOG, mode=SOCKET_MODE, field="--api-socket")
 
 
 class ApiServer:
     """Serves `control` at a path, or at a socket that listens already and stays its owner's.
 
-    It serves from its making to `close()`, in threads of its own; a context manager. HostError where it can't listen.
+    It serves from its making to `close()`, in threads of its own; a context manager. Raises what `listen` does.
     """
 
     def __init__(self, control: Control, where: str | Path | socket.socket) -> None:

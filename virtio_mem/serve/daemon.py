@@ -181,7 +181,7 @@ def _work() -> int:
 def _listen_for_api(path: str | Path) -> socket.socket:
     if find_spec("h11") is None:
         raise UsageError("--api-socket", path, "needs the Python package h11", "pip install h11")
-    return unix_socket.listen(path, backlog=API_BACKLOG, mode=_API_MODE)
+    return unix_socket.listen(path, backlog=API_BACKLOG, mode=_API_MODE, field="--api-socket")
 
 
 def ready() -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from vhost_user.errors import UsageError
 from vhost_user.units import MIB, U64_MAX, ByteCount, GuestAddress, is_power_of_two
+from vhost_user.unix_socket import MAX_PATH
 from virtio_mem.config.option import Option, kind
 from virtio_mem.config.values import FILE, NAME, NONZERO_SIZE, SIZE, TOGGLE, Number, show_size
 from virtio_mem.serve.plan import ServedZone
@@ -22,9 +23,6 @@ MAX_ZONES = 120
 
 MAX_ID = 200
 """Bytes of an id, which is a part of the names of what is kept."""
-
-MAX_SOCKET_PATH = 107
-"""Bytes of a path that a unix socket can be bound to, unix(7)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +56,8 @@ class ServedZoneOption(Option):
             raise self.error("addr", "with hotplug_size it must stay below 2**64", "place the zone lower")
         if len(self.id.encode()) > MAX_ID:
             raise self.error("id", f"has {MAX_ID} bytes at most", "choose a shorter one")
-        if len(str(self.socket).encode()) > MAX_SOCKET_PATH:
-            raise self.error("socket", f"a socket's path has {MAX_SOCKET_PATH} bytes at most", "name a shorter one")
+        if len(str(self.socket).encode()) > MAX_PATH:
+            raise self.error("socket", f"a socket's path has {MAX_PATH} bytes at most", "name a shorter one")
 
     def planned(self) -> ServedZone:
         """The zone as the plan has it."""
