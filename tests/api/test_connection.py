@@ -282,7 +282,9 @@ def test_those_who_wait_leave_room_for_the_others(rig: Rig) -> None:
         while rig.server._long < MAX_LONG:
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        assert rig.get("/api/v1/events").status == 503
+        for sock in [stack.enter_context(rig.raw()) for _ in range(MAX_CONNECTIONS - MAX_LONG)]:
+            sock.sendall(stream)
+            assert status_of(read_all(sock)) == 503, "and it is at its end, which takes no room of others"
         assert rig.get("/api/v1/vm.info").status == 200
         assert rig.operation(number)["target"] == BOOT + BLOCK, "who does not wait needs no such room"
         start = time.monotonic()

@@ -85,7 +85,10 @@ class HttpConnection:
         if request is None:
             return False
         with self._server.room_for(request) as room:
-            self._send(self._server.api.answer(request) if room else busy_reply(), request.method)
+            if not room:
+                self._refuse(busy_reply())
+                raise _Ended("no room for what it asks")  # or it would keep that of others, for as long as it is idle
+            self._send(self._server.api.answer(request), request.method)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     # Reading.
