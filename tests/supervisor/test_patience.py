@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervisor.rig import Counter, service
+from tests.supervisor.rig import WORKERS, Counter, service
 from vhost_user.message import FrontendRequest, encode_message
 from vhost_user.supervisor import sessions
 
@@ -67,3 +69,15 @@ def test_one_suspect_keeps_the_next_one_waiting_for_a_while_only(
         for each in written:
             each.result()
         assert slow.get_config(0, 4) == quick.get_config(0, 4) == b"conf"
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2])
+def test_nobody_waits_for_the_end_of_a_worker_that_is_asked_to_leave(
+    devices: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One without a device, such as of a machine whose memory is all there at boot, as little as others."""
+    with service(tmp_path, devices=devices, threads=True, level=logging.WARNING) as supervised:
+        supervised.wait_for(WORKERS, 1)
+        os.kill(supervised.pid, signal.SIGHUP)
+        supervised.wait_for(WORKERS, 2)
+    assert "killed" not in capfd.readouterr().err

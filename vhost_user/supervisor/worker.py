@@ -294,6 +294,7 @@ class Worker(Keeping):
         self._left = set()
         for server in self._servers:
             server.loop.call_soon(partial(self._leave, server))
+        self._note_left(set())  # of no servers, all have left
 
     def _leave(self, server: Server) -> None:
         """In the server's thread: stop it, after the answers that are not known yet, which no other could give."""
@@ -301,8 +302,11 @@ class Worker(Keeping):
             server.loop.call_later(_ANSWER_INTERVAL, partial(self._leave, server))
             return
         server.stop()
+        self._note_left({server})
+
+    def _note_left(self, servers: set[Server]) -> None:
         with self._lock:
-            self._left.add(server)
+            self._left |= servers
             if len(self._left) == len(self._servers) and self._loop is not None:
                 self.retired = True
                 self._loop.stop()
