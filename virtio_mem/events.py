@@ -37,7 +37,8 @@ KINDS = (
     "disconnected",
     "lost",
 )
-"""Every kind of event; `lost` is made for the one listener that lost some."""
+"""Every kind of event; `lost` is made for the one listener that lost some: `count` of them, None where that can't be
+known."""
 
 
 class Event(NamedTuple):
@@ -62,7 +63,7 @@ class Events:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._next = int(time.time() * 1_000_000)
+        self._first = self._next = int(time.time() * 1_000_000)
         self._history: deque[Event] = deque(maxlen=HISTORY_LENGTH)
         self._subscriptions: list[Subscription] = []
         self._condition = threading.Condition(threading.Lock())
@@ -82,14 +83,25 @@ class Events:
                 self._condition.notify_all()
 
     def subscribe(self, *, after: int | None = None) -> Subscription:
-        """Listen from now on; with `after`, to what is still known of the events since the one of that number too."""
+        """Listen from now on; with `after`, to what is still known of the events since the one of that number too: of
+        all, if it is 0. Of those that are not known any more a `lost` event tells first."""
         with self._condition:
             subscription = Subscription(self, self._condition)
-            for event in self._history if after is not None else ():
-                if event.id > (after or 0):
-                    subscription.offer(event)
+            if after is not None:
+                subscription.lose(*self._unknown_since(after))
+                for event in self._history:
+                    if event.id > after:
+                        subscription.offer(event)
             self._subscriptions.append(subscription)
             return subscription
+
+    def _unknown_since(self, number: int) -> tuple[int, bool]:
+        """How many events since the one of that number are not known any more; and whether there may be others, of a
+        process before this one."""
+        oldest = self._history[0].id if self._history else self._next
+        if number == 0 or number >= oldest - 1:
+            return 0, False
+        return oldest - max(number + 1, self._first), number + 1 < self._first
 
     def forget(self, subscription: Subscription) -> None:
         """Tell `subscription` nothing more."""
@@ -133,7 +145,12 @@ class Subscription:
         self._condition = condition
         self._queue: deque[Event] = deque()
         self._lost = 0
+        self._may_lack = False
         self._closed = False
+
+    def lose(self, count: int, may_lack: bool) -> None:
+        """Tell first that it lost so many events, or lacks nobody knows how many."""
+        self._lost, self._may_lack = count, may_lack
 
     def offer(self, event: Event) -> int:
         """Queue `event`, under the lock; how many events had to go for it."""
@@ -150,11 +167,13 @@ class Subscription:
         with self._condition:
             wakes = self._events.wakes
             self._condition.wait_for(
-                lambda: self._queue or self._lost or self._over or self._events.wakes != wakes, timeout
+                lambda: self._queue or self._lost or self._may_lack or self._over or self._events.wakes != wakes,
+                timeout,
             )
-            if self._lost:
-                lost, self._lost = self._lost, 0
-                return Event(0, time.time(), "lost", None, {"count": lost})
+            if self._lost or self._may_lack:
+                count = None if self._may_lack else self._lost
+                self._lost, self._may_lack = 0, False
+                return Event(0, time.time(), "lost", None, {"count": count})
             return self._queue.popleft() if self._queue else None
 
     @property

@@ -187,10 +187,36 @@ def test_one_who_comes_back_gets_what_is_still_known() -> None:
         assert first is not None
         assert first.details["number"] == 10
         assert nothing.get(0) is None
-        with events.subscribe(after=first.id) as rest:
+    for after in (first.id, first.id - 1):
+        with events.subscribe(after=after) as rest:
             following = rest.get(0)
             assert following is not None
-            assert following.id == first.id + 1
+            assert following.id == after + 1
+
+
+@pytest.mark.parametrize(
+    ("earlier", "count"), [(2, 1), (11, 10), (12, None), (10**9, None)], ids=["one", "all", "before", "long before"]
+)
+def test_one_who_comes_back_is_told_what_is_not_known_any_more(earlier: int, count: int | None) -> None:
+    """Of what came before this process nobody knows how much it was."""
+    events = Events()
+    for number in range(HISTORY_LENGTH + 10):
+        events.publish("plugged", "z", number=number)
+    oldest = events._history[0].id
+    with events.subscribe(after=oldest - earlier) as returned:
+        lost, first = returned.get(0), returned.get(0)
+    assert lost is not None
+    assert first is not None
+    assert (lost.kind, lost.details, first.id) == ("lost", {"count": count}, oldest)
+
+
+def test_one_who_comes_back_to_a_process_without_events_may_lack_some() -> None:
+    events = Events()
+    with events.subscribe(after=events._first - 2) as returned, events.subscribe(after=events._first - 1) as other:
+        lost = returned.get(0)
+        assert lost is not None
+        assert (lost.kind, lost.details) == ("lost", {"count": None})
+        assert returned.get(0) is other.get(0) is None
 
 
 def test_a_later_process_numbers_on() -> None:

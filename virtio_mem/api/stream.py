@@ -1,7 +1,7 @@
 """The event stream: Server-Sent Events, as the HTML standard's section of that name has them.
 
 A reader that comes back names the last event that it has (`Last-Event-ID`), and gets what came since, as far as it is
-still known. One that is too slow loses events, and gets a `lost` event that says how many.
+still known. One that is too slow loses events. Either gets a `lost` event that says how many it lacks.
 """
 
 from __future__ import annotations

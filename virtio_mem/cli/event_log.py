@@ -102,7 +102,7 @@ def _number(event: dict[str, Any], name: str, most: int = U64_MAX) -> float:
 
 
 def _why(event: dict[str, Any]) -> tuple[object, ...]:
-    return event.get("request"), event.get("answer"), event.get("reason")
+    return event.get("request"), event.get("answer"), event.get("reason"), event.get("count", 0) is None
 
 
 def _plain(entry: Entry) -> str:
@@ -124,6 +124,12 @@ def _refused(entry: Entry) -> str:
     return f"{entry.last.get('request')} answered {entry.last.get('answer')}{times}: {entry.last.get('reason')}"
 
 
+def _lost(entry: Entry) -> str:
+    if entry.last.get("count") is None:
+        return "events may be lost: another process answers"
+    return f"{entry.size:,} events lost: more came than are kept"
+
+
 _TEXTS: dict[str, Callable[[Entry], str]] = {
     "plugged": _moved,
     "unplugged": _moved,
@@ -137,5 +143,5 @@ _TEXTS: dict[str, Callable[[Entry], str]] = {
     "system-reset": lambda _: "system reset",
     "connected": lambda _: "front end connected",
     "disconnected": lambda _: "front end disconnected",
-    "lost": lambda entry: f"{entry.size:,} events lost: they came too fast",
+    "lost": _lost,
 }
