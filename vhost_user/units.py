@@ -6,7 +6,7 @@ All are plain integers at run time; the type checker tells them apart. A range i
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import NewType, TypeGuard
 
 GuestAddress = NewType("GuestAddress", int)
 """A guest-physical address, 0 to 2**64 - 1."""
@@ -29,6 +29,11 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
+
+
+def is_whole(value: object, maximum: int = U64_MAX) -> TypeGuard[int]:
+    """Whether `value` is an integer from 0 to `maximum`. A bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum
 
 
 def is_power_of_two(value: int) -> bool:

@@ -16,6 +16,7 @@ from vhost_user.units import (
     align_up,
     format_size,
     is_power_of_two,
+    is_whole,
 )
 
 USABLE_SLACK = ByteCount(256 * MIB)
@@ -49,18 +50,21 @@ class Geometry:
     usable_region: UsableRegion = UsableRegion.REQUESTED_PLUS_SLACK
 
     def __post_init__(self) -> None:
+        for field in ("block_size", "addr", "region_size"):
+            require_whole(field, getattr(self, field))
+        require_policy(self.usable_region)
         if not is_power_of_two(self.block_size):
             limit = "must be a power of two"
             raise UsageError("block_size", self.block_size, limit, f"choose one such as {format_size(2 * MIB)}")
         for field, value in (("addr", self.addr), ("region_size", self.region_size)):
-            if value < 0 or value % self.block_size:
+            if value % self.block_size:
                 limit = f"must be a multiple of block_size, {format_size(self.block_size)}"
                 raise UsageError(field, value, limit, _nearest(value, self.block_size))
         if self.addr + self.region_size > U64_MAX:
             limit = f"with region_size ({self.region_size:#x}) it must stay below 2**64"
             raise UsageError("addr", hex(self.addr), limit, "place the region lower, or make it smaller")
-        if self.node_id is not None and not 0 <= self.node_id <= 0xFFFF:
-            limit = "must be from 0 to 65535: the configuration space has 16 bits for it"
+        if self.node_id is not None and not is_whole(self.node_id, 0xFFFF):
+            limit = "has to be an int from 0 to 65535: the configuration space has 16 bits for it"
             raise UsageError("node_id", self.node_id, limit, "give the node a lower id")
 
     @property
@@ -70,7 +74,8 @@ class Geometry:
 
     def checked_target(self, requested_size: int) -> ByteCount:
         """`requested_size` in bytes, if the region can have that much plugged; else UsageError."""
-        if requested_size < 0 or requested_size % self.block_size:
+        require_whole("requested_size", requested_size)
+        if requested_size % self.block_size:
             limit = f"must be a multiple of block_size, {format_size(self.block_size)}"
             raise UsageError("requested_size", requested_size, limit, _nearest(requested_size, self.block_size))
         if requested_size > self.region_size:
@@ -87,8 +92,21 @@ class Geometry:
         return ByteCount(min(self.region_size, requested_size + align_up(USABLE_SLACK, self.block_size)))
 
 
+def require_whole(field: str, value: object) -> None:
+    """UsageError unless `value` is an int that 64 bits hold: the configuration space has no room for anything else."""
+    if not is_whole(value):
+        raise UsageError(field, repr(value), "has to be an int from 0 to 2**64 - 1, in bytes", "give one, as 512 << 20")
+
+
+def require_policy(usable_region: object) -> None:
+    """UsageError unless `usable_region` is a member of UsableRegion, not only its text."""
+    if not isinstance(usable_region, UsableRegion):
+        names = " or ".join(policy.name for policy in UsableRegion)
+        raise UsageError("usable_region", repr(usable_region), f"has to be UsableRegion.{names}", "give one of these")
+
+
 def _nearest(value: int, block_size: int) -> str:
-    below = max(0, value // block_size * block_size)
+    below = value // block_size * block_size
     return f"the nearest are {below} and {below + block_size}"
 
 

@@ -20,7 +20,7 @@ from vhost_user.memory import GuestMemory, Region
 from vhost_user.units import ByteCount, format_size
 from virtio_mem.config import HotplugMethod, VmMemoryConfig, ZonePlan
 from virtio_mem.device import VirtioMemDevice
-from virtio_mem.geometry import Geometry, UsableRegion, default_block_size
+from virtio_mem.geometry import Geometry, UsableRegion, default_block_size, require_policy, require_whole
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.layout import Layout, ZoneSize, lay_out
 from virtio_mem.managed_zone import ManagedZone, SharedPart
@@ -52,6 +52,9 @@ class MemoryManager:
         usable_region: UsableRegion = UsableRegion.REQUESTED_PLUS_SLACK,
         shareable: bool = False,
     ) -> None:
+        if block_size is not None:
+            require_whole("block_size", block_size)
+        require_policy(usable_region)
         if shareable:
             require_shareable(config)
         self.config = config
@@ -84,7 +87,7 @@ class MemoryManager:
         """
         if self.config.user_zones:
             limit = "a machine with --memory-zone has no size of its own to set"
-            raise UsageError("resize", format_size(size), limit, "resize its zones by resize_zone")
+            raise UsageError("resize", size, limit, "resize its zones by resize_zone")
         (zone,) = self.zones.values()
         self._resize(zone, size, "resize")
 

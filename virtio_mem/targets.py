@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vhost_user.errors import UsageError
 from vhost_user.units import ByteCount, format_size
+from virtio_mem.geometry import require_whole
 
 
 def hotplugged_part(field: str, size: int, *, boot_size: int, hotplug_size: int, block_size: int | None) -> ByteCount:
@@ -12,6 +13,7 @@ def hotplugged_part(field: str, size: int, *, boot_size: int, hotplug_size: int,
     `block_size` is None for a zone without a device, whose size is its boot size for good. UsageError, which names
     `field`, for a size that the zone can't have.
     """
+    require_whole(field, size)
     if block_size is None:
         if size != boot_size:
             limit = f"stays {boot_size} bytes: the zone has no virtio-mem device, and resizing by ACPI is not there yet"

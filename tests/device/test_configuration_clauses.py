@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.device.helpers import ADDR, BLOCK, BLOCKS, REGION, ask, make_device, plug, snapshot, states
@@ -61,9 +63,18 @@ def test_features_that_are_offered() -> None:
         ("requested_size", {"requested": REGION + BLOCK}),
         ("requested_size", {"requested": BLOCK + 1}),
         ("requested_size", {"requested": -BLOCK}),
+        ("block_size", {"block": float(BLOCK)}),
+        ("addr", {"addr": float(ADDR)}),
+        ("region_size", {"region": f"{REGION}"}),
+        ("node_id", {"node_id": 1.5}),
+        ("node_id", {"node_id": True}),
+        ("requested_size", {"requested": float(BLOCK)}),
+        ("requested_size", {"requested": None}),
+        ("usable_region", {"usable": "whole-region"}),
+        ("usable_region", {"usable": None}),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused_by_name(field: str, options: dict[str, int]) -> None:
+def test_a_configuration_that_cannot_be_is_refused_by_name(field: str, options: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:
         make_device(**options)  # type: ignore[arg-type]
     assert caught.value.field == field
@@ -155,8 +166,11 @@ def test_what_cannot_change_does_not() -> None:
     assert device.config == before._replace(requested_size=ByteCount(REGION))
 
 
-@pytest.mark.parametrize("target", [-BLOCK, 1, BLOCK - 1, BLOCK + 4096, REGION + BLOCK, 2**64, 2**44 * MIB])
-def test_a_bad_target_changes_nothing(target: int) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [-BLOCK, 1, BLOCK - 1, BLOCK + 4096, REGION + BLOCK, 2**64, 2**44 * MIB, 2.0 * BLOCK, "2M", None],
+)
+def test_a_bad_target_changes_nothing(target: Any) -> None:
     device = make_device(requested=BLOCK)
     before = snapshot(device)
     with pytest.raises(UsageError, match="requested_size"):

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from vhost_user.errors import FieldError, HostError, UsageError
 from vhost_user.units import GIB, MIB, ByteCount, GuestAddress, HostOffset
 from vhost_user.vring import RingBroken, SplitDriver, SplitLayout, SplitQueue
 from virtio_mem.config import ConfigError, VmMemoryConfig
+from virtio_mem.control import Control
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import Feature, Request, RequestType, ResponseType
@@ -125,6 +127,42 @@ def test_a_total_that_cannot_be_changes_nothing(total: int) -> None:
         with pytest.raises(UsageError):
             manager.resize_zone("mem0", total)
         assert manager.info() == before
+
+
+@pytest.mark.parametrize("total", [128.0 * MIB, "128M", None, True])
+def test_a_total_that_is_no_int_changes_nothing(total: Any) -> None:
+    with manage(ONE_ZONE) as manager, Control.from_manager(manager) as control:
+        service = manager.zones["mem0"].service
+        assert service is not None
+        before = service.device.config.encode()
+        for resize in (manager.resize, control.resize):
+            with pytest.raises(UsageError, match="has to be an int"):
+                resize(total)
+        for resize_zone in (manager.resize_zone, control.resize_zone):
+            with pytest.raises(UsageError, match="has to be an int"):
+                resize_zone("mem0", total)
+        assert service.device.config.encode() == before
+        assert control.operations.all() == []
+    with manage(TWO_ZONES) as manager, pytest.raises(UsageError, match="resize_zone"):
+        manager.resize(total)
+
+
+@pytest.mark.parametrize("line", [ONE_ZONE, "--memory size=64M"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block_size", 2.0 * MIB),
+        ("block_size", "2M"),
+        ("block_size", -2),
+        ("usable_region", "whole-region"),
+        ("usable_region", None),
+        ("usable_region", 5),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused(line: str, field: str, value: object) -> None:
+    with pytest.raises(UsageError, match="has to be") as caught:
+        manage(line, **{field: value})
+    assert caught.value.field == field
 
 
 def test_a_total_between_two_blocks_is_refused_in_the_callers_terms() -> None:

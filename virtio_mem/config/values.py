@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Generic, TypeGuard, TypeVar
+from typing import Generic, TypeVar
 
-from vhost_user.units import GIB, KIB, MIB, TIB, U64_MAX, ByteCount, format_size
+from vhost_user.units import GIB, KIB, MIB, TIB, U64_MAX, ByteCount, format_size, is_whole
 from virtio_mem.config import syntax
 from virtio_mem.config.errors import ConfigError
 
@@ -50,11 +50,6 @@ def read_whole(digits: str) -> int:
     """Decimal digits as a number. Of more than 20 digits only the first 21 count: what is beyond 64 bits stays beyond
     them, and int() refuses strings of some thousand digits."""
     return int(digits.lstrip("0")[:_TOO_MANY_DIGITS] or "0")
-
-
-def is_whole(value: object, maximum: int) -> TypeGuard[int]:
-    """Whether `value` is an integer from 0 to `maximum`. A bool is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= maximum
 
 
 def show_size(size: int) -> str:
