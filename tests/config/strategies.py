@@ -26,7 +26,8 @@ def awkward_text() -> SearchStrategy[str]:
 
 
 def names() -> SearchStrategy[str]:
-    return (st.text("ab1", min_size=1, max_size=3) | awkward_text()).filter(lambda name: not name.startswith("__"))
+    texts = st.text("ab1", min_size=1, max_size=3) | awkward_text()
+    return texts.filter(lambda name: not name.startswith("__") and "\0" not in name)
 
 
 def paths() -> SearchStrategy[Path]:

@@ -439,8 +439,12 @@ def test_a_shared_zone_without_a_file_may_be_placed() -> None:
         (MemoryConfig, {**MEMORY, "hotplug_method": "virtio-mem"}, "--memory hotplug_method"),
         (MemoryZoneConfig, {**ZONE, "id": 5}, "--memory-zone id"),
         (MemoryZoneConfig, {**ZONE, "id": None}, "--memory-zone id"),
+        (MemoryZoneConfig, {**ZONE, "id": "a\0b"}, "--memory-zone id"),
+        (MemoryZoneConfig, {**ZONE, "id": "\ud800"}, "--memory-zone id"),
+        (MemoryZoneConfig, {**ZONE, "id": "a\udcff"}, "--memory-zone id"),
         (MemoryZoneConfig, {**ZONE, "file": "/foo"}, "--memory-zone id=z file"),
         (MemoryZoneConfig, {**ZONE, "file": Path("/f\0")}, "--memory-zone id=z file"),
+        (MemoryZoneConfig, {**ZONE, "file": Path("/\ud800")}, "--memory-zone id=z file"),
         (MemoryZoneConfig, {**ZONE, "host_numa_node": -1}, "--memory-zone id=z host_numa_node"),
         (MemoryZoneConfig, {**ZONE, "host_numa_node": "0"}, "--memory-zone id=z host_numa_node"),
         (MemoryZoneConfig, {**ZONE, "mergeable": "on"}, "--memory-zone id=z mergeable"),
@@ -451,6 +455,17 @@ def test_a_keyword_argument_of_the_wrong_type_is_refused(of: type[Config], value
         of(**values)
     assert caught.value.field == field
     assert caught.value.limit in str(caught.value)
+
+
+def test_text_that_no_system_call_takes_is_refused() -> None:
+    for name in ("a\0b", "\ud800", "a\udcff"):
+        with refused("--memory-zone id", repr(name), "has to be UTF-8 without a zero byte"):
+            MemoryZoneConfig.parse(f"size=1G,id={name}")
+    for path in (Path("/a\0b"), Path("/\ud800")):
+        with refused("--memory-zone id=z file", repr(path), "without a zero byte"):
+            MemoryZoneConfig.parse(f"id=z,size=1G,file={path}")
+    # What os.fsdecode() makes of a path that is no UTF-8.
+    assert MemoryZoneConfig.parse("id=z,size=1G,file=/\udcff").file == Path("/\udcff")
 
 
 def test_configurations_can_not_be_changed() -> None:

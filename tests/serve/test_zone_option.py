@@ -67,6 +67,12 @@ def test_refusals_say_what_is_wrong(text: str, field: str, limit: str) -> None:
     assert refusal.value.field.startswith("--zone")
 
 
+def test_a_socket_may_have_a_path_that_is_no_utf_8() -> None:
+    assert ServedZoneOption.parse(GOOD.replace("/tmp/a.sock", "/tmp/\udcff")).socket == Path("/tmp/\udcff")
+    with pytest.raises(UsageError, match="107 bytes"):
+        ServedZoneOption.parse(GOOD.replace("/tmp/a.sock", "/" + "\udcff" * 107))
+
+
 def other(**changes: str) -> ServedZoneOption:
     keys = {"id": "mem1", "socket": "/tmp/b.sock", "addr": "6G", "hotplug_size": "2G"} | changes
     return ServedZoneOption.parse(",".join(f"{key}={value}" for key, value in keys.items()))

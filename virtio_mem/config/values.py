@@ -7,8 +7,10 @@ also one from a keyword argument, and finds fault with what no option of that ki
 
 from __future__ import annotations
 
+import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +52,14 @@ def read_whole(digits: str) -> int:
     """Decimal digits as a number. Of more than 20 digits only the first 21 count: what is beyond 64 bits stays beyond
     them, and int() refuses strings of some thousand digits."""
     return int(digits.lstrip("0")[:_TOO_MANY_DIGITS] or "0")
+
+
+def _encodes(text: str, encode: Callable[[str], bytes]) -> bool:
+    """Whether `text` can be handed to the kernel: a lone surrogate, say, has no encoding."""
+    try:
+        return b"\0" not in encode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def show_size(size: int) -> str:
@@ -172,7 +182,10 @@ class Choice(Kind[ChoiceValue]):
 
 
 class Name(Kind[str]):
-    """An identifier: any text but none at all. Two underscores at the start are reserved, as in Cloud Hypervisor."""
+    """An identifier: any text but none at all, that UTF-8 can have and a file's name can be made of.
+
+    Two underscores at the start are reserved, as in Cloud Hypervisor.
+    """
 
     def read(self, where: str, text: str) -> str:
         """The text without its quotes."""
@@ -182,6 +195,8 @@ class Name(Kind[str]):
         """A str."""
         if not isinstance(value, str) or not value:
             raise ConfigError(where, value or None, "must be a text that is not empty", "give it a name, such as mem0")
+        if not _encodes(value, str.encode):
+            raise ConfigError(where, repr(value), "has to be UTF-8 without a zero byte", "choose another name")
         if value.startswith("__"):
             raise ConfigError(where, value, "names that start with __ are reserved", "choose another name")
         return value
@@ -203,8 +218,9 @@ class File(Kind[Path]):
 
     def check(self, where: str, value: object) -> Path:
         """A pathlib.Path that a system call can take."""
-        if not isinstance(value, Path) or "\0" in str(value):
-            raise ConfigError(where, repr(value), "must be a path without a zero byte", "give a pathlib.Path")
+        if not isinstance(value, Path) or not _encodes(str(value), os.fsencode):
+            limit = "has to be a path that the file system's encoding has, without a zero byte"
+            raise ConfigError(where, repr(value), limit, "give a pathlib.Path")
         return value
 
     def show(self, value: Path) -> str:

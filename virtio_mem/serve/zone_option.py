@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -56,7 +57,7 @@ class ServedZoneOption(Option):
             raise self.error("addr", "with hotplug_size it must stay below 2**64", "place the zone lower")
         if len(self.id.encode()) > MAX_ID:
             raise self.error("id", f"has {MAX_ID} bytes at most", "choose a shorter one")
-        if len(str(self.socket).encode()) > MAX_PATH:
+        if len(os.fsencode(self.socket)) > MAX_PATH:
             raise self.error("socket", f"a socket's path has {MAX_PATH} bytes at most", "name a shorter one")
 
     def planned(self) -> ServedZone:
