@@ -148,6 +148,16 @@ def test_what_is_no_manifest(snapshot: Path, text: str) -> None:
         restore(snapshot)
 
 
+@pytest.mark.parametrize("directory", ["a\0b", "\ud800", Path("a\0b"), Path("\ud800"), b"a", 5, None])
+def test_what_is_no_directory(tmp_path: Path, directory: Any) -> None:
+    with pytest.raises(UsageError, match=r"directory=.* has to be a path"):
+        restore(directory)
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        manager.pause()
+        with pytest.raises(UsageError, match=r"directory=.* has to be a path"):
+            save(manager, directory)
+
+
 def test_a_manifest_without_end(snapshot: Path) -> None:
     with (snapshot / "snapshot.json").open("r+b") as file:
         file.truncate(1 << 40)

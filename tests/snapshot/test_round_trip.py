@@ -150,9 +150,9 @@ def test_options_besides_the_configuration_are_kept(tmp_path: Path) -> None:
     line = VmMemoryConfig.parse("--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=64M")
     with MemoryManager(line, block_size=4 * MIB, usable_region=UsableRegion.WHOLE_REGION) as manager:
         manager.pause()
-        save(manager, snapshot)
+        save(manager, str(snapshot))
         options = str(manager.config)
-    with restore(snapshot) as manager:
+    with restore(str(snapshot)) as manager:
         (zone,) = manager.zones.values()
         assert zone.service is not None
         assert zone.service.device.geometry.block_size == 4 * MIB

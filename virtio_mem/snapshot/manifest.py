@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from vhost_user.errors import UsageError
+from virtio_mem.config.values import FILE
 
 FORMAT = "virtio-mem snapshot"
 VERSION = 2
@@ -91,6 +92,11 @@ class Manifest:
         if len(manifest.options) > MOST_OPTIONS:
             raise refused("snapshot.options", f"{len(manifest.options)} letters", f"must be at most {MOST_OPTIONS}")
         return manifest
+
+
+def snapshot_path(directory: str | Path) -> Path:
+    """Where a snapshot is or is to be, as a path; UsageError for what no system call takes as one."""
+    return FILE.check("directory", Path(directory) if isinstance(directory, str) else directory)
 
 
 def part_path(directory: Path, zone_id: str, part: str) -> Path:

@@ -27,18 +27,20 @@ from virtio_mem.snapshot.manifest import (
     ZoneState,
     part_path,
     refused,
+    snapshot_path,
 )
 from virtio_mem.snapshot.own_file import own_file, require_file
 from virtio_mem.snapshot.save import plugged_ranges
 
 
-def restore(directory: Path) -> MemoryManager:
+def restore(directory: str | Path) -> MemoryManager:
     """A machine as it was when it was saved to `directory`, with memory of its own, every device paused.
 
     Raises UsageError for what is no snapshot, and where a file that it refers to is not the one that it was;
     ConfigError and HostError as MemoryManager does, and HostError where the host lacks the memory. Then nothing is left
     open.
     """
+    directory = snapshot_path(directory)
     manifest = read_manifest(directory)
     if manifest.usable_region not in {policy.value for policy in UsableRegion}:
         raise refused("usable_region", manifest.usable_region, "must be a policy of this version")

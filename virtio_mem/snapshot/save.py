@@ -19,7 +19,15 @@ from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.service import DeviceService
 from virtio_mem.snapshot.content import Range, write_content
-from virtio_mem.snapshot.manifest import FILE_NAME, DeviceState, Manifest, PartState, ZoneState, part_path
+from virtio_mem.snapshot.manifest import (
+    FILE_NAME,
+    DeviceState,
+    Manifest,
+    PartState,
+    ZoneState,
+    part_path,
+    snapshot_path,
+)
 from virtio_mem.snapshot.own_file import named, own_file
 
 
@@ -37,12 +45,13 @@ class SavedZone(NamedTuple):
     file: Path | None
 
 
-def save(manager: MemoryManager, directory: Path) -> None:
+def save(manager: MemoryManager, directory: str | Path) -> None:
     """Write the machine's memory and devices to `directory`, which is made, for its owner only.
 
     The guest must not run, and the devices must be paused. Raises UsageError for devices that are not, and for a
-    directory that exists; HostError where the host has no room. Then the directory is taken away again.
+    directory that exists or can't be; HostError where the host has no room. Then the directory is taken away again.
     """
+    directory = snapshot_path(directory)
     zones = [_saved(zone) for zone in manager.zones.values()]
     save_zones(directory, zones, str(manager.config), manager.block_size, manager.usable_region)
 
