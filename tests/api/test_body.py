@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -98,6 +99,12 @@ def test_a_directory_that_cannot_be(rig: Rig, url: object) -> None:
     rig.control.pause()
     answer = rig.ask("PUT", "/api/v1/vm.snapshot", {"destination_url": url})
     assert (answer.status, answer.json["field"]) == (400, "destination_url")
+
+
+def test_a_directory_in_none_is_the_clients_mistake(rig: Rig, tmp_path: Path) -> None:
+    rig.control.pause()
+    answer = rig.ask("PUT", "/api/v1/vm.snapshot", {"destination_url": f"file://{tmp_path}/no/where"})
+    assert (answer.status, answer.json["field"]) == (400, "directory")
 
 
 JSON_VALUES = st.recursive(

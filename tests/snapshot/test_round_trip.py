@@ -168,8 +168,12 @@ def test_a_machine_that_runs_is_not_saved(tmp_path: Path) -> None:
         (tmp_path / "there").mkdir()
         with pytest.raises(UsageError, match="is there already"):
             save(manager, tmp_path / "there")
+        (tmp_path / "file").touch()
+        for parent in ("no", "file"):
+            with pytest.raises(UsageError, match="has to be in a directory that there is"):
+                save(manager, tmp_path / parent / "where")
         with pytest.raises(HostError, match="mkdir"):
-            save(manager, tmp_path / "no" / "where")
+            save(manager, tmp_path / ("x" * 256))
     assert not (tmp_path / "snapshot").exists()
 
 

@@ -72,6 +72,9 @@ def save_zones(
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
         raise UsageError("directory", directory, "is there already", "name one that is not") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        limit = "has to be in a directory that there is"
+        raise UsageError("directory", directory, limit, "make that one first") from error
     except OSError as error:
         raise HostError.from_os_error("directory", directory, "mkdir", error) from error
     try:
