@@ -62,6 +62,7 @@ class MemoryManager:
         self.usable_region = usable_region
         self._shares: list[MemoryShare] = []
         self._numbers = count(1)
+        self._closed = False
         for warning in config.warnings:
             log.warning("%s", warning)
         with ExitStack() as undo:
@@ -100,8 +101,8 @@ class MemoryManager:
             raise UsageError("zone", zone_id, f"has to be one of {', '.join(self.zones)}", "name a zone that there is")
         self._resize(self.zones[zone_id], size, f"zone {zone_id} size")
 
-    @staticmethod
-    def _resize(zone: ManagedZone, size: int, field: str) -> None:
+    def _resize(self, zone: ManagedZone, size: int, field: str) -> None:
+        self._require_open()
         spec, service = zone.plan.spec, zone.service
         block_size = service.device.geometry.block_size if service else None
         plugged = hotplugged_part(
@@ -156,6 +157,7 @@ class MemoryManager:
         `name` is what the daemon is called in errors and in `info()`. A daemon that was gone has what is plugged again
         after `frontend.reconnect()`. Raises as `MemoryShare` does, and UsageError for a zone that doesn't exist.
         """
+        self._require_open()
         require_known(zones, self.zones)
         chosen = [zone for zone_id, zone in self.zones.items() if zones is None or zone_id in zones]
         share = MemoryShare(frontend, chosen, hotplug=hotplug, name=name or f"{next(self._numbers)}")
@@ -181,11 +183,15 @@ class MemoryManager:
         }
 
     def close(self) -> None:
-        """Take everything back from daemons, then unmap and close it.
+        """Take everything back from daemons, then unmap and close it. Guests are told BUSY from then on.
 
         Raises BufferError while a view of guest memory lives: what it shows stays, all else is closed, and closing can
         be repeated.
         """
+        self._closed = True
+        for zone in self.zones.values():
+            if zone.service:
+                zone.service.close()
         for share in self.shares:
             share.close()
         self.guest_memory.replace(())
@@ -197,6 +203,10 @@ class MemoryManager:
                 refusal = error
         if refusal is not None:
             raise refusal
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError("manager", "closed", "has to be open", "make another one")
 
     def __enter__(self) -> MemoryManager:
         return self

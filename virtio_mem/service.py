@@ -118,6 +118,7 @@ class DeviceService:
         self._logged_kept = False
         self._alone = 0
         """So many requests are to be served one by one."""
+        self._closed = False
 
     @property
     def answers(self) -> Counter[tuple[str, str]]:
@@ -180,8 +181,10 @@ class DeviceService:
         return response.type is ResponseType.ACK
 
     def resize(self, requested_size: int) -> None:
-        """Set the device's target in bytes. UsageError as in `VirtioMemDevice.resize`."""
+        """Set the device's target in bytes. UsageError as in `VirtioMemDevice.resize`, and once it is closed."""
         with self.lock:
+            if self._closed:
+                raise UsageError("memory", "closed", "has to be open", "make it anew")
             self.device.resize(requested_size)
             self.keeper.changed()
 
@@ -213,15 +216,19 @@ class DeviceService:
             self.device.resume()
             self.keeper.changed()
 
+    def close(self) -> None:
+        """The memory is about to be closed: whatever would change a block is BUSY from now on."""
+        with self.lock:
+            self._closed = True
+
     def poll(self, now: float) -> None:
         """To be called about once a second, with a clock that never goes back, in seconds: where a driver was told
         BUSY and the cause has gone, or can't be known, it gets a notice to try again."""
         with self.lock:
             self._logged_kept = False
             device = self.device
-            if not device.owes_notice or device.paused or now - self._last_retry < RETRY_INTERVAL:
-                return
-            if self._shortage() is not None:
+            too_soon = now - self._last_retry < RETRY_INTERVAL
+            if too_soon or device.paused or not device.owes_notice or self._shortage() is not None:
                 return
             self._last_retry = now
             device.retry_now()
@@ -229,6 +236,8 @@ class DeviceService:
     def _carry_out(self, effect: Effect) -> Response:
         self._shortage = _no_shortage
         try:
+            if self._closed:
+                raise HostError("memory", "closed", "has to be open")
             self.keeper.opening(effect)
             if effect.type is EffectType.PLUG:
                 self._plug(effect)
@@ -313,10 +322,7 @@ class DeviceService:
     def _discarded(self, effect: Effect) -> Iterator[Section]:
         """What to ask the host about. Of a whole region the plugged parts: before Linux 6.7 the kernel looks at every
         page of a private range that it is asked about, and a region can have billions that were never there."""
-        if not effect.everything:
-            yield self._section(effect.run)
-            return
-        runs = self.device.blocks.few_plugged_runs(_MANY_RUNS + 1)
+        runs = self.device.blocks.few_plugged_runs(_MANY_RUNS + 1) if effect.everything else None
         yield from map(self._section, [effect.run] if runs is None else runs)
 
     def _undo(self, step: Callable[[Section], object], section: Section) -> None:

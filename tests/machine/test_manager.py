@@ -401,6 +401,34 @@ def test_views_keep_memory_from_being_closed() -> None:
         boot.discard(HostOffset(0), ByteCount(2 * MIB))
 
 
+@pytest.mark.parametrize("viewed", [False, True])
+def test_what_is_closed_serves_nobody(viewed: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with manage(ONE_ZONE) as manager, Control.from_manager(manager) as control:
+        assert plug(manager, "mem0") is ResponseType.ACK
+        service = manager.zones["mem0"].service
+        assert service is not None
+        before = service.device.config
+        if viewed:
+            (view,) = manager.guest_memory.views(GuestAddress(4 * GIB), 10)
+            with view, pytest.raises(BufferError):
+                manager.close()
+        else:
+            manager.close()
+        for resize in (manager.resize, control.resize, lambda size: manager.resize_zone("mem0", size)):
+            with pytest.raises(UsageError, match="closed: has to be open"):
+                resize(128 * MIB)
+        assert plug(manager, "mem0", 1) is ResponseType.BUSY
+        for type_ in (RequestType.UNPLUG, RequestType.UNPLUG_ALL):
+            assert service.request(Request(type_, GuestAddress(4 * GIB), 1)).type is ResponseType.BUSY
+        assert not manager.system_reset()
+        assert service.device.config == before
+        with pytest.raises(UsageError, match="closed"):
+            manager.share(None)  # type: ignore[arg-type]
+    warnings = [record for record in caplog.records if "memory=closed" in record.message]
+    assert warnings
+    assert not any(record.exc_info for record in warnings)
+
+
 def test_no_memory_without_the_pages_it_reserves() -> None:
     with pytest.raises(HostError, match="free"):
         manage("--memory size=64T,hugepages=on,hugepage_size=2M,reserve=on")
