@@ -59,6 +59,8 @@ class Machine:
         self.bus = MmioBus()
         self.slots: list[Slot] = []
         self._link_taken = False
+        self._state = "new"
+        self._changing = threading.Lock()
         with ExitStack() as undo:
             self._undo = undo
             self._stop = self._doorbell()
@@ -126,8 +128,12 @@ class Machine:
     # The host.
 
     def start(self) -> None:
-        """Serve, in a thread of its own."""
-        self._thread.start()
+        """Serve, in a thread of its own. UsageError a second time, and once it is closed."""
+        with self._changing:
+            if self._state != "new":
+                raise UsageError("machine", self._state, "has to be new to be started", "make another machine")
+            self._thread.start()
+            self._state = "started"
 
     def resize(self, size: int) -> None:
         """`MemoryManager.resize`, and the guest is told."""
@@ -146,6 +152,8 @@ class Machine:
 
     def close(self) -> None:
         """Stop serving, and close the sockets and the pipes. Closing twice is allowed."""
+        with self._changing:
+            self._state = "closed"
         if self._thread.is_alive():
             self._stop.ring()
             self._thread.join()

@@ -316,3 +316,20 @@ def test_a_guest_without_a_machine_ends() -> None:
         ours.close()
         command = [sys.executable, "-m", "virtio_mem.guest", str(theirs.fileno())]
         assert subprocess.run(command, pass_fds=[theirs.fileno()], check=False, timeout=PATIENCE).returncode == 0
+
+
+def test_a_machine_is_started_once_and_not_when_it_is_closed() -> None:
+    with MemoryManager(VmMemoryConfig.parse(LINE)) as manager:
+        with Machine(manager) as machine:
+            machine.start()
+            with pytest.raises(UsageError, match="machine=started: has to be new"):
+                machine.start()
+        with pytest.raises(UsageError, match="machine=closed: has to be new"):
+            machine.start()
+        unused = Machine(manager)
+        unused.close()
+        before = threading.enumerate()
+        with pytest.raises(UsageError, match="machine=closed: has to be new"):
+            unused.start()
+        assert threading.enumerate() == before
+        unused.close()
