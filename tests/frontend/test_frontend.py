@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,6 +205,15 @@ class TestRings:
             pytest.raises(PeerError, match="has to be one of the back end's 2"),
         ):
             frontend.vring(2)
+
+    @pytest.mark.parametrize("index", [-1, 256, 0.0, False, "0", None])
+    @pytest.mark.parametrize("features", [F_PROTOCOL_FEATURES, VERSION_1])
+    def test_what_is_no_index_of_a_ring(self, index: Any, features: int) -> None:
+        with fake(features=VERSION_1 | features) as back, connected(back) as frontend:
+            ring = frontend.vring(0)
+            with pytest.raises(UsageError, match="has to be an int from 0 to 255"):
+                frontend.vring(index)
+            assert frontend.vrings == {0: ring}
 
     def test_an_answer_for_another_ring(self) -> None:
         def mistaken(back: FakeBackend, request: R, _received: Received) -> None:

@@ -39,7 +39,7 @@ from vhost_user.message import (
     ProtocolFeature,
     without_support,
 )
-from vhost_user.units import GuestAddress
+from vhost_user.units import GuestAddress, is_whole
 
 PROTOCOL_FEATURES = (
     ProtocolFeature.MQ
@@ -82,8 +82,7 @@ class Frontend:
         self.channel: FrontendChannel | None = None
         self.offered = self.features = 0
         self.queue_count: int | None = None
-        self._wanted = features
-        self._required = required
+        self._wanted, self._required = features, required
         self._protocol_wanted = protocol_features
         self.iommu = Iommu(self.requests, self.regions)
         self._handlers = {BackendRequest.IOTLB_MSG: self.iommu.serve} | dict(handlers or {})
@@ -156,7 +155,9 @@ class Frontend:
         return self.requests.connected
 
     def vring(self, index: int) -> FrontendVring:
-        """Ring `index`, made when it is asked for. PeerError for one that the back end says it doesn't have."""
+        """Ring `index`, 0 to 255, made when it is asked for. PeerError for one that the back end says it hasn't."""
+        if not is_whole(index, 0xFF):
+            raise UsageError("ring", repr(index), "has to be an int from 0 to 255", "give the index of a ring")
         with self.requests.ending.call():
             if index not in self.vrings:
                 if self.queue_count is not None and index >= self.queue_count:
@@ -344,7 +345,6 @@ def accept(listener: socket.socket, *, timeout: float) -> Connection:
     try:
         sock, _ = listener.accept()
     except OSError as error:
-        raise HostError(
-            "socket", str(listener.getsockname()), f"a daemon has to connect within {timeout:g} s"
-        ) from error
+        limit = f"a daemon has to connect within {timeout:g} s"
+        raise HostError("socket", str(listener.getsockname()), limit) from error
     return Connection(sock, "daemon")
