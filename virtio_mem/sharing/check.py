@@ -36,6 +36,8 @@ def require_known(zones: Collection[str] | None, known: Collection[str], error: 
     """Raise UsageError for a zone that doesn't exist, and for none at all."""
     if zones is None:
         return
+    if isinstance(zones, str):
+        raise error("zones", zones, "has to be a collection of names, not one", f"give [{zones!r}]")
     for zone in zones:
         if zone not in known:
             raise error("zone", zone, f"one of {', '.join(known)}", "name a zone that there is")
