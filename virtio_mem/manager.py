@@ -52,6 +52,9 @@ class MemoryManager:
         usable_region: UsableRegion = UsableRegion.REQUESTED_PLUS_SLACK,
         shareable: bool = False,
     ) -> None:
+        if not isinstance(config, VmMemoryConfig):
+            limit = "has to be a VmMemoryConfig"
+            raise UsageError("config", type(config).__name__, limit, "make one by VmMemoryConfig.parse")
         if block_size is not None:
             require_whole("block_size", block_size)
         require_policy(usable_region)

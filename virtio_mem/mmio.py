@@ -61,6 +61,8 @@ class MmioTransport:
         if service is None:
             limit = "has to be a device in service, which a zone has that is hotplugged by virtio-mem"
             raise UsageError("service", service, limit, "give the zone hotplug_size, and hotplug_method=virtio-mem")
+        if not isinstance(service, DeviceService):
+            raise UsageError("service", type(service).__name__, "has to be a DeviceService", "give a zone's service")
         self.service = service
         self.queue: GuestRequestQueue | None = None
         self._memory = memory

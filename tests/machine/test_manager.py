@@ -165,6 +165,12 @@ def test_an_argument_of_another_kind_is_refused(line: str, field: str, value: ob
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("config", [ONE_ZONE, ["--memory", "size=2M"], None])
+def test_what_is_no_configuration_is_refused(config: Any) -> None:
+    with pytest.raises(UsageError, match=r"^config=\w+: has to be a VmMemoryConfig; make one by VmMemoryConfig.parse$"):
+        MemoryManager(config)
+
+
 def test_a_total_between_two_blocks_is_refused_in_the_callers_terms() -> None:
     with manage(TWO_ZONES) as manager, pytest.raises(UsageError) as caught:
         manager.resize_zone("a", 67 * MIB)

@@ -15,8 +15,10 @@ from vhost_user.device_status import Status
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.units import GuestAddress
 from vhost_user.vring import SplitDriver, SplitLayout
+from virtio_mem.config import VmMemoryConfig
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
+from virtio_mem.manager import MemoryManager
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_registers import MAGIC, REGISTER_SPACE, Interrupt, Register
 from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
@@ -33,6 +35,17 @@ def rig() -> Iterator[Rig]:
 def test_a_zone_without_a_device_has_no_registers() -> None:
     with guest_ram() as memory, pytest.raises(UsageError, match=r"^service=None: .*hotplug_method=virtio-mem$"):
         MmioTransport(None, memory, interrupt=lambda: None, notified=lambda: None)
+
+
+def test_a_zone_is_no_service() -> None:
+    config = VmMemoryConfig.parse("--memory size=2M,hotplug_method=virtio-mem,hotplug_size=128M")
+    with MemoryManager(config) as manager, pytest.raises(UsageError, match=r"^service=ManagedZone: has to be"):
+        MmioTransport(
+            manager.zones["mem0"],  # type: ignore[arg-type]
+            manager.guest_memory,
+            interrupt=lambda: None,
+            notified=lambda: None,
+        )
 
 
 ACCEPTABLE = int(Feature.VERSION_1 | Feature.UNPLUGGED_INACCESSIBLE)
