@@ -25,6 +25,7 @@ ring may have much to finish, such as a discard that was cut off. So the next se
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -316,6 +317,8 @@ class Worker(Keeping):
         if self._loop is not None:
             self._loop.forget(self._control)
         super().close()
+        if self.retired:
+            gc.freeze()  # what sessions hold goes with the process: taken apart, it would complain of itself
 
 
 def _nothing() -> None:
