@@ -165,7 +165,7 @@ class MmioTransport:
                 return int(self.interrupt_status)
             case Register.STATUS:
                 return int(self.status)
-            case Register.SHM_LEN_LOW | Register.SHM_LEN_HIGH:
+            case Register.SHM_LEN_LOW | Register.SHM_LEN_HIGH | Register.SHM_BASE_LOW | Register.SHM_BASE_HIGH:
                 return 0xFFFFFFFF  # no shared memory region
             case Register.CONFIG_GENERATION:
                 return self._generation_now()

@@ -39,6 +39,8 @@ class Register(IntEnum):
     QUEUE_DEVICE_HIGH = 0x0A4
     SHM_LEN_LOW = 0x0B0
     SHM_LEN_HIGH = 0x0B4
+    SHM_BASE_LOW = 0x0B8
+    SHM_BASE_HIGH = 0x0BC
     CONFIG_GENERATION = 0x0FC
     CONFIG = 0x100
 

@@ -81,6 +81,7 @@ def test_identity(rig: Rig) -> None:
     assert read(Register.QUEUE_SIZE_MAX) == 256
     rig.transport.write(Register.QUEUE_SEL, 1)
     assert read(Register.QUEUE_SIZE_MAX) == 0
+    assert [read(offset) for offset in range(0xB0, 0xC0, 4)] == [0xFFFFFFFF] * 4, "there is no shared memory region"
 
 
 @pytest.mark.clause("FEAT-2", "FEAT-4", "FEAT-7")
