@@ -218,8 +218,8 @@ class MmioTransport:
             self._areas[area] = self._areas[area] & ~(0xFFFFFFFF << shift) | value << shift
 
     def _write_ready(self, value: int) -> None:
-        if self._queue_sel < QUEUE_COUNT:
-            self.queue = self._make_queue() if value == 1 else None
+        if self._queue_sel < QUEUE_COUNT and value in (0, 1):
+            self.queue = self._make_queue() if value else None
 
     def _make_queue(self) -> GuestRequestQueue | None:
         """The queue that the driver described, or None (QueueReady reads 0) where it can't be used."""

@@ -215,6 +215,17 @@ def test_a_ready_queue_cannot_be_moved(rig: Rig) -> None:
     assert driver.request(PLUG_FIRST).type is ResponseType.ACK
 
 
+@pytest.mark.parametrize("value", [2, 3, 0x80000000, 0xFFFFFFFF])
+def test_a_queue_is_ready_or_not_and_nothing_else(rig: Rig, value: int) -> None:
+    driver = rig.driver()
+    rig.transport.write(Register.QUEUE_READY, value)
+    assert rig.transport.read(Register.QUEUE_READY) == 1
+    assert driver.request(PLUG_FIRST).type is ResponseType.ACK
+    rig.transport.write(Register.QUEUE_READY, 0)
+    rig.transport.write(Register.QUEUE_READY, value)
+    assert rig.transport.read(Register.QUEUE_READY) == 0
+
+
 def post_a_request(rig: Rig) -> SplitDriver:
     """A request in the ring at RING, as a driver would leave it that doesn't kick."""
     ring = SplitDriver(rig.memory, SplitLayout.place(64, RING))
