@@ -213,10 +213,11 @@ def test_a_write_that_ends_early_is_not_taken_for_whole(tmp_path: Path) -> None:
     assert (tmp_path / "part").stat().st_size == MIB // 2
 
 
+@pytest.mark.parametrize("kind", ["shared directory", "shared file"])
 @pytest.mark.parametrize("length", [0, MIB // 2, MIB, BOOT - 1])
-def test_memory_whose_file_is_truncated_is_refused_and_no_bus_error(length: int, tmp_path: Path) -> None:
-    """As a front end can do it, whose files they are. The first MiB has data, the rest has none."""
-    with MemoryManager(config("shared directory", tmp_path)) as manager:
+def test_memory_whose_file_is_truncated_is_refused_and_no_bus_error(length: int, kind: str, tmp_path: Path) -> None:
+    """As a front end can do it, whose files they are. The first MiB has data, the rest has none, or is not copied."""
+    with MemoryManager(config(kind, tmp_path)) as manager:
         boot, _ = parts(manager.zones["mem0"])
         write(boot, 0, random.Random(3).randbytes(MIB))
         manager.pause()

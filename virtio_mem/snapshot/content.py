@@ -59,7 +59,7 @@ def write_content(memory: BackedMemory, ranges: Iterable[Range], fd: int) -> str
             digest.add(offset, data)
             write_at(fd, data, offset)
     if memory.backing.shared:
-        _require_length(memory, os.fstat(memory.backing.fd).st_size)
+        require_length(memory, os.fstat(memory.backing.fd).st_size)
     return str(digest)
 
 
@@ -73,11 +73,12 @@ def _read(memory: BackedMemory, offset: int, size: int) -> bytes:
     start = memory.backing.offset + offset
     data = os.pread(memory.backing.fd, size, start)
     if len(data) < size:
-        _require_length(memory, start + len(data))
+        require_length(memory, start + len(data))
     return data
 
 
-def _require_length(memory: BackedMemory, length: int) -> None:
+def require_length(memory: BackedMemory, length: int) -> None:
+    """HostError where a file of this length lacks some of the memory that is in it."""
     if length < (wanted := memory.backing.offset + memory.size):
         raise HostError("file", f"{length} bytes", f"was truncated; it had {wanted} or more", "don't truncate it")
 

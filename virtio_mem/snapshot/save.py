@@ -18,7 +18,7 @@ from virtio_mem.hostmem.backed import BackedMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.service import DeviceService
-from virtio_mem.snapshot.content import Range, write_content
+from virtio_mem.snapshot.content import Range, require_length, write_content
 from virtio_mem.snapshot.manifest import (
     FILE_NAME,
     DeviceState,
@@ -125,7 +125,10 @@ def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
 def _save_part(zone: SavedZone, memory: BackedMemory, ranges: Iterable[Range], path: Path) -> PartState:
     if (file := own_file(zone.file, memory)) is not None:
         os.fsync(memory.backing.fd)
-        return named(file, memory)
+        state = named(file, memory)
+        assert state.file_size is not None
+        require_length(memory, state.file_size)
+        return state
     with _written(path) as fd:
         os.ftruncate(fd, memory.size)
         digest = write_content(memory, ranges, fd)
