@@ -18,6 +18,7 @@ the call, and who made it closes the descriptor.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import threading
@@ -29,7 +30,7 @@ from weakref import WeakSet
 
 from vhost_user import _native
 from vhost_user.awake import LONGEST_LOOK
-from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
+from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, TimedOut, UsageError
 from vhost_user.message.header import HEADER, Header
 from vhost_user.message.message import encode_message
 from vhost_user.message.numbers import MAX_FDS
@@ -136,7 +137,8 @@ class Connection:
     def send_bytes(self, data: bytes, fds: Sequence[int] = (), *, timeout: float) -> None:
         """Send one message as `encode_message` makes it, with `fds`, which stay the caller's.
 
-        Raises Disconnected where the peer is gone, and TimedOut where it does not read; a part may be sent then.
+        Raises Disconnected where the peer is gone, and TimedOut where it does not read; a part may be sent then. Raises
+        UsageError or HostError where `fds` can't be sent: then nothing was, and the connection is as good as before.
         """
         deadline = None
         try:
@@ -152,7 +154,8 @@ class Connection:
                         return
                     data, fds = data[sent:], ()
         except OSError as error:
-            raise self._ended(error.strerror) from error
+            ended = not fds or self._closed or isinstance(error, ConnectionError)
+            raise self._ended(error.strerror) if ended else _unsent(fds, error) from error
         finally:
             if self._closed:
                 self._close_unless_used()
@@ -308,6 +311,13 @@ class Connection:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _unsent(fds: Sequence[int], error: OSError) -> FieldError:
+    """Why the kernel took no message with `fds`."""
+    if error.errno in (errno.EBADF, errno.EINVAL):
+        return UsageError("descriptors", list(fds), "have to be open, and of a kind that can be sent", "send others")
+    return HostError.from_os_error("descriptors", list(fds), "sendmsg", error, "try again later")
 
 
 def require_stream_socket(fd: OwnedFd) -> socket.socket:

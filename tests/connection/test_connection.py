@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import signal
 import socket
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from vhost_user import _native
 from vhost_user.connection import Connection, connect, require_stream_socket
-from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut
+from vhost_user.errors import Disconnected, HostError, PeerError, TimedOut, UsageError
 from vhost_user.event import Event
 from vhost_user.message import MAX_FDS, FrontendRequest, encode_message
 from vhost_user.owned_fd import OwnedFd
@@ -140,6 +142,45 @@ def test_sending_to_nobody_is_the_end(ends: tuple[Connection, socket.socket]) ->
         theirs.close()
         with pytest.raises(Disconnected):
             connection.send(1, timeout=1)
+
+
+@pytest.mark.parametrize("fds", [[999_999], [0, -1], [0] * 254])
+def test_descriptors_that_cannot_be_sent_are_no_end(ends: tuple[Connection, socket.socket], fds: list[int]) -> None:
+    connection, theirs = ends
+    with connection, Connection(theirs) as other:
+        with pytest.raises(UsageError, match="have to be open"):
+            connection.send(5, b"lost", fds, timeout=1)
+        connection.send(6, b"found", timeout=1)
+        with other.receive(1) as received:
+            assert (received.request, received.body, received.fds) == (6, b"found", [])
+
+
+@pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.ENOMEM, errno.EMFILE])
+def test_a_host_that_takes_no_descriptors_now_is_no_end(
+    ends: tuple[Connection, socket.socket], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    connection, theirs = ends
+    with connection, Connection(theirs) as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(_native, "send", refuse)
+            with pytest.raises(HostError, match=errno.errorcode[number]):
+                connection.send(5, b"lost", [0], timeout=1)
+        connection.send(6, b"found", [0], timeout=1)
+        with other.receive(1) as received:
+            assert (received.request, received.body, len(received.fds)) == (6, b"found", 1)
+
+
+def test_descriptors_for_nobody_are_the_end(ends: tuple[Connection, socket.socket]) -> None:
+    connection, theirs = ends
+    theirs.close()
+    with pytest.raises(Disconnected, match="closed by the peer"):
+        connection.send(5, b"", [0], timeout=1)
+    connection.close()
+    with pytest.raises(Disconnected, match="was closed"):
+        connection.send(5, b"", [0], timeout=1)
 
 
 def test_a_socket_that_a_peer_sent_is_looked_at() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
-from vhost_user.errors import Disconnected, FieldError, PeerError, Refused, TimedOut
+from vhost_user.errors import Disconnected, FieldError, HostError, PeerError, Refused, TimedOut, UsageError
 from vhost_user.frontend.ending import Ending
 from vhost_user.message import (
     U64,
@@ -123,7 +123,8 @@ class Requests:
         """Send a message that has no reply of its own, and wait for its acknowledgement if there can be one.
 
         Raises Refused where the back end acknowledges a failure, which leaves the connection as good as it was;
-        Disconnected, TimedOut and PeerError as `ask` does.
+        Disconnected, TimedOut and PeerError as `ask` does; UsageError or HostError where `fds` can't be sent, which
+        leaves the connection as well.
         """
         with self.lock:
             spec, acked = self._specs[request], self._acknowledged
@@ -212,15 +213,18 @@ class Requests:
     def _exchange_now(self, data: bytes, fds: Sequence[int], answered: MessageSpec | None) -> _Answer | None:
         connection = self._connection
         if connection is None:
-            raise Disconnected(self._name, "before", "was closed")
+            raise Disconnected(self._name, "no longer connected", "was closed")
+        sent = False
         try:
             connection.send_bytes(data, fds, timeout=self.timeout)
+            sent = True
             return None if answered is None else self._answer(answered, connection)
         except Disconnected:
             self.close()
             raise
-        except BaseException:  # an interrupt, too, leaves an answer behind that the next request would take for its own
-            self.give_up()
+        except BaseException as error:  # an interrupt, too, leaves an answer that the next would take for its own
+            if sent or not isinstance(error, UsageError | HostError):  # these say that nothing was sent
+                self.give_up()
             raise
 
     def _answer(self, spec: MessageSpec, connection: Connection) -> _Answer | None:
@@ -278,7 +282,7 @@ class Requests:
             if self._connection is not connection:
                 return False
             if connection is None:
-                raise Disconnected(self._name, "before", "was closed")
+                raise Disconnected(self._name, "no longer connected", "was closed")
             self.close()
             raise Disconnected(self._name, "while it was waited for")
 
