@@ -134,6 +134,7 @@ def test_memory_that_is_shared_while_logging_is_logged() -> None:
         fake(behaviour={R.SET_LOG_BASE: keeping}) as back,
         Frontend(back.connection, features=VERSION_1) as frontend,
     ):
+        os.ftruncate(fd.fileno(), 4096)
         frontend.start_logging(GuestAddress(0))
         region = SharedRegion(GuestAddress(1 * GIB), ByteCount(4096), fd.fileno())
         frontend.regions.add(region)

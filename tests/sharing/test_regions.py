@@ -11,7 +11,7 @@ from tests.sharing.daemon import ADD, GET_FEATURES, REM, FakeDaemon
 from tests.sharing.helpers import BLOCK, daemon_at
 from vhost_user.errors import Refused, UsageError
 from vhost_user.frontend import Frontend, SharedRegion
-from vhost_user.units import GIB, ByteCount, GuestAddress, UserAddress
+from vhost_user.units import GIB, ByteCount, GuestAddress, HostOffset, UserAddress
 
 
 def other_region(fd: int, n: int, size: int = BLOCK) -> SharedRegion:
@@ -21,6 +21,7 @@ def other_region(fd: int, n: int, size: int = BLOCK) -> SharedRegion:
 @pytest.fixture
 def alone() -> Iterator[tuple[FakeDaemon, Frontend, int]]:
     fd = os.memfd_create("region", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 2 * BLOCK)
     try:
         with daemon_at() as (daemon, frontend):
             yield daemon, frontend, fd
@@ -62,6 +63,41 @@ def test_overlapping_regions_are_refused(alone: tuple[FakeDaemon, Frontend, int]
             frontend.regions.share(regions)
     frontend.regions.share([other_region(fd, 0), other_region(fd, 2)])
     assert len(daemon.regions) == 4
+
+
+@pytest.mark.parametrize("fd", [-1, 999_999, 1 << 40, True, "a", None])
+def test_a_region_of_no_open_file_is_refused_and_costs_nothing(
+    alone: tuple[FakeDaemon, Frontend, int], fd: object
+) -> None:
+    daemon, frontend, _ = alone
+    regions, asked = [other_region(alone[2], 0), other_region(fd, 1)], len(daemon.requests)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^fd=.*: has to be the number of an open file") as refused:
+        frontend.regions.share(regions)
+    assert refused.value.field == "fd"
+    assert (len(frontend.regions), len(daemon.requests)) == (0, asked)
+    frontend.regions.share(regions[:1])
+    assert frontend.connected
+
+
+@pytest.mark.parametrize(
+    ("size", "offset", "limit"),
+    [
+        (0, 0, "size=0: has to be 1 or more"),
+        (-4096, 0, "size=-4096: has to be 1 or more"),
+        (2 * BLOCK + 1, 0, f"region=0[+]{2 * BLOCK + 1}: has to lie in the file, which has {2 * BLOCK} bytes"),
+        (BLOCK, BLOCK + 1, "has to lie in the file"),
+        (BLOCK, -1, "has to lie in the file"),
+        (BLOCK, 1 << 63, "has to lie in the file"),
+    ],
+)
+def test_a_region_that_is_not_in_its_file_is_refused_and_costs_nothing(
+    alone: tuple[FakeDaemon, Frontend, int], size: int, offset: int, limit: str
+) -> None:
+    daemon, frontend, fd = alone
+    asked = len(daemon.requests)
+    with pytest.raises(UsageError, match=limit):
+        frontend.regions.add(SharedRegion(GuestAddress(GIB), ByteCount(size), fd, HostOffset(offset)))
+    assert (len(frontend.regions), len(daemon.requests), frontend.connected) == (0, asked, True)
 
 
 def test_addresses_are_translated_within_one_region(alone: tuple[FakeDaemon, Frontend, int]) -> None:

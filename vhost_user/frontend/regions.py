@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
+from stat import S_ISREG
 
 from vhost_user.errors import Disconnected, FieldError, HostError, UsageError
 from vhost_user.frontend.requests import Requests
@@ -129,6 +130,22 @@ class _Spans:
             last, end = region, start + region.size
 
 
+def _require_file(region: SharedRegion) -> None:
+    """UsageError where the region is not in the file that it says. How far memory reaches is known of regular files."""
+    fd, begins, ends = region.fd, region.offset, region.offset + region.size
+    try:
+        if not isinstance(fd, int) or isinstance(fd, bool):
+            raise UsageError("fd", repr(fd), "has to be the number of an open file", "give its fileno()")
+        about = os.fstat(fd)
+    except (OSError, OverflowError) as error:
+        raise UsageError("fd", fd, "has to be the number of an open file", "open it, and keep it open") from error
+    if region.size <= 0:
+        raise UsageError("size", region.size, "has to be 1 or more")
+    if begins < 0 or (S_ISREG(about.st_mode) and ends > about.st_size):
+        limit = f"has to lie in the file, which has {about.st_size} bytes"
+        raise UsageError("region", f"{begins}+{region.size}", limit, "give another offset or size, or extend the file")
+
+
 class SharedRegions:
     """What one back end has. `slots` is how many regions it can have at one time."""
 
@@ -164,12 +181,15 @@ class SharedRegions:
     def share(self, regions: Iterable[SharedRegion]) -> None:
         """Share `regions` beyond those that are shared already: all of them, or none.
 
-        Raises UsageError where they overlap, HostError where the back end has not so many slots, and what `tell` does,
-        such as Refused where it takes one of them not; then those that were shared before are shared, and no other.
+        Raises UsageError where they overlap or are not in their file, HostError where the back end has not so many
+        slots, and what `tell` does, such as Refused where it takes one of them not; then those that were shared before
+        are shared, and no other.
         """
         with self._requests.lock:
             new = tuple(regions)
             self._check_count(len(self) + len(new))
+            for region in new:
+                _require_file(region)
             self._by_guest.check_room(new)
             self._by_user.check_room(new)
             if new:
