@@ -44,6 +44,9 @@ _QUEUE_ADDRESSES = {
 class MmioTransport:
     """The registers of one virtio-mem device, `service`. UsageError for None, which a zone without a device has.
 
+    Registers are read, and interrupts acknowledged, without waiting for anything. While a request is carried out, which
+    may take seconds where a daemon hangs, other writes wait, and reads of ConfigGeneration and the configuration.
+
     `memory` is guest memory, where the driver's ring and buffers are. `interrupt` raises the device's interrupt; it is
     called with the transport's locks held, and must not wait for a thread that reads registers. `notified` is called
     when the driver kicks, and has `process()` called, now or by another thread. Call `notify_config()` after each
@@ -69,6 +72,7 @@ class MmioTransport:
         self._interrupt = interrupt
         self._notified = notified
         self._ring_lock = threading.RLock()  # taken before the service's lock
+        self._interrupt_lock = threading.Lock()  # for `interrupt_status` alone: nothing else is done under it
         self._generation = 0
         self._last_config = service.device.config.encode()
         self._forget_driver()
@@ -77,10 +81,12 @@ class MmioTransport:
 
     def read(self, offset: int, size: int = 4) -> int:
         """What the driver reads at `offset`: `size` bytes, 4 in the registers, 1, 2, 4 or 8 in the configuration."""
+        if offset < Register.CONFIG and offset != Register.CONFIG_GENERATION:
+            return self._read_register(offset) if size == 4 else 0
         with self.service.lock:
             if offset >= Register.CONFIG:
                 return self._read_config(offset - Register.CONFIG, size)
-            return self._read_register(offset) if size == 4 else 0
+            return self._generation_now() if size == 4 else 0
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         """The driver writes `value` at `offset`. All of the configuration space is read-only."""
@@ -89,6 +95,9 @@ class MmioTransport:
         register, value = Register(offset), value & 0xFFFFFFFF
         if register is Register.QUEUE_NOTIFY:
             self._notified()
+        elif register is Register.INTERRUPT_ACK:
+            with self._interrupt_lock:
+                self.interrupt_status &= ~Interrupt(value & 3)
         elif register is Register.STATUS:
             with self._ring_lock, self.service.lock:
                 started = self._write_status(value)
@@ -137,7 +146,8 @@ class MmioTransport:
 
     def _forget_driver(self) -> None:
         self.status = Status(0)
-        self.interrupt_status = Interrupt(0)
+        with self._interrupt_lock:
+            self.interrupt_status = Interrupt(0)
         self.driver_features = 0
         self.queue = None
         self._device_features_sel = self._driver_features_sel = self._queue_sel = 0
@@ -145,6 +155,7 @@ class MmioTransport:
         self._areas = {"desc": 0, "driver": 0, "device": 0}
 
     def _read_register(self, offset: int) -> int:
+        """What is read without a lock: each is one attribute, or never changes."""
         selected = self._queue_sel < QUEUE_COUNT
         match offset:
             case Register.MAGIC_VALUE:
@@ -167,8 +178,6 @@ class MmioTransport:
                 return int(self.status)
             case Register.SHM_LEN_LOW | Register.SHM_LEN_HIGH | Register.SHM_BASE_LOW | Register.SHM_BASE_HIGH:
                 return 0xFFFFFFFF  # no shared memory region
-            case Register.CONFIG_GENERATION:
-                return self._generation_now()
         return 0
 
     @property
@@ -205,8 +214,6 @@ class MmioTransport:
                 self.driver_features = self.driver_features & ~(0xFFFFFFFF << shift) | value << shift
             case Register.QUEUE_SEL:
                 self._queue_sel = value
-            case Register.INTERRUPT_ACK:
-                self.interrupt_status &= ~Interrupt(value & 3)
             case _ if self._queue_sel < QUEUE_COUNT and self.queue is None:  # a ready queue can't be moved
                 self._write_queue(register, value)
 
@@ -289,6 +296,6 @@ class MmioTransport:
             self._raise(Interrupt.CONFIG_CHANGE | Interrupt.USED_BUFFER)  # what was served before is to be collected
 
     def _raise(self, cause: Interrupt) -> None:
-        with self.service.lock:
+        with self._interrupt_lock:
             self.interrupt_status |= cause
         self._interrupt()
