@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from virtio_mem.geometry import Geometry, UsableRegion
     from virtio_mem.manager import MemoryManager
     from virtio_mem.mmio import MmioTransport
+    from virtio_mem.mmio_state import MmioState
     from virtio_mem.protocol import BlockState, ConfigSpace, Feature, Request, RequestType, Response, ResponseType
     from virtio_mem.service import DeviceService, MemoryListener, Section
     from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
@@ -39,6 +40,7 @@ __all__ = [
     "MemoryListener",
     "MemoryManager",
     "MemoryShare",
+    "MmioState",
     "MmioTransport",
     "PeerError",
     "Request",
@@ -62,6 +64,7 @@ _HOMES = {
     "virtio_mem.geometry": ("Geometry", "UsableRegion"),
     "virtio_mem.manager": ("MemoryManager",),
     "virtio_mem.mmio": ("MmioTransport",),
+    "virtio_mem.mmio_state": ("MmioState",),
     "virtio_mem.protocol": (
         "BlockState",
         "ConfigSpace",

@@ -11,14 +11,16 @@ nothing; a queue that can't be used is not made ready; features that can't be ac
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vhost_user.device_status import Status
 from vhost_user.errors import PeerError, UsageError
 from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
-from vhost_user.vring import DeviceQueue, PackedQueue, SplitQueue
+from vhost_user.vring import DeviceQueue, PackedQueue, PackedState, SplitQueue, SplitState
 from virtio_mem.mmio_registers import MAGIC, VERSION, Interrupt, Register
+from virtio_mem.mmio_state import MmioState
 from virtio_mem.protocol import CONFIG_SIZE, QUEUE_COUNT, VIRTIO_ID_MEM, Feature
 from virtio_mem.request_queue import GuestRequestQueue
 from virtio_mem.service import DeviceService
@@ -45,7 +47,8 @@ class MmioTransport:
     """The registers of one virtio-mem device, `service`. UsageError for None, which a zone without a device has.
 
     Registers are read, and interrupts acknowledged, without waiting for anything. While a request is carried out, which
-    may take seconds where a daemon hangs, other writes wait, and reads of ConfigGeneration and the configuration.
+    may take seconds where a daemon hangs, other writes wait, and reads of ConfigGeneration and the configuration. A
+    snapshot of the machine has not what they hold: save `state()` beside it, and `restore()` that into a new transport.
 
     `memory` is guest memory, where the driver's ring and buffers are. `interrupt` raises the device's interrupt; it is
     called with the transport's locks held, and must not wait for a thread that reads registers. `notified` is called
@@ -142,7 +145,65 @@ class MmioTransport:
             self._forget_driver()
         return done
 
+    def state(self) -> MmioState:
+        """What a snapshot has to have of the transport beside the device: for a machine whose vCPUs stand still."""
+        with self._ring_lock, self.service.lock:
+            queue = None if self.queue is None or Status.NEEDS_RESET in self.status else self.queue.queue
+            return MmioState(
+                int(self.status),
+                self.driver_features,
+                self._device_features_sel,
+                self._driver_features_sel,
+                self._queue_sel,
+                self._queue_size,
+                self._areas["desc"],
+                self._areas["driver"],
+                self._areas["device"],
+                None if queue is None else tuple(queue.state()),
+                int(self.interrupt_status),
+                self._generation_now(),
+            )
+
+    def restore(self, state: MmioState) -> None:
+        """Be as another transport was, for the same guest: its memory is there again, and its device's blocks are.
+
+        The driver gets a configuration change notice, which may have been due, and requests that wait are served.
+        UsageError, and nothing changed, where a driver has this transport already, and for what it can't be like.
+        """
+        state.check()
+        with self._ring_lock, self.service.lock:
+            if self.status:
+                limit = "has to be 0: a driver has this transport already"
+                raise UsageError("status", f"{int(self.status):#x}", limit, "restore into a new one")
+            try:
+                self._adopt(state)
+            except BaseException:
+                self._forget_driver()
+                raise
+            notice = Interrupt.CONFIG_CHANGE if Status.DRIVER_OK in self.status else Interrupt(0)
+            if notice or self.interrupt_status:
+                self._raise(notice)
+        if notice:
+            self._notified()
+
     # Private.
+
+    def _adopt(self, state: MmioState) -> None:
+        self.status, self.driver_features = Status(state.status), state.driver_features
+        self._device_features_sel, self._driver_features_sel = state.device_features_sel, state.driver_features_sel
+        self._queue_sel, self._queue_size = state.queue_sel, state.queue_size
+        self._areas = {"desc": state.desc, "driver": state.driver, "device": state.device}
+        if state.queue is not None:
+            self.queue = self._make_queue(state.queue)
+            if self.queue is None:
+                limit = "has to be where the ring of this guest's memory can be"
+                raise UsageError("queue", state.queue, limit, "restore the memory first")
+        if Status.FEATURES_OK in self.status and not self._accept_features():
+            limit = f"have to be acceptable to a device that offers {self.offered_features:#x}"
+            raise UsageError("driver_features", f"{state.driver_features:#x}", limit, "restore the same device")
+        with self._interrupt_lock:
+            self.interrupt_status = Interrupt(state.interrupt_status)
+        self._generation = (state.generation + 1) & 0xFFFFFFFF  # the driver may have read a part before
 
     def _forget_driver(self) -> None:
         self.status = Status(0)
@@ -228,8 +289,9 @@ class MmioTransport:
         if self._queue_sel < QUEUE_COUNT and value in (0, 1):
             self.queue = self._make_queue() if value else None
 
-    def _make_queue(self) -> GuestRequestQueue | None:
-        """The queue that the driver described, or None (QueueReady reads 0) where it can't be used."""
+    def _make_queue(self, where: Sequence[int] = ()) -> GuestRequestQueue | None:
+        """The queue that the driver described, or None (QueueReady reads 0) where it can't be used. `where` is where it
+        goes on, if not at the start."""
         if (
             self.queue is not None
             or Status.FEATURES_OK not in self.status
@@ -239,28 +301,15 @@ class MmioTransport:
         features = Feature(self.driver_features)
         desc, driver, device = (GuestAddress(self._areas[area]) for area in ("desc", "driver", "device"))
         event_idx, indirect = Feature.EVENT_IDX in features, Feature.INDIRECT_DESC in features
+        more: dict[str, Any] = {"event_idx": event_idx, "indirect": indirect}
         queue: DeviceQueue
         try:
             if Feature.RING_PACKED in features:
-                queue = PackedQueue(
-                    self._memory,
-                    self._queue_size,
-                    desc=desc,
-                    driver=driver,
-                    device=device,
-                    event_idx=event_idx,
-                    indirect=indirect,
-                )
+                more.update(zip(PackedState._fields, where, strict=False))
+                queue = PackedQueue(self._memory, self._queue_size, desc=desc, driver=driver, device=device, **more)
             else:
-                queue = SplitQueue(
-                    self._memory,
-                    self._queue_size,
-                    desc=desc,
-                    avail=driver,
-                    used=device,
-                    event_idx=event_idx,
-                    indirect=indirect,
-                )
+                more.update(zip(SplitState._fields, where, strict=False))
+                queue = SplitQueue(self._memory, self._queue_size, desc=desc, avail=driver, used=device, **more)
         except PeerError:
             return None
         return GuestRequestQueue(self.service, queue)

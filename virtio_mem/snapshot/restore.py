@@ -36,6 +36,8 @@ from virtio_mem.snapshot.save import plugged_ranges
 def restore(directory: str | Path) -> MemoryManager:
     """A machine as it was when it was saved to `directory`, with memory of its own, every device paused.
 
+    What a transport had beside its device is not in it, as the vCPUs are not: see `MmioTransport.state`.
+
     Raises UsageError for what is no snapshot, and where a file that it refers to is not the one that it was;
     ConfigError and HostError as MemoryManager does, and HostError where the host lacks the memory. Then nothing is left
     open.

@@ -45,8 +45,8 @@ class RingTransport(MmioTransport):
         offered = super().offered_features
         return offered if self._packed else offered & ~int(Feature.RING_PACKED)
 
-    def _make_queue(self) -> GuestRequestQueue | None:
-        made = super()._make_queue()
+    def _make_queue(self, where: Sequence[int] = ()) -> GuestRequestQueue | None:
+        made = super()._make_queue(where)
         return made if made is None else self._parts.make_queue(self.service, made.queue)
 
 
