@@ -21,6 +21,7 @@ from tests.cli.terminal import Terminal
 from vhost_user.errors import TimedOut
 from vhost_user.units import MIB
 from virtio_mem import operation
+from virtio_mem.api import server as api_server
 from virtio_mem.api.server import listen
 from virtio_mem.cli import follow, main
 from virtio_mem.client import Client
@@ -90,6 +91,19 @@ def test_a_server_whose_device_is_busy_is_waited_for(
             assert follow.ask(client, partial(client.resize_zone, "mem0", size), wait) == 0
         assert client.silences <= 0
         assert ": reached" in capsys.readouterr().out
+
+
+def test_a_server_that_has_no_room_for_one_more_who_waits_goes_on_telling(
+    machine: Machine, api: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_server, "MAX_LONG", 0)
+    monkeypatch.setattr(follow, "OUTAGE", 0.0)
+    monkeypatch.setattr(follow, "STEP", 0.01)
+    client = Client(api)
+    assert follow.ask(client, partial(client.resize_zone, "mem0", 128 * MIB), "0.5") == 3
+    with machine.guest("mem0"):
+        assert follow.ask(client, partial(client.resize_zone, "mem0", 128 * MIB), "for ever") == 0
+    assert ": reached" in capsys.readouterr().out
 
 
 def test_one_that_is_busy_for_longer_than_that(machine: Machine, api: str, capsys: pytest.CaptureFixture[str]) -> None:

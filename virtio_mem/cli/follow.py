@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from vhost_user.errors import HostError, PeerError, TimedOut, UsageError
 from virtio_mem.cli.outcome import FINAL, STATUS, outcome
-from virtio_mem.client import Client
+from virtio_mem.client import Client, NotNow
 from virtio_mem.config.values import SIZE
 from virtio_mem.picture.sizes import human_size, human_time
 from virtio_mem.picture.spans import printable
@@ -122,7 +122,7 @@ def _follow(client: Client, number: int, operation: dict[str, Any], deadline: fl
             left = deadline - time.monotonic()
             patience, left = max(RETRY, min(client.timeout, left)), max(0.0, min(STEP, left))
             try:
-                operation = client.operation(number, left, timeout=patience)
+                operation = _look(client, number, left, patience)
                 seen = time.monotonic()
             except TimedOut:  # it is there, and waits for its device
                 seen = time.monotonic()
@@ -137,6 +137,17 @@ def _follow(client: Client, number: int, operation: dict[str, Any], deadline: fl
     finally:
         progress.clear()
     return operation
+
+
+def _look(client: Client, number: int, wait: float, patience: float) -> dict[str, Any]:
+    """The operation when it ends, or after `wait` seconds."""
+    try:
+        return client.operation(number, wait, timeout=patience)
+    except NotNow:  # others may have all the places of those who wait; who does not has an answer
+        operation = client.operation(number, timeout=patience)
+        if _state(operation) == "running":
+            time.sleep(wait)
+        return operation
 
 
 def _state(operation: dict[str, Any]) -> str:
