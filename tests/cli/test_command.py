@@ -143,12 +143,32 @@ def test_a_watch_whose_reader_goes_away(machine: Machine, api: str) -> None:
     assert done.returncode == 128 + signal.SIGPIPE
 
 
+FULL = "standard output=/dev/full: write failed: ENOSPC (No space left on device); write to where there is room"
+
+
 def test_an_output_that_is_full(machine: Machine, api: str) -> None:
-    with open("/dev/full", "w") as full:
+    for arguments in (["info", "--api-socket", api], ["info", "--help"]):
         done = subprocess.run(
-            command("info", "--api-socket", api), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            ["sh", "-c", 'exec "$@" >/dev/full', "sh", *command(*arguments)],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "virtio-mem info: [Errno 28] No space left on device\n")
+        assert (done.returncode, done.stderr) == (1, f"virtio-mem info: {FULL}\n")
+
+
+def test_a_verdict_that_can_not_be_written_is_none() -> None:
+    judge = command("conformance", "self:anonymous", "--only", "MEM-PLUG-1")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >/dev/full', "sh", *judge], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (2, f"virtio-mem conformance: {FULL}\n")
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["resize", "--api-socket", "a", "1g"], ["conformance", "nothing"]])
+def test_a_mistake_that_nobody_can_be_told_of_is_still_one(arguments: list[str]) -> None:
+    done = subprocess.run(["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command(*arguments)], check=False)
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

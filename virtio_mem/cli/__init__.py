@@ -8,15 +8,16 @@ Ctrl-C end it with the status that a shell gives to a program killed by SIGPIPE 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
 
-from vhost_user.errors import FieldError, UsageError
+from vhost_user.errors import FieldError, HostError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
 FAILED = 1
 USAGE = 2
 _KILLED_BY = 128
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What is said of standard output, by a call that names no file."""
+
 _COLUMNS = 80
 
 
 class Subcommand(NamedTuple):
-    """Where a subcommand is, and what it is for."""
+    """Where a subcommand is, and what it is for. `failed` is its exit status where nothing of its own says better."""
 
     module: str
     summary: str
+    failed: int = FAILED
 
 
 SUBCOMMANDS = {
@@ -42,7 +47,7 @@ SUBCOMMANDS = {
     "resize-zone": Subcommand("resize_zone", "set the size of one zone"),
     "map": Subcommand("map", "draw which blocks are plugged, in the terminal or in a file"),
     "watch": Subcommand("watch", "follow requests, resizes and events while they happen"),
-    "conformance": Subcommand("conformance", "judge a virtio-mem device, whoever made it"),
+    "conformance": Subcommand("conformance", "judge a virtio-mem device, whoever made it", failed=USAGE),
 }
 
 _HEAD = """usage: virtio-mem SUBCOMMAND ...
@@ -78,7 +83,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and the way to more."""
-        self.exit(USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        raise SystemExit(say(self.prog, f"{message}; see {self.prog} --help", USAGE))
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         """argparse makes one for each argument, and its own asks shutil for the width, which loads bz2 and lzma."""
@@ -106,23 +111,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the output's encoding lacks is written as an escape
-    name = f"virtio-mem {arguments[0]}" if arguments and arguments[0] in SUBCOMMANDS else "virtio-mem"
+    name, failed = "virtio-mem", FAILED
+    if arguments and arguments[0] in SUBCOMMANDS:
+        name, failed = f"virtio-mem {arguments[0]}", SUBCOMMANDS[arguments[0]].failed
     try:
         status = _run(arguments)
         sys.stdout.flush()
     except FieldError as error:
-        return _say(name, error, USAGE if isinstance(error, UsageError) else FAILED)
+        return say(name, error, USAGE if isinstance(error, UsageError) else failed)
     except UnicodeEncodeError as error:  # paths may have any bytes; all else that is given is text
         limit = f"must be text: {error.reason} at letter {error.start}"
-        return _say(name, UsageError("argument", error.object[:60], limit, "write it in UTF-8"), USAGE)
+        return say(name, UsageError("argument", error.object[:60], limit, "write it in UTF-8"), USAGE)
     except KeyboardInterrupt:
         return _KILLED_BY + signal.SIGINT
     except BrokenPipeError:
-        _give_up_output()
+        _give_up(sys.stdout)
         return _KILLED_BY + signal.SIGPIPE
     except OSError as error:  # of those that nobody foresaw; most of all, that standard output is full
-        _give_up_output()
-        return _say(name, error, FAILED)
+        why = _of_output(error) if error.errno in _OF_OUTPUT and error.filename is None else error
+        _give_up(sys.stdout)
+        return say(name, why, failed)
     return status
 
 
@@ -170,16 +178,29 @@ def _help() -> None:
     sys.stdout.write(_HEAD + "".join(lines) + _TAIL)
 
 
-def _say(name: str, error: Exception, status: int) -> int:
+def say(name: str, why: object, status: int) -> int:
+    """Say in one line on standard error why `name` ends with this status, which is returned."""
     from virtio_mem.picture.spans import printable  # noqa: PLC0415 - there is seldom something to say
 
-    line = printable(" ".join(str(error).split()))
-    sys.stderr.write(f"{name}: {line}\n")
+    try:
+        sys.stderr.write(f"{name}: {printable(' '.join(str(why).split()))}\n")
+    except OSError:  # nobody is told then; the status is as it would be
+        _give_up(sys.stderr)
     return status
 
 
-def _give_up_output() -> None:
+def _of_output(error: OSError) -> HostError:
+    from pathlib import Path  # noqa: PLC0415 - it is seldom wanted
+
+    try:
+        where = str(Path(f"/proc/self/fd/{sys.stdout.fileno()}").readlink())
+    except OSError:
+        where = str(sys.stdout.fileno())
+    return HostError.from_os_error("standard output", where, "write", error, "write to where there is room")
+
+
+def _give_up(stream: TextIO) -> None:
     """What is still buffered has nowhere to go; the interpreter would try again at its end, and complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

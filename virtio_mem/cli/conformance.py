@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vhost_user.errors import FieldError, UsageError
+from virtio_mem.cli import say
 from virtio_mem.cli.common import Screen, teach
 from virtio_mem.conformance.kit import Profile, Progress
 from virtio_mem.conformance.replay import Replay, Replayed, parse_script, replay
@@ -26,12 +27,14 @@ from virtio_mem.serve.ending import in_order
 
 HOLDS, VIOLATED, NOT_JUDGED = 0, 1, 2
 
+_NAME = "virtio-mem conformance"
+
 _EXIT_STATUS = """\
 exit status:
   0    all that could be tested holds; with --replay, all that could be compared
   1    a clause is violated; with --replay, an answer is another
-  2    it could not be judged, or an argument can't be; with --replay, nothing was
-       compared
+  2    it could not be judged, what was found could not be written, or an argument
+       can't be; with --replay, nothing was compared
   130  interrupted by Ctrl-C, or 143 by SIGTERM. A soak ends at the first of these
        signals with what was found by then, and its exit status, and at the second"""
 
@@ -106,10 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
                 return _show_replays([replay(target, script) for script in scripts])
             return _judge(target, arguments)
     except TargetFailure as failure:
-        return _not_judged(f"{arguments.target}: {failure.what}")
+        return say(_NAME, f"{arguments.target}: {failure.what}", NOT_JUDGED)
     except FieldError as error:
         # One about the argument has the target in it.
-        return _not_judged(str(error) if error.field == "target" else f"{arguments.target}: {error}")
+        return say(_NAME, error if error.field == "target" else f"{arguments.target}: {error}", NOT_JUDGED)
 
 
 def _judge(target: Target, arguments: argparse.Namespace) -> int:
@@ -131,12 +134,6 @@ def _judge(target: Target, arguments: argparse.Namespace) -> int:
     for path in arguments.report:
         write(judgement, path)
     return judgement.status
-
-
-def _not_judged(why: str) -> int:
-    line = printable(" ".join(why.split()))
-    sys.stderr.write(f"virtio-mem conformance: {line}\n")
-    return NOT_JUDGED
 
 
 def _read(path: Path) -> str:
