@@ -148,6 +148,14 @@ def test_a_replay_of_which_the_target_can_do_nothing(capsys: pytest.CaptureFixtu
         (["exec:/nowhere/at/all"], "nowhere"),
         (["self", "--only", "MEM-PLUG-99"], "clause=MEM-PLUG-99"),
         (["self", "--report", "report.txt"], "report=report.txt"),
+        (
+            ["self", "--only", "MEM-OP-1", "--report", "/nowhere/x.md"],
+            "/nowhere/x.md: has to be in a directory that is",
+        ),
+        (
+            ["self", "--only", "MEM-OP-1", "--report", "/proc/version/x.md"],
+            "x.md: has to be in a directory that is there",
+        ),
         (["self", "--replay", "/nowhere/at/all"], "replay=/nowhere/at/all"),
         (["self", "--seed", "x"], "invalid int value"),
         (["self", "--workers", "2"], "workers=2: there is one at least, and more of them with the profile soak only"),

@@ -227,6 +227,20 @@ def test_a_file_of_no_kind(name: str) -> None:
         check_path(Path(name))
 
 
+def test_a_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "directory.md").mkdir()
+    (tmp_path / "file.md").touch()
+    for name, limit in (("none/report.md", "in a directory that is there"), ("directory.md", "a file: it is a dir")):
+        with pytest.raises(UsageError, match=f"has to be {limit}"):
+            check_path(tmp_path / name)
+    for name in ("file.md", "new.md"):
+        check_path(tmp_path / name)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for name in ("file.md", "new.md"):
+        with pytest.raises(UsageError, match="has to be a file that may be written to; choose another place"):
+            check_path(tmp_path / name)
+
+
 def test_a_file_that_can_not_be_written(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="No such file or directory"):
         write(judgement(), tmp_path / "none" / "report.md")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,15 +25,28 @@ WRITERS: dict[str, Callable[[Judgement], str]] = {
 
 
 def check_path(path: Path) -> None:
-    """UsageError for a name of which no kind of report follows."""
+    """UsageError for a name of which no kind of report follows, and for a place where nothing can be written."""
+    _check_kind(path)
+    if not path.parent.is_dir():
+        limit = f"has to be in a directory that is there: {path.parent} is none"
+    elif path.is_dir():
+        limit = "has to be a file: it is a directory"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        limit = "has to be a file that may be written to"
+    else:
+        return
+    raise UsageError("report", str(path), limit, "choose another place")
+
+
+def _check_kind(path: Path) -> None:
     if path.suffix not in WRITERS:
-        limit = f"a name that ends in {', '.join(WRITERS)}"
+        limit = f"has to be a name that ends in {', '.join(WRITERS)}"
         raise UsageError("report", str(path), limit, "give it one of these; .xml is JUnit's form")
 
 
 def write(judgement: Judgement, path: Path) -> None:
     """Write a report. HostError where the file can't be."""
-    check_path(path)
+    _check_kind(path)
     try:
         path.write_text(WRITERS[path.suffix](judgement), encoding="utf-8")
     except OSError as error:
