@@ -217,11 +217,13 @@ def test_its_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 82
 
 
-def test_progress_is_live_on_a_terminal() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_progress_is_live_on_a_terminal(number: signal.Signals) -> None:
     with Terminal("conformance", "self:anonymous") as terminal:
         terminal.until("0 violated", 60)
-        terminal.process.send_signal(signal.SIGINT)
-        assert terminal.end(60) == 128 + signal.SIGINT
+        terminal.process.send_signal(number)
+        assert terminal.end(60) == 128 + number
+        assert not terminal.screen.cursor.hidden
 
 
 def test_ctrl_c_ends_a_soak_with_what_was_found_by_then(tmp_path: Path) -> None:

@@ -92,6 +92,16 @@ def test_a_terminal_shows_a_resize(machine: Machine, api: str) -> None:
         assert terminal.end() == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_terminal_has_its_cursor_again(number: signal.Signals, machine: Machine, api: str) -> None:
+    with Terminal("watch", "--api-socket", api, *FAST) as terminal:
+        terminal.until("mem1")
+        assert terminal.screen.cursor.hidden
+        terminal.process.send_signal(number)
+        assert terminal.end() == 128 + number
+        assert not terminal.screen.cursor.hidden
+
+
 def test_a_terminal_shows_what_is_wrong(machine: Machine, api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operation, "STALL_SECONDS", 0.3)
     with Terminal("watch", "--api-socket", api, *FAST) as terminal:

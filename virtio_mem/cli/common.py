@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from virtio_mem.picture.spans import ASCII, UNICODE, Line, plain
@@ -30,6 +31,15 @@ def teach(parser: argparse.ArgumentParser, does: str, *examples: str, exit_statu
 def add_api_socket(parser: argparse.ArgumentParser) -> None:
     """The option that says which server."""
     parser.add_argument("--api-socket", required=True, metavar="PATH", help="the server's API socket")
+
+
+@contextmanager
+def cursor_shown_after(console: Console) -> Iterator[None]:
+    """Has the terminal its cursor again at the end, also if that came while rich was about to begin."""
+    try:
+        yield
+    finally:
+        console.show_cursor()
 
 
 class Screen:

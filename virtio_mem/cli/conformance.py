@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from vhost_user.errors import FieldError, UsageError
 from virtio_mem.cli import say
-from virtio_mem.cli.common import Screen, teach
+from virtio_mem.cli.common import Screen, cursor_shown_after, teach
 from virtio_mem.conformance.kit import Profile, Progress
 from virtio_mem.conformance.replay import Replay, Replayed, parse_script, replay
 from virtio_mem.conformance.report import check_path, write
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.replay and not any(script.steps for script in scripts):
         raise UsageError("replay", str(arguments.replay), "has to be a file of sequences: there is none in it")
     try:
-        with in_order(), parse_target(arguments.target) as target:
+        with in_order(signal.SIGQUIT), parse_target(arguments.target) as target:
             if arguments.replay:
                 return _show_replays([replay(target, script) for script in scripts])
             return _judge(target, arguments)
@@ -209,7 +210,8 @@ def _live() -> Iterator[Callable[[Progress], None]]:
         sys.stderr.write("\r\x1b[K")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with cursor_shown_after(console), Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
 
         def show(progress: Progress) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
 
 from vhost_user.errors import UsageError
-from virtio_mem.cli.common import Screen, add_api_socket, teach
+from virtio_mem.cli.common import Screen, add_api_socket, cursor_shown_after, teach
 from virtio_mem.cli.dashboard import dashboard, event_line, summary
 from virtio_mem.cli.feed import POLL_PATIENCE, Feed
 from virtio_mem.client import Client
 from virtio_mem.picture.spans import plain, printable
+from virtio_mem.serve.ending import in_order
 
 DOES = """Follow a machine's memory: for each zone a bar, bytes plugged and bytes that the
 host really holds, requests a second by answer, the resize under way with its
@@ -47,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif screen.console is None:
         _repeat(feed, interval, lambda: _write_text(feed))
     else:
-        _show(feed, interval, screen)
+        with in_order(signal.SIGQUIT):  # so that the terminal has its cursor again
+            _show(feed, interval, screen)
     return 0
 
 
@@ -109,7 +112,7 @@ def _show(feed: Feed, interval: float, screen: Screen) -> None:
         lines = dashboard(feed, console.width, screen.glyphs)
         return Group(*map(coloured, lines))
 
-    with Live(picture(), console=console, auto_refresh=False) as live:
+    with cursor_shown_after(console), Live(picture(), console=console, auto_refresh=False) as live:
         due = time.monotonic() + interval
         while not feed.gone:
             if feed.news.wait(max(0.0, due - time.monotonic())):

@@ -1,4 +1,4 @@
-"""How a service ends that has not begun yet."""
+"""How a process ends that has something to put in order, such as a service that has not begun yet."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ KILLED_BY = 128
 
 
 @contextmanager
-def in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process as an exception does, so that what it has made is removed.
+def in_order(*more: signal.Signals) -> Iterator[None]:
+    """SIGTERM and SIGHUP, and `more`, end the process as an exception does, so that what it has made is removed. One
+    that is ignored, as by nohup(1), stays so.
 
-    For the main thread. A supervisor takes both for itself while it runs.
+    For the main thread. A supervisor takes the two for itself while it runs.
     """
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    wanted = [each for each in (signal.SIGTERM, signal.SIGHUP, *more) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _end) for number in wanted}
     try:
         yield
     finally:
