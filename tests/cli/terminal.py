@@ -40,6 +40,8 @@ class Terminal:
             os.close(slave)
         self.screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self.screen)
+        self.written = b""
+        """What the command wrote, as it came."""
 
     @property
     def text(self) -> str:
@@ -50,9 +52,11 @@ class Terminal:
         """Take in what the command writes; False once it has closed its terminal."""
         if select.select([self._master], [], [], seconds)[0]:
             try:
-                self._stream.feed(os.read(self._master, 1 << 16))
+                data = os.read(self._master, 1 << 16)
             except OSError:  # EIO: nobody has the other side any more
                 return False
+            self.written += data
+            self._stream.feed(data)
         return True
 
     def until(self, text: str, seconds: float = 15) -> None:

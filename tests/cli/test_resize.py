@@ -217,6 +217,14 @@ def test_progress_on_a_terminal(machine: Machine, api: str) -> None:
         assert "".join(rest) == ""
 
 
+def test_a_terminal_that_is_dumb_has_no_progress(machine: Machine, api: str) -> None:
+    dumb = Terminal(*ZONE, api, "mem0", "128M", "--wait", environment={"TERM": "dumb"})
+    with dumb as terminal, machine.guest("mem0", blocks_a_second=40):
+        assert terminal.end() == 0
+        assert b"\x1b" not in terminal.written
+        assert b": reached" in terminal.written
+
+
 def test_a_server_that_is_replaced_meanwhile(api: str) -> None:
     """The next one knows the operation, since it was saved."""
     first = Machine(ONE_ZONE, Path(api))

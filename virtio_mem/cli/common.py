@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from virtio_mem.picture.spans import ASCII, UNICODE, Line, plain
 
@@ -31,6 +32,11 @@ def teach(parser: argparse.ArgumentParser, does: str, *examples: str, exit_statu
 def add_api_socket(parser: argparse.ArgumentParser) -> None:
     """The option that says which server."""
     parser.add_argument("--api-socket", required=True, metavar="PATH", help="the server's API socket")
+
+
+def can_write_over(stream: TextIO) -> bool:
+    """Whether it is a terminal where a line can be written over: not one that says that it is dumb, as rich has it."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 @contextmanager

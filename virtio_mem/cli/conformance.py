@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vhost_user.errors import FieldError, UsageError
 from virtio_mem.cli import say
-from virtio_mem.cli.common import Screen, cursor_shown_after, teach
+from virtio_mem.cli.common import Screen, can_write_over, cursor_shown_after, teach
 from virtio_mem.conformance.kit import Profile, Progress
 from virtio_mem.conformance.replay import Replay, Replayed, parse_script, replay
 from virtio_mem.conformance.report import check_path, write
@@ -198,7 +198,7 @@ def _remark(one: Replayed) -> Line:
 @contextmanager
 def _live() -> Iterator[Callable[[Progress], None]]:
     """Progress on standard error while it is a terminal: a bar where rich is there, else one line."""
-    if not sys.stderr.isatty():
+    if not can_write_over(sys.stderr):
         yield lambda _: None
         return
     try:

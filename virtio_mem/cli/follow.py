@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vhost_user.errors import HostError, PeerError, TimedOut, UsageError
+from virtio_mem.cli.common import can_write_over
 from virtio_mem.cli.outcome import FINAL, STATUS, outcome
 from virtio_mem.client import Client, NotNow
 from virtio_mem.config.values import SIZE
@@ -162,10 +163,10 @@ def _goes_on(operation: dict[str, Any], deadline: float) -> bool:
 
 
 class _Progress:
-    """A line that is written over, on a terminal only."""
+    """A line that is written over, where that can be."""
 
     def __init__(self) -> None:
-        self._shown = sys.stdout.isatty()
+        self._shown = can_write_over(sys.stdout)
 
     def show(self, operation: dict[str, Any]) -> None:
         """How far the resize is."""
