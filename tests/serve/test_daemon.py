@@ -236,11 +236,12 @@ def test_the_state_directory_outlives_the_service(tmp_path: Path) -> None:
     other = zone_text(tmp_path, more=",guest_numa_id=1")
     status, said = refused(["--zone", other, *arguments[2:]])
     assert status == 2
-    assert "node_id" in said
-    (tmp_path / "state" / "mem0.state").write_bytes(b"not a state")
+    state = tmp_path / "state" / "mem0.state"
+    assert f"{state} state node_id=none: has to be that of the zone, 1; remove the state, or change --zone" in said
+    state.write_bytes(b"not a state")
     status, said = refused(arguments)
     assert status == 2
-    assert "state size" in said
+    assert f"{state} state size=11: has to be 8192, that of a device of this geometry; remove the state: it is" in said
 
 
 @pytest.mark.parametrize(

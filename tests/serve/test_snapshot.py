@@ -262,7 +262,10 @@ def test_a_snapshot_of_another_zone_is_refused(
     snapshot: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert _serve(tmp_path, snapshot, f"hotplug_size={2 * NB_BLOCKS * BLOCK_SIZE}") == 2
-    assert "size=33554432: must be 67108864" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "size=33554432: has to be 67108864, as --zone says; give the same --zone options\n" in said
+    assert _serve(tmp_path, snapshot, f"hotplug_size={NB_BLOCKS * BLOCK_SIZE},guest_numa_id=1") == 2
+    assert "node_id=None: has to be 1, as the options say; give the options that it was" in capfd.readouterr().err
 
 
 def _serve(tmp_path: Path, snapshot: Path, more: str) -> int:

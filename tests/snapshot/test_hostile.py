@@ -91,7 +91,7 @@ def test_one_bit_that_is_not_as_it_was(snapshot: Path, name: str, rng: random.Ra
         (lambda top: top["zones"][0]["boot"].update(size=True), "must be int"),
         (lambda top: top["zones"][0]["boot"].update(size=-1), "must be from 0 to"),
         (lambda top: top["zones"][0]["boot"].update(digest=None), "zone mem0 content"),
-        (lambda top: top["zones"][0]["device"].update(addr=0), "zone mem0 addr=0: must be"),
+        (lambda top: top["zones"][0]["device"].update(addr=0), "zone mem0 addr=0: has to be"),
         (lambda top: top["zones"][0]["device"].update(node_id=None), "zone mem0 node_id"),
         (lambda top: top["zones"][0]["device"].update(block_size=1 << 20), "zone mem0 block_size"),
         (lambda top: top["zones"][0]["device"].update(requested_size=3), "zone mem0 requested_size=3"),

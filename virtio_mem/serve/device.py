@@ -22,6 +22,7 @@ from vhost_user.errors import HostError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.device import EffectType, VirtioMemDevice
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
+from virtio_mem.serve.files import located_at
 from virtio_mem.serve.intent import MOST_CHAINS, Chains, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
@@ -61,12 +62,13 @@ class MemDevice(Device):
     ) -> None:
         self.zone = zone
         self.name = f"zone {zone.id}"
-        self.state = DeviceState(
-            state_fd,
-            zone.geometry,
-            requested_size=zone.hotplugged_size,
-            unplugged_inaccessible=zone.unplugged_inaccessible,
-        )
+        with located_at(state_fd, self.name):
+            self.state = DeviceState(
+                state_fd,
+                zone.geometry,
+                requested_size=zone.hotplugged_size,
+                unplugged_inaccessible=zone.unplugged_inaccessible,
+            )
         self.device = self.state.device
         self.features = int(self.device.offered_features)
         self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)

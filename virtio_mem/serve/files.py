@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from vhost_user.errors import HostError, UsageError
+from vhost_user.errors import FieldError, HostError, UsageError
 from vhost_user.owned_fd import OwnedFd
 
 TRACE_HEAD = b"# virtio-mem trace"
@@ -57,6 +58,18 @@ def state_file(directory: str | Path, name: str, size: int) -> OwnedFd:
         remedy = "name a directory that is there, and can be written to"
         raise HostError.from_os_error("--state-dir", path, "open", error, remedy) from error
     return fd
+
+
+@contextmanager
+def located_at(fd: int, otherwise: str) -> Iterator[None]:
+    """Put the path of the file `fd`, or `otherwise` where it has none, in front of the field of what is refused in the
+    block."""
+    try:
+        yield
+    except FieldError as error:
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
+        error.locate(otherwise if path.startswith("/memfd:") else path)
+        raise
 
 
 def lock(directory: str | Path) -> OwnedFd:

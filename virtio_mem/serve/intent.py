@@ -220,4 +220,4 @@ class IntentRecord:
 
 
 def _wrong(field: str, value: object, limit: str) -> UsageError:
-    return UsageError(f"intent {field}", value, limit, "the state is damaged: remove it")
+    return UsageError(f"intent {field}", value, f"has to be {limit}", "remove the state: it is damaged")

@@ -36,6 +36,8 @@ from virtio_mem.snapshot.own_file import require_file
 from virtio_mem.snapshot.restore import located, opened, read_blocks, read_manifest, require_content
 from virtio_mem.snapshot.save import SavedZone, plugged_ranges, save_zones
 
+_SAME_ZONES = "give the same --zone options"
+
 
 def save(devices: Sequence[MemDevice], options: str, directory: Path) -> None:
     """Save paused devices and what is plugged of their memory. Raises what `save_zones` does, and HostError where no
@@ -79,7 +81,7 @@ def prepare(directory: Path, plan: ServePlan) -> list[Prepared]:
     states = {zone.id: zone for zone in manifest.zones}
     if list(states) != [zone.id for zone in plan.zones]:
         wanted = ", ".join(zone.id for zone in plan.zones)
-        raise refused("zones", ", ".join(states), f"must be those of --zone: {wanted}", "give the same --zone options")
+        raise refused("zones", ", ".join(states), f"has to be those of --zone: {wanted}", _SAME_ZONES)
     with ExitStack() as undo:
         checked = []
         for zone in plan.zones:
@@ -110,7 +112,8 @@ def _checked(
     if saved.device is None or saved.hotplug is None or saved.boot is not None:
         raise refused("device", "missing" if saved.device is None else "with boot memory", "must be a served zone's")
     if saved.hotplug.size != zone.hotplug_size:
-        raise refused("size", saved.hotplug.size, f"must be {zone.hotplug_size}, as --zone says")
+        limit = f"has to be {zone.hotplug_size}, as --zone says"
+        raise refused("size", saved.hotplug.size, limit, _SAME_ZONES)
     blocks = read_blocks(zone.geometry, saved.device, part_path(directory, zone.id, "blocks"))
     device = VirtioMemDevice(zone.geometry)
     device.adopt(saved.device.requested_size, saved.device.usable_region_size, blocks)

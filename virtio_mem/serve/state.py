@@ -57,7 +57,7 @@ def state_size(geometry: Geometry) -> ByteCount:
 
 def _mapped(fd: int, size: int) -> Mapping:
     if (found := os.fstat(fd).st_size) != size:
-        raise _damaged("size", found, f"the {size} bytes that a device of this geometry has")
+        raise _damaged("size", found, f"has to be {size}, that of a device of this geometry")
     try:
         mapping, _ = map_part(fd, 0, size)
     except PeerError as error:
@@ -152,10 +152,10 @@ class DeviceState:
     def _load(self, geometry: Geometry) -> None:
         words = self._words
         if words[0] != MAGIC:
-            raise _damaged("magic", f"{words[0]:#x}", f"{MAGIC:#x}")
+            raise _damaged("magic", f"{words[0]:#x}", f"has to be {MAGIC:#x}")
         header = struct.pack("=6Q", *(words[index] for index in range(1, 7)))
         if zlib.crc32(header) != words[_CHECKSUM]:
-            raise _damaged("checksum", words[_CHECKSUM], f"{zlib.crc32(header)}, that of the header")
+            raise _damaged("checksum", words[_CHECKSUM], f"has to be {zlib.crc32(header)}, that of the header")
         if header != _header(geometry):
             raise _other_device(_HEADER.unpack(header), _HEADER.unpack(_header(geometry)))
         requested, usable, flags = self._load_sizes()
@@ -168,7 +168,7 @@ class DeviceState:
         self._unanswered = set(intent.chains)
         end = (intent.run.first + intent.run.nb_blocks) * geometry.block_size
         if intent.type is EffectType.PLUG and end > usable:
-            raise _damaged("intent", f"bytes up to {end}", f"within usable_region_size, {usable}")
+            raise _damaged("intent", f"bytes up to {end}", f"has to be within usable_region_size, {usable}")
         if intent.phase is Phase.GRANTED:
             self.counted = max(self.counted[0], intent.unplugged), self.counted[1]
             self.finish(intent)
@@ -183,13 +183,13 @@ class DeviceState:
         self._generation, requested, usable, flags, unplugged, unreturned = best
         self.counted = min(unplugged, MOST_BYTES), min(unreturned, MOST_BYTES)  # versions before counted on
         if not self._generation:
-            raise _damaged("sizes", "none", "one of two slots is whole")
+            raise _damaged("sizes", "none", "one of two slots has to be whole")
         return requested, usable, flags
 
     def _load_blocks(self, geometry: Geometry, requested: int, usable: int) -> None:
         padding = int.from_bytes(self._bits[geometry.nb_blocks // 8 :], "little") >> geometry.nb_blocks % 8
         if padding:
-            raise _damaged("bits", "more", f"those of {geometry.nb_blocks} blocks")
+            raise _damaged("bits", "more", f"has to be those of {geometry.nb_blocks} blocks")
         self._blocks = BlockMap(geometry.nb_blocks, self._bits)
         try:
             self.device.adopt(requested, usable, self._blocks)
@@ -339,11 +339,11 @@ def _other_device(found: tuple[int, ...], wanted: tuple[int, ...]) -> UsageError
         ("version", "addr", "region_size", "block_size", "node_id", "nb_blocks"), found, wanted, strict=True
     ):
         if value != want:
-            return UsageError(
-                f"state {name}", value, f"is that of the zone, {want}", "remove the state, or change --zone"
-            )
+            was, has_to_be = (each if name != "node_id" else each - 1 if each else "none" for each in (value, want))
+            limit = f"has to be that of the zone, {has_to_be}"
+            return UsageError(f"state {name}", was, limit, "remove the state, or change --zone")
     raise AssertionError("they are the same")
 
 
 def _damaged(field: str, value: object, limit: str) -> UsageError:
-    return UsageError(f"state {field}", value, limit, "the state is damaged or another's: remove it")
+    return UsageError(f"state {field}", value, limit, "remove the state: it is damaged or another's")

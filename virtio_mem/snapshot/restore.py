@@ -127,7 +127,9 @@ def read_blocks(geometry: Geometry, state: DeviceState, path: Path) -> BlockMap:
     for name in ("addr", "region_size", "block_size", "node_id"):
         saved, made = getattr(state, name), getattr(geometry, name)
         if saved != made:
-            raise refused(name, saved, f"must be {made}, as the options say")
+            raise refused(
+                name, saved, f"has to be {made}, as the options say", "give the options that it was taken with"
+            )
     size = -(-geometry.nb_blocks // 8)
     with opened(path, size):
         data = _read(path, size)
