@@ -207,6 +207,21 @@ def test_ctrl_c_while_the_server_says_nothing(tmp_path: Path) -> None:
         assert done.returncode == 128 + signal.SIGINT
 
 
+@pytest.mark.parametrize("module", ["virtio_mem.cli", "virtio_mem.cli.info", "virtio_mem.client"])
+def test_ctrl_c_while_modules_are_read(module: str) -> None:
+    program = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = ['virtio-mem', 'info', '--api-socket', 'a']\n"
+        "runpy.run_module('virtio_mem', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_subcommand_imports_what_it_needs(name: str) -> None:
     """Start-up time is what one waits for each time."""
