@@ -20,10 +20,10 @@ def hotplugged_part(field: str, size: int, *, boot_size: int, hotplug_size: int,
             raise UsageError(field, size, limit, "such a device needs hotplug_method=virtio-mem and a hotplug_size")
         return ByteCount(0)
     if not boot_size <= size <= boot_size + hotplug_size:
-        limit = f"from its boot size, {boot_size}, to {boot_size + hotplug_size} bytes"
+        limit = f"has to be from its boot size, {boot_size}, to {boot_size + hotplug_size} bytes"
         raise UsageError(field, size, limit, "hotplug_size is what can be added to the boot size")
     over = (size - boot_size) % block_size
     if over:
-        limit = f"its boot size, {boot_size}, and whole blocks of {format_size(block_size)}"
+        limit = f"has to be its boot size, {boot_size}, and whole blocks of {format_size(block_size)}"
         raise UsageError(field, size, limit, f"the nearest are {size - over} and {size - over + block_size}")
     return ByteCount(size - boot_size)

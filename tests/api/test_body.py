@@ -74,7 +74,7 @@ def test_a_body_that_cannot_be_changes_nothing(rig: Rig, body: object, field: st
 
 def test_a_size_between_two_blocks_names_both(rig: Rig) -> None:
     answer = rig.ask("PUT", "/api/v1/vm.resize", {"desired_ram": BOOT + 1}).json
-    assert (answer["value"], answer["limit"]) == (BOOT + 1, f"its boot size, {BOOT}, and whole blocks of 2M")
+    assert (answer["value"], answer["limit"]) == (BOOT + 1, f"has to be its boot size, {BOOT}, and whole blocks of 2M")
     assert answer["remedy"] == f"the nearest are {BOOT} and {BOOT + BLOCK}"
 
 

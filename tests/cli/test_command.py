@@ -91,7 +91,7 @@ def test_a_server_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Ca
         (["info"], 2, "required: --api-socket; see virtio-mem info --help"),
         (["info", "--json", "more", "--api-socket", "a"], 2, "unrecognized arguments: more"),
         (["resize", "--api-socket", "a", "1g"], 2, "SIZE=1g: a size is a whole number with at most one suffix"),
-        (["resize", "--api-socket", "a", "-1"], 2, "SIZE"),
+        (["resize", "--api-socket", "a", "-1G"], 2, "SIZE=-1G: a size is a whole number with at most one suffix"),
         (["resize", "--api-socket", "a", "99999999999999999999T"], 2, "a size is at most 2**64 - 1 bytes"),
         (["resize", "--api-socket", "a", "1G", "--wait", "soon"], 2, "--wait=soon: has to be a number of seconds"),
         (["resize", "--api-socket", "a", "1G", "--wait", "nan"], 2, "--wait=nan: has to be a number of seconds"),

@@ -136,10 +136,10 @@ def test_up_and_down_again(machine: Machine, api: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["mem0", "65M"], "desired_ram=68157440: its boot size, 67108864, and whole blocks of 2M; the nearest are"),
-        (["mem0", "3G"], "desired_ram=3221225472: from its boot size, 67108864, to 2214592512 bytes"),
-        (["mem0", "0"], "desired_ram=0: from its boot size"),
-        (["mem2", "1G"], "id=mem2: one of mem0, mem1; name a zone that there is"),
+        (["mem0", "65M"], "=68157440: has to be its boot size, 67108864, and whole blocks of 2M; the nearest are"),
+        (["mem0", "3G"], "desired_ram=3221225472: has to be from its boot size, 67108864, to 2214592512 bytes"),
+        (["mem0", "0"], "desired_ram=0: has to be from its boot size"),
+        (["mem2", "1G"], "id=mem2: has to be one of mem0, mem1; name a zone that there is"),
     ],
 )
 def test_a_size_that_cannot_be(machine: Machine, api: str, arguments: list[str], error: str) -> None:

@@ -12,6 +12,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ exit status:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        # What begins so is no option. argparse takes -1G for one, and misses the argument that it is.
+        self._negative_number_matcher = re.compile("-[0-9]")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and the way to more."""
@@ -160,11 +166,7 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in SUBCOMMANDS:
         raise UsageError("SUBCOMMAND", name, f"has to be one of {', '.join(SUBCOMMANDS)}", "see virtio-mem --help")
     module = importlib.import_module(f"virtio_mem.cli.{SUBCOMMANDS[name].module}")
-    parser = Parser(
-        prog=f"virtio-mem {name}",
-        description=SUBCOMMANDS[name].summary,
-        allow_abbrev=False,
-    )
+    parser = Parser(f"virtio-mem {name}", SUBCOMMANDS[name].summary)
     module.add_arguments(parser)
     try:
         return int(module.run(parser.parse_args(rest)))

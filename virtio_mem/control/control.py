@@ -282,7 +282,7 @@ class Control:
     def zone(self, zone_id: str) -> ControlledZone:
         """The zone of that name; UnknownZone."""
         if zone_id not in self.zones:
-            raise UnknownZone("id", zone_id, f"one of {', '.join(self.zones)}", "name a zone that there is")
+            raise UnknownZone("id", zone_id, f"has to be one of {', '.join(self.zones)}", "name a zone that there is")
         return self.zones[zone_id]
 
     def tell(self, operation: Operation) -> None:

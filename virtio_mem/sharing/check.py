@@ -40,6 +40,6 @@ def require_known(zones: Collection[str] | None, known: Collection[str], error: 
         raise error("zones", zones, "has to be a collection of names, not one", f"give [{zones!r}]")
     for zone in zones:
         if zone not in known:
-            raise error("zone", zone, f"one of {', '.join(known)}", "name a zone that there is")
+            raise error("zone", zone, f"has to be one of {', '.join(known)}", "name a zone that there is")
     if not zones:
         raise error("zones", "none", "one or more", "name some, or leave it out for all")

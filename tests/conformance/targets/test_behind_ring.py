@@ -28,7 +28,7 @@ def test_another_backing() -> None:
 
 
 def test_a_form_that_there_is_not() -> None:
-    with pytest.raises(UsageError, match="moebius: one of split, packed"):
+    with pytest.raises(UsageError, match="moebius: has to be one of split, packed"):
         RingTarget("moebius")
 
 

@@ -44,7 +44,7 @@ def test_a_host_without_huge_pages_is_told_before_anything_is_judged(
 
 
 def test_a_backing_that_there_is_not() -> None:
-    with pytest.raises(UsageError, match="floppy: one of anonymous, memfd"):
+    with pytest.raises(UsageError, match="floppy: has to be one of anonymous, memfd"):
         OurTarget("floppy")
 
 

@@ -228,7 +228,7 @@ class RingTarget(InProcessTarget):
 
     def __init__(self, form: str = "split", backing: str = "memfd", *, parts: Parts = OURS, name: str = "") -> None:
         if form not in FORMS:
-            raise UsageError("ring", form, f"one of {', '.join(FORMS)}")
+            raise UsageError("ring", form, f"has to be one of {', '.join(FORMS)}")
         self._form = form
         super().__init__(name or f"ring:{form}", backing, parts)
 

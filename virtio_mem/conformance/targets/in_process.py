@@ -215,7 +215,7 @@ class InProcessTarget(Target):
 
     def __init__(self, name: str, backing: str, parts: Parts) -> None:
         if backing not in BACKINGS:
-            raise UsageError("backing", backing, f"one of {', '.join(BACKINGS)}")
+            raise UsageError("backing", backing, f"has to be one of {', '.join(BACKINGS)}")
         self.name = name
         self.version = f"virtio-mem {version('virtio-mem')}"
         self.parts = parts

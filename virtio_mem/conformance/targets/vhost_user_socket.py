@@ -236,7 +236,7 @@ class VhostUserTarget(Target):
 
     def __init__(self, socket: str, api_socket: str | None = None, *, memory: str = "memfd", name: str = "") -> None:
         if memory not in MEMORIES:
-            raise UsageError("memory", memory, f"one of {', '.join(MEMORIES)}")
+            raise UsageError("memory", memory, f"has to be one of {', '.join(MEMORIES)}")
         api = f",api={api_socket}" if api_socket else ""
         self.name = name or f"vhost-user:{socket}{api}" + (f",memory={memory}" if memory != "memfd" else "")
         self._socket = socket
