@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from vhost_user.units import U64_MAX, format_size
+from vhost_user.units import U64_MAX
+from virtio_mem.picture.sizes import human_size
 
 STALL_SECONDS = 10.0
 """How long no block may come or go before a resize counts as stalled. Linux's driver answers a change notice within
@@ -112,7 +113,7 @@ class Operation:
         if self.state is State.SUPERSEDED:
             return f"superseded after {seconds:.1f} s: {self.reason}"
         if self.state is State.REACHED:
-            return f"reached {format_size(self.target)} in {seconds:.1f} s"
+            return f"reached {human_size(self.target)} in {seconds:.1f} s"
         return f"running for {seconds:.0f} s"
 
     def _rate(self, now: float, seconds: float) -> int:
@@ -136,7 +137,7 @@ class Operation:
     def judge(self, view: ZoneView, now: float) -> tuple[State, str]:
         """The state that goes with what there is now, and why."""
         if view.target != self.target:
-            return State.SUPERSEDED, f"by a resize to {format_size(view.target)}, elsewhere"
+            return State.SUPERSEDED, f"by a resize to {human_size(view.target)}, elsewhere"
         if view.plugged == self.target:
             return State.REACHED, ""
         if now - self.moved < STALL_SECONDS:

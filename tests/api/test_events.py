@@ -104,7 +104,7 @@ def test_the_end_of_an_operation_is_told_once(rig: Rig) -> None:
         ("requested", second, None),
         ("superseded", first, f"by operation {second}"),
         ("stalled", second, "the guest asks for nothing: is its driver loaded?"),
-        ("superseded", second, "by a resize to 64M, elsewhere"),
+        ("superseded", second, "by a resize to 64 MiB, elsewhere"),
     ]
 
 

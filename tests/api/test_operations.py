@@ -97,7 +97,7 @@ def test_what_is_stalled_runs_again_and_is_reached(target: int) -> None:
         ),
         ({"paused": True}, [{"busy": "x"}], REFUSED, "the device is paused"),
         ({"connected": False}, [], STALLED, "no guest is connected"),
-        ({"target": total(3)}, [], SUPERSEDED, "by a resize to 70M, elsewhere"),
+        ({"target": total(3)}, [], SUPERSEDED, "by a resize to 70 MiB, elsewhere"),
     ],
 )
 def test_the_reason_is_the_last_thing_that_was_seen(

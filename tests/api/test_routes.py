@@ -270,7 +270,7 @@ def test_a_resize_is_an_operation(rig: Rig) -> None:
     rig.follow()
     reached = rig.operation(number)
     assert (reached["state"], reached["plugged"]) == ("reached", BOOT + 512 * MIB)
-    assert reached["verdict"].startswith("reached 576M in 0.")
+    assert reached["verdict"].startswith("reached 576 MiB in 0.")
     again = rig.resize(BOOT + 512 * MIB)
     assert again > number
     assert rig.operation(again)["state"] == "reached", "what is there already is success"

@@ -75,7 +75,7 @@ def test_one_zone_and_a_width(plugged: Machine, api: str) -> None:
 def test_a_zone_that_is_not_there(machine: Machine, api: str) -> None:
     done = run(*MAP, api, "--zone", "mem/0 ")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "id=mem/0 : one of mem0, mem1" in done.stderr
+    assert "id=mem/0 : has to be one of mem0, mem1" in done.stderr
 
 
 def test_a_terminal_has_colours(plugged: Machine, api: str) -> None:

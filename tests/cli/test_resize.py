@@ -122,7 +122,7 @@ def test_the_whole_machine(api: str) -> None:
     with Machine(ONE_ZONE, Path(api)) as machine, machine.guest("mem0"):
         done = run("resize", "--api-socket", api, str(128 * MIB), "--wait")
         assert done.returncode == 0
-        assert "operation 1: mem0 to 128 MiB: reached 128M in " in done.stdout.splitlines()[-1]
+        assert "operation 1: mem0 to 128 MiB: reached 128 MiB in " in done.stdout.splitlines()[-1]
         assert machine.service("mem0").device.plugged_size == 64 * MIB
 
 
@@ -213,7 +213,7 @@ def test_progress_on_a_terminal(machine: Machine, api: str) -> None:
         assert terminal.end() == 0
         first, last, *rest = terminal.text.splitlines()
         assert first.startswith("operation 1: mem0 to 128 MiB: running for 0 s, ")
-        assert last.startswith("operation 1: mem0 to 128 MiB: reached 128M in ")
+        assert last.startswith("operation 1: mem0 to 128 MiB: reached 128 MiB in ")
         assert "".join(rest) == ""
 
 
@@ -234,7 +234,7 @@ def test_a_server_that_is_replaced_meanwhile(api: str) -> None:
         assert waiting.stdout.readline()
         first.close()
         with Machine(ONE_ZONE, Path(api), before=first) as second, second.guest("mem0"):
-            assert "reached 128M in" in waiting.stdout.read()
+            assert "reached 128 MiB in" in waiting.stdout.read()
     assert waiting.returncode == 0
 
 
@@ -243,7 +243,7 @@ def test_a_server_that_is_replaced_once_it_has_taken_the_size(
     options: tuple[str, ...], api: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = {"id": 7, "zone": "mem0", "target": 1 << 30, "plugged": 1 << 30, "rate": 0, "seconds": 1}
-    body = json.dumps(facts | {"state": "reached", "verdict": "reached 1G in 1.0 s"})
+    body = json.dumps(facts | {"state": "reached", "verdict": "reached 1 GiB in 1.0 s"})
     shown = f"200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     answers = ["204 No Content\r\nOperation-Id: 7\r\n\r\n", None, shown]
     with listen(api) as listener:
@@ -262,4 +262,4 @@ def test_a_server_that_is_replaced_once_it_has_taken_the_size(
         server.start()
         assert main(["resize", "--api-socket", api, "1G", *options]) == 0
         server.join(10)
-    assert capsys.readouterr().out == "operation 7: mem0 to 1 GiB: reached 1G in 1.0 s\n"
+    assert capsys.readouterr().out == "operation 7: mem0 to 1 GiB: reached 1 GiB in 1.0 s\n"

@@ -80,10 +80,10 @@ def test_a_terminal_shows_a_resize(machine: Machine, api: str) -> None:
         machine.control.resize_zone("mem0", 192 * MIB)
         terminal.until("192 MiB requested")
         terminal.until("PLUG ACK ")
-        terminal.until("reached 192M in ")
+        terminal.until("reached 192 MiB in ")
         terminal.until("64 MiB boot + 128 MiB plugged   the host holds 0 B")
         terminal.until("no requests")
-        assert terminal.colour_of("reached 192M") == "1a9b50"
+        assert terminal.colour_of("reached 192 MiB") == "1a9b50"
         rows = terminal.text.splitlines()
         bar = next(row for row in rows if row.startswith("mem0  ▕"))
         assert bar.count("█") == 5  # of 80 columns for 2 GiB
