@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.cli.rig import command, until
 from tests.cli.terminal import Terminal
 from virtio_mem.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LINES = """\
 # A block that is plugged can't be plugged again.
@@ -215,6 +220,20 @@ def test_its_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  virtio-mem conformance self\n" in out
     assert "exit status:\n  0" in out
     assert max(map(len, out.splitlines())) <= 82
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_nothing_is_left_in_the_current_directory(workers: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "here").mkdir()
+    soak = command("conformance", "self:anonymous", "--profile", "soak", "--workers", workers)
+    inherited = {key: value for key, value in os.environ.items() if key != "HYPOTHESIS_STORAGE_DIRECTORY"}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "tmp")}
+    with subprocess.Popen(soak, cwd=tmp_path / "here", env=environment, stdout=subprocess.PIPE) as soaking:
+        until(lambda: list(tmp_path.rglob("constants/*")), 60)
+        soaking.send_signal(signal.SIGTERM)
+        assert soaking.wait(60) in (0, 2)  # as much as was judged by then
+    assert [path for where in ("here", "tmp") for path in (tmp_path / where).iterdir()] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,6 +31,8 @@ from virtio_mem.serve.ending import in_order
 HOLDS, VIOLATED, NOT_JUDGED = 0, 1, 2
 
 _NAME = "virtio-mem conformance"
+
+_HYPOTHESIS_HOME = "HYPOTHESIS_STORAGE_DIRECTORY"
 
 _EXIT_STATUS = """\
 exit status:
@@ -119,7 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _judge(target: Target, arguments: argparse.Namespace) -> int:
     seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
     profile, stop = Profile(arguments.profile), Stop()
-    with asked_by_signals(stop.ask) if profile is Profile.SOAK else nullcontext(), _live() as progress:
+    asked = asked_by_signals(stop.ask) if profile is Profile.SOAK else nullcontext()
+    with asked, _hypothesis_elsewhere(), _live() as progress:
         trial = Trial(
             profile,
             seed,
@@ -135,6 +140,20 @@ def _judge(target: Target, arguments: argparse.Namespace) -> int:
     for path in arguments.report:
         write(judgement, path)
     return judgement.status
+
+
+@contextmanager
+def _hypothesis_elsewhere() -> Iterator[None]:
+    """Has hypothesis, in this process and in workers, not leave what it noted in the current directory."""
+    if _HYPOTHESIS_HOME in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="virtio-mem-hypothesis-") as directory:
+        os.environ[_HYPOTHESIS_HOME] = directory
+        try:
+            yield
+        finally:
+            del os.environ[_HYPOTHESIS_HOME]
 
 
 def _read(path: Path) -> str:
