@@ -84,9 +84,12 @@ def test_what_qemu_inherits(qemu: Path) -> None:
 
 def test_what_need_not_be_said_is_not(qemu: Path) -> None:
     write(
-        qemu, "printf 'half a' >&2; sleep 0.2; printf ' line\\nram is more then twice the size of max-ram-below-4g' >&2"
+        qemu,
+        "for n in 1 2 15 3 11; do echo terminating on signal $n >&2; done\n"
+        "echo terminating on signal 15 from pid 7 >&2\n"
+        "printf 'half a' >&2; sleep 0.2; printf ' line\\nram is more then twice the size of max-ram-below-4g' >&2",
     )
-    assert boot(qemu).stderr == "half a line\n"
+    assert boot(qemu).stderr == "terminating on signal 3\nterminating on signal 11\nhalf a line\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

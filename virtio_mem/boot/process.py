@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,8 +28,9 @@ log = logging.getLogger(__name__)
 END_SECONDS = 5.0
 """How long QEMU has to end once it was told to."""
 
-_UNDERSTOOD = (b"more then twice the size of max-ram-below-4g", b"terminating on signal 15 from pid")
-"""What QEMU says and we know: low memory ends where boot memory does, at a whole GiB or not; we told it to end."""
+_UNDERSTOOD = re.compile(rb"more then twice the size of max-ram-below-4g|terminating on signal (1|2|15)\b")
+"""What QEMU says and we know: low memory ends where boot memory does, at a whole GiB or not; we told it to end, or the
+terminal told both of us."""
 
 
 class QemuProcess:
@@ -89,7 +91,7 @@ class QemuProcess:
         if not said and self._unfinished:
             lines.append(self._unfinished)
         for line in lines:
-            if not any(words in line for words in _UNDERSTOOD):
+            if not _UNDERSTOOD.search(line):
                 sys.stderr.write(line.decode(errors="replace") + "\n")
 
     def end(self) -> int:
