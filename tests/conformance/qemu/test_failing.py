@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.cli.rig import command, until
 from vhost_user.errors import HostError, UsageError
 from virtio_mem.conformance.target import TargetFailure
 from virtio_mem.conformance.targets.qemu import QemuTarget
@@ -52,6 +54,25 @@ def test_it_ends_and_says_why(tmp_path: Path) -> None:
     with pytest.raises(TargetFailure) as failure:
         target(path)
     assert failure.value.what == "QEMU hung up; it ended with status 3; it said: qemu: no such thing: really"
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("more", ["", " -run-with [exit-with-parent=on|off]"])
+def test_it_ends_with_who_started_it_from_its_start_on(more: str, tmp_path: Path) -> None:
+    """Even one that has not come to what would have it end."""
+    path = program(tmp_path, f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 100\n")
+    path.write_text(path.read_text().replace("(made up)", f"(made up){more}"))
+    with subprocess.Popen(command("conformance", f"qemu:{path}")) as judging:
+        until((tmp_path / "pid").exists)
+        judging.kill()
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: has_ended(pid))
 
 
 def test_it_says_very_much(tmp_path: Path) -> None:

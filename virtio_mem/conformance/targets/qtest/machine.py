@@ -113,13 +113,12 @@ class Machine:
     def _start(
         self, program: Program, arguments: Sequence[str], fds: Sequence[int], theirs: Sequence[socket.socket]
     ) -> subprocess.Popen[bytes]:
-        """The process, which ends when the thread that starts it does, if there is a way to have that."""
+        """The process, which ends when the thread that starts it does, if there is a way to have that. QEMU's own is
+        good only from where it reads its options."""
         qemu = program.qemu
         setpriv = shutil.which("setpriv")
-        if qemu.exits_with_parent:
-            command = [*qemu.command, "-run-with", "exit-with-parent=on"]
-        else:
-            command = [*((setpriv, "--pdeathsig=KILL") if setpriv else ()), *qemu.command]
+        command = [*((setpriv, "--pdeathsig=KILL") if setpriv else ()), *qemu.command]
+        command += ["-run-with", "exit-with-parent=on"] if qemu.exits_with_parent else []
         for name, sock in zip(("qtest", "qmp"), theirs, strict=True):
             command += ["-chardev", f"socket,id={name},fd={sock.fileno()}", f"-{name}", f"chardev:{name}"]
         try:
