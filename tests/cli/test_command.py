@@ -103,7 +103,7 @@ def test_a_server_that_is_not_there(name: str, tmp_path: Path, capsys: pytest.Ca
             "--width=00000010000000: has to be a number of columns",
         ),
         (["map", "--api-socket", "a", "--output", "map.gif"], 2, "ends in .svg or .png; name it map.svg"),
-        (["serve", "--zone", "id=a\udcff,socket=s,addr=4G,hotplug_size=2M"], 2, r"=a\udcff: must be text: surrogates"),
+        (["serve", "--zone", "id=a\udcff,socket=s,addr=4G,hotplug_size=2M"], 2, r"='a\udcff': has to be UTF-8 without"),
         (
             ["watch", "--api-socket", "a", "--interval", "0"],
             2,
