@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -228,3 +229,34 @@ def test_a_forked_child_that_has_another_file_where_its_parent_had_one_reads_not
     """As of one that closes all that it does not know, and opens others."""
     done = subprocess.run([sys.executable, "-c", CLOSES], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == 'True\n0 True b"somebody else\'s"\n'
+
+
+CLOSED_BEFORE = """
+import ctypes, os, signal, sys
+from vhost_user.event import Event
+with Event.create() as event:
+    event.signal()
+    print(event.take())
+os.closerange(3, 64)
+mine = [os.open("/dev/null", os.O_RDONLY) for _ in range(8)]
+event = Event.create()
+fork = os.fork if sys.argv[1] == "fork" else ctypes.CDLL(None)._Fork
+pid = fork()
+if pid == 0:
+    signal.alarm(5)
+    for fd in mine:
+        os.fstat(fd)
+    event.signal()
+    os._exit(0)
+print(os.waitpid(pid, 0)[1], event.take())
+"""
+
+
+@pytest.mark.parametrize("fork", ["fork", "_Fork"])
+def test_a_child_of_one_that_closed_what_it_does_not_know_has_its_files(fork: str) -> None:
+    """Also of one that is forked without a word to the C core: _Fork(3)."""
+    if not hasattr(ctypes.CDLL(None), fork):
+        pytest.skip("the C library has no _Fork (glibc 2.34)")
+    command = [sys.executable, "-c", CLOSED_BEFORE, fork]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True\n0 True\n"

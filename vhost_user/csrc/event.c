@@ -27,6 +27,7 @@ enum { NS_PER_S = 1000000000, PATIENCE = 20000000 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static aio_context_t context;
 static int zero = -1;
+static pid_t owner;
 
 static void before_fork(void)
 {
@@ -38,13 +39,10 @@ static void in_parent(void)
 	pthread_mutex_unlock(&lock);
 }
 
-/* The context is the parent's; and the number of /dev/zero is another file's soon, where a child closes what it got. */
+/* The number of /dev/zero is another file's soon, where a child closes what it got; or is already, in such a child. */
 static void in_child(void)
 {
-	if (zero >= 0)
-		close(zero);
 	zero = -1;
-	context = 0;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -53,13 +51,18 @@ __attribute__((constructor)) static void watch_forks(void)
 	pthread_atfork(before_fork, in_parent, in_child);
 }
 
+/* A child has a copy of the context's number, but the context is the parent's. */
 static int make_context(void)
 {
-	if (context)
+	if (context && zero >= 0 && owner == getpid())
 		return 0;
+	context = 0;
 	if (zero < 0)
 		zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-	return zero < 0 || syscall(SYS_io_setup, 1, &context) ? -errno : 0;
+	if (zero < 0 || syscall(SYS_io_setup, 1, &context))
+		return -errno;
+	owner = getpid();
+	return 0;
 }
 
 /* 1 if the kernel signalled, 0 where it has no context for us; or a negated errno, -EINVAL for what is no eventfd. */
