@@ -285,6 +285,11 @@ def test_those_who_wait_leave_room_for_the_others(rig: Rig) -> None:
         for sock in [stack.enter_context(rig.raw()) for _ in range(MAX_CONNECTIONS - MAX_LONG)]:
             sock.sendall(stream)
             assert status_of(read_all(sock)) == 503, "and it is at its end, which takes no room of others"
+        with rig.raw() as sock:
+            sock.sendall(stream.replace(b"GET", b"HEAD"))
+            head = read_all(sock)
+            assert status_of(head) == 503
+            assert head.endswith(b"\r\n\r\n"), "a HEAD is answered without a body"
         assert rig.get("/api/v1/vm.info").status == 200
         assert rig.operation(number)["target"] == BOOT + BLOCK, "who does not wait needs no such room"
         start = time.monotonic()

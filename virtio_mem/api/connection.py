@@ -86,7 +86,7 @@ class HttpConnection:
             return False
         with self._server.room_for(request) as room:
             if not room:
-                self._refuse(busy_reply())
+                self._refuse(busy_reply(), request.method)
                 raise _Ended("no room for what it asks")  # or it would keep that of others, for as long as it is idle
             self._send(self._server.api.answer(request), request.method)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
@@ -168,9 +168,9 @@ class HttpConnection:
 
     # Writing.
 
-    def _refuse(self, reply: Reply) -> None:
+    def _refuse(self, reply: Reply, method: str = "") -> None:
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._send(Reply(reply.status, reply.body, {**reply.headers, "Connection": "close"}), "")
+            self._send(Reply(reply.status, reply.body, {**reply.headers, "Connection": "close"}), method)
 
     def _send(self, reply: Reply, method: str) -> None:
         headers = list(reply.headers.items())
