@@ -154,7 +154,7 @@ class Connection:
                         return
                     data, fds = data[sent:], ()
         except OSError as error:
-            ended = not fds or self._closed or isinstance(error, ConnectionError)
+            ended = not fds or self._closed or isinstance(error, ConnectionError) or error.errno == errno.ENOTCONN
             raise self._ended(error.strerror) if ended else _unsent(fds, error) from error
         finally:
             if self._closed:

@@ -41,7 +41,7 @@ def listen(
     decides. UsageError for what is no path of a socket, HostError where another server listens there, and where the
     kernel refuses; `field` is what they name.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     require_path(field, path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

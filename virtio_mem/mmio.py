@@ -20,7 +20,7 @@ from vhost_user.memory import GuestMemory
 from vhost_user.units import GuestAddress
 from vhost_user.vring import DeviceQueue, PackedQueue, PackedState, SplitQueue, SplitState
 from virtio_mem.mmio_registers import MAGIC, VERSION, Interrupt, Register
-from virtio_mem.mmio_state import MmioState
+from virtio_mem.mmio_state import MmioState, require_state
 from virtio_mem.protocol import CONFIG_SIZE, QUEUE_COUNT, VIRTIO_ID_MEM, Feature
 from virtio_mem.request_queue import GuestRequestQueue
 from virtio_mem.service import DeviceService
@@ -48,12 +48,12 @@ class MmioTransport:
 
     Registers are read, and interrupts acknowledged, without waiting for anything. While a request is carried out, which
     may take seconds where a daemon hangs, other writes wait, and reads of ConfigGeneration and the configuration. A
-    snapshot of the machine has not what they hold: save `state()` beside it, and `restore()` that into a new transport.
+    snapshot of the machine lacks what they hold: save `state()` beside it, and `restore()` that into a new transport.
 
-    `memory` is guest memory, where the driver's ring and buffers are. `interrupt` raises the device's interrupt; it is
-    called with the transport's locks held, and must not wait for a thread that reads registers. `notified` is called
-    when the driver kicks, and has `process()` called, now or by another thread. Call `notify_config()` after each
-    resize, and once a second behind `MemoryManager.poll()`.
+    `memory` has the driver's ring and buffers. `interrupt` says that there is a new cause in `interrupt_status`, which
+    the driver may have acknowledged by then; it is called with the transport's locks held, and must wait for no thread
+    that reads registers. `notified` is called when the driver kicks, and has `process()` called, now or by another
+    thread. Call `notify_config()` after each resize, and once a second behind `MemoryManager.poll()`.
     """
 
     def __init__(
@@ -168,9 +168,9 @@ class MmioTransport:
         """Be as another transport was, for the same guest: its memory is there again, and its device's blocks are.
 
         The driver gets a configuration change notice, which may have been due, and requests that wait are served.
-        UsageError, and nothing changed, where a driver has this transport already, and for what it can't be like.
+        UsageError where a driver has this transport already, and for what none can be like: then it is as a new one.
         """
-        state.check()
+        require_state(state)
         with self._ring_lock, self.service.lock:
             if self.status:
                 limit = "has to be 0: a driver has this transport already"

@@ -18,7 +18,7 @@ from virtio_mem.guest.virtio_mmio import WANTED, MmioDevice
 from virtio_mem.manager import MemoryManager
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.mmio_registers import Interrupt, Register
-from virtio_mem.mmio_state import MmioState
+from virtio_mem.mmio_state import MmioState, require_state
 from virtio_mem.protocol import Feature, Request, RequestType, ResponseType
 from virtio_mem.snapshot import restore, save
 
@@ -114,6 +114,7 @@ def test_a_device_that_needs_a_reset_needs_it_there_too(rig: Rig) -> None:
     [
         {"status": 256},
         {"status": "15"},
+        {"status": True},
         {"status": 7},
         {"status": -1},
         {"interrupt_status": 4},
@@ -132,6 +133,8 @@ def test_a_device_that_needs_a_reset_needs_it_there_too(rig: Rig) -> None:
         {"queue": [1 << 16, 0]},
         {"queue": [65, 0]},
         {"queue": [0, True, 0, True]},
+        {"queue": b"00"},
+        {"queue": range(2)},
     ],
 )
 def test_what_no_transport_can_be_like_is_refused_and_changes_nothing(rig: Rig, wrong: dict[str, object]) -> None:
@@ -143,6 +146,21 @@ def test_what_no_transport_can_be_like_is_refused_and_changes_nothing(rig: Rig, 
     assert other.transport.state() == before
     assert (other.interrupts, int(other.device.acked_features)) == (0, 0)
     other.transport.restore(state)
+
+
+@pytest.mark.parametrize("queue", [[5, 1 << 70, 5, 1 << 70], [5, -1, 5, -1], [5, 2, 5, 1], [2, 0, 7, 3], [0, 0]])
+def test_a_wrap_counter_is_0_or_1(queue: list[int]) -> None:
+    features = int(WANTED | Feature.RING_PACKED)
+    state = MmioState(15, features, 0, 0, 0, 64, 0, 0x1000, 0x2000, queue, 0, 0)
+    with pytest.raises(UsageError, match=r"^queue=.*: has to be 4 numbers up to 65535, 1, 65535, 1"):
+        require_state(state)
+    require_state(state._replace(queue=[5, 1, 5, False]))
+
+
+@pytest.mark.parametrize("state", [None, "{}", [0] * 12, (0,) * 12])
+def test_what_is_no_state_is_refused(rig: Rig, state: MmioState) -> None:
+    with pytest.raises(UsageError, match="has to be an MmioState"):
+        rig.transport.restore(state)
 
 
 def test_features_that_the_device_does_not_offer_are_refused(rig: Rig) -> None:

@@ -224,7 +224,8 @@ class Server:
     def listen(self, where: str | Path | socket.socket, device: Device) -> Endpoint:
         """Serve `device` at a socket: its path, or a unix stream socket that listens already, which is taken over.
 
-        A socket file that nobody listens at any more is replaced; HostError for any other, and where binding fails.
+        A socket file that nobody listens at any more is replaced; HostError for any other, and where binding fails;
+        UsageError for what is no path of a socket.
         """
         self._require_new(device)
         if isinstance(where, socket.socket):
