@@ -48,6 +48,8 @@ class FakeDaemon:
         self.babbles_after: set[FrontendRequest] = set()
         self.silent_after: set[FrontendRequest] = set()
         self.chances = 0
+        self.ending = False
+        """Whether it has acknowledged something, and closes its end for that, at once or in a moment."""
         self.requests: list[FrontendRequest] = []
         self._acked = ProtocolFeature.NONE
         self._awake = threading.Event()
@@ -64,6 +66,7 @@ class FakeDaemon:
         """Come (back); the front end's end of the connection."""
         self.end()
         self._awake.clear()
+        self.ending = False
         self._acked = ProtocolFeature.NONE
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock = mine
@@ -111,6 +114,7 @@ class FakeDaemon:
             self._awake.wait(LONG)
             return False
         answer = int(mood is self.refuses) if mood is not None else self._take(request, payload)
+        self.ending = mood is self.closes_after
         if spec.reply is Reply.ALWAYS or received.need_reply:
             connection.send(request, U64(answer).encode(), reply=True, timeout=LONG)
         if mood is self.closes_after:

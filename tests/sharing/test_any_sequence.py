@@ -60,7 +60,11 @@ class Sharing(RuleBasedStateMachine):
         return answer
 
     def settle(self) -> set[int]:
-        """Wait until those have closed their ends that were given up, and let all behave; who is gone and was not."""
+        """Wait until those have closed their ends that were given up, or are about to, and let all behave; who is gone
+        that was not."""
+        for daemon, _ in self.daemons:
+            if daemon.ending:
+                daemon.end()
         lost = {number for number, share in enumerate(self.shares) if not share.connected} - self.gone
         for number, (daemon, _) in enumerate(self.daemons):
             daemon.behave()
