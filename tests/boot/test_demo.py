@@ -48,7 +48,7 @@ def test_what_is_no_terminal_has_one_picture_of_a_resize(
     with machine.guest("mem0", blocks_a_second=300):
         show.resize(320 * MIB)
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0] == "  virtio-mem resize 320 MiB --wait"
+    assert printed.splitlines()[0] == "  virtio-mem resize 320M --wait"
     assert printed.count("mem0 ▕" + "█" * 32 + "·" * 32 + "▏") == printed.count("mem0") == 1
     assert "; the host holds 0 bytes\n  guest: MemTotal: 1000 kB\n  reached after " in printed
 

@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.text import Text
 
 from vhost_user.errors import FieldError, UsageError
-from vhost_user.units import MIB
+from vhost_user.units import MIB, format_size
 from virtio_mem.boot.console import OBEY, Console
 from virtio_mem.boot.guest import default_initrd, find_kernel
 from virtio_mem.client import Client
@@ -106,7 +106,7 @@ class Show:
 
     def resize(self, size: int) -> None:
         """Resize the machine, and watch the guest do it."""
-        self.say(f"virtio-mem resize {human_size(size)} --wait")
+        self.say(f"virtio-mem resize {format_size(size)} --wait")
         number = self.api.resize(size)
         self.follow(lambda: self.api.operation(number)["state"] not in ENDED)  # a guest that stalls may try again
         operation = self.api.operation(number)
