@@ -167,7 +167,7 @@ def test_an_answer_that_another_thread_waits_for_comes_first() -> None:
 
 
 def test_a_connection_that_was_given_up_is_not_waited_on() -> None:
-    with connected() as (_, frontend):
+    with connected() as (back, frontend), back.socket.dup():  # it does not close, for whom that end is open
         vring = frontend.vring(0)
         frontend.requests.give_up()
         vring.call.signal()
