@@ -162,7 +162,7 @@ ATTACKS_ON_PEERS = count(quick=12, ci=150, soak=1_000)
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
 
 # Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
-STEPS_KILLED_OF_20 = count(quick=3, ci=10, soak=20)
+STEPS_KILLED_OF_20 = count(quick=2, ci=10, soak=20)
 
 # The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
 TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=5, soak=20)
@@ -229,12 +229,21 @@ QEMUS_JUDGED = count(quick=0, ci=3, soak=6)
 SESSIONS_OF_OLD_QEMU = count(quick=3, ci=50, soak=50)
 
 # Wrong devices that the kit's state machine is to find, and to shrink what it does to them.
-MACHINE_FAULTS = count(quick=2, ci=8, soak=8)
+MACHINE_FAULTS = count(quick=1, ci=8, soak=8)
 
 # Ways to end a soak by a signal, with workers and without; and soaks that go on until something is found.
-SOAK_ENDINGS = count(quick=2, ci=6, soak=6)
-PYTEST_SOAK_ENDINGS = count(quick=1, ci=4, soak=4)
+SOAK_ENDINGS = count(quick=1, ci=6, soak=6)
+PYTEST_SOAK_ENDINGS = count(quick=0, ci=4, soak=4)
 SOAKS_THAT_FIND = count(quick=0, ci=1, soak=5)
+
+# Numbers of workers with which a soak that is ended leaves nothing lying about.
+SOAK_CROWDS = count(quick=1, ci=2, soak=2)
+
+# Signals that end a program or a run, of three or four: each is tried.
+ENDING_SIGNALS = count(quick=1, ci=4, soak=4)
+
+# Forms of ring, of both, that the longest of the tests that are for each are run with.
+RINGS_TRIED_AT_LENGTH = count(quick=1, ci=2, soak=2)
 
 # Runs of pytest whose workers judge a target together.
 PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)

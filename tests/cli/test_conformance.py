@@ -12,11 +12,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests import counts
 from tests.cli.rig import command, until
 from tests.cli.terminal import Terminal
 from virtio_mem.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 LINES = """\
 # A block that is plugged can't be plugged again.
@@ -222,7 +225,7 @@ def test_its_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 82
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["2", "1"][: counts.SOAK_CROWDS])
 def test_nothing_is_left_in_the_current_directory(workers: str, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "here").mkdir()
@@ -236,7 +239,7 @@ def test_nothing_is_left_in_the_current_directory(workers: str, tmp_path: Path) 
     assert [path for where in ("here", "tmp") for path in (tmp_path / where).iterdir()] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("number", ENDING[: counts.ENDING_SIGNALS])
 def test_progress_is_live_on_a_terminal(number: signal.Signals) -> None:
     with Terminal("conformance", "self:anonymous") as terminal:
         terminal.until("0 violated", 60)

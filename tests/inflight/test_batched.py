@@ -290,7 +290,7 @@ def serve(guest: Guest, layout: SplitLayout | PackedLayout, shared: SharedBuffer
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["in steps", "at once"])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", FORMATS[: counts.RINGS_TRIED_AT_LENGTH])
 def test_killed_after_each_store_of_the_core(
     form: str, at_once: bool, rng: random.Random, figure: Callable[[str, object], None]
 ) -> None:

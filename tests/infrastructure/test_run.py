@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import counts
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:schemathesis")
 
@@ -188,7 +190,7 @@ def test_forgotten_setting_is_put_back_and_fails_the_run(run: Run, pytester: pyt
     assert (pytester.path / "setting").read_text() == "5"
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"][: counts.ENDING_SIGNALS])
 def test_terminated_run_puts_settings_back(run: Run, pytester: pytest.Pytester, number: str) -> None:
     pytester.makeconftest(WATCHING)
     result = run(f"""
