@@ -62,14 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Not before the arguments are known to be good: --help is for people who wait.
     from virtio_mem.serve.daemon import forks_first, serve  # noqa: PLC0415
     from virtio_mem.serve.ending import in_order  # noqa: PLC0415
-    from virtio_mem.serve.files import check_traces, require_path  # noqa: PLC0415
+    from virtio_mem.serve.files import check_traces, require_given  # noqa: PLC0415
     from virtio_mem.serve.plan import ServePlan  # noqa: PLC0415
     from virtio_mem.serve.zone_option import ServedZoneOption, check_together  # noqa: PLC0415
 
     zones = [ServedZoneOption.parse(text) for group in arguments.zone for text in group]
     check_together(zones)
-    require_path("--state-dir", arguments.state_dir)
-    require_path("--restore", arguments.restore)
+    require_given("--state-dir", arguments.state_dir)
+    require_given("--restore", arguments.restore)
     if arguments.trace is not None:
         check_traces(arguments.trace, [zone.id for zone in zones])
     plan = ServePlan(

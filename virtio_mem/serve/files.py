@@ -20,7 +20,7 @@ _ZONE = "{zone}"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
-def require_path(option: str, path: str | None) -> None:
+def require_given(option: str, path: str | None) -> None:
     """UsageError for an option that was given as an empty text, such as a variable that is not set."""
     if path == "":
         raise UsageError(option, path, "has to be a path, and is empty", "give one, or leave the option out")
@@ -99,7 +99,7 @@ def trace_path(pattern: str, name: str) -> Path:
 
 def check_traces(pattern: str, names: Sequence[str]) -> None:
     """UsageError unless each of the zones `names` has a file of its own that can be written to; it is there then."""
-    require_path("--trace", pattern)
+    require_given("--trace", pattern)
     if len(names) > 1 and _ZONE not in pattern:
         raise UsageError("--trace", pattern, f"needs {_ZONE} in it, as there are several zones")
     for name in names:
