@@ -46,12 +46,17 @@ ENDINGS = [(2, INT, all_at_once), (2, TERM, one), (0, TERM, one), (2, TERM, all_
 def test_a_signal_ends_it_with_what_was_found(start: Start) -> None:
     for workers, number, tell in ENDINGS[: counts.PYTEST_SOAK_ENDINGS]:
         running = start("-k", "MEM-STATE or machine", *(("-n", str(workers)) if workers else ()))
-        running.wait_for(lambda moves: len(moves) == max(1, workers) and moves[0] > 1200)  # the checks make half
+        wait_for_machines(running, max(1, workers))
         tell(running, number)
         assert running.ends() == 0
         assert " failed" not in running.output
         by = re.findall(r"^\[(gw\d)\].* PASSED .*::machine", running.output, re.MULTILINE)
         assert len(set(by)) == workers, "each has one"
+
+
+def wait_for_machines(running: Soak, number: int) -> None:
+    """Until so many processes explore."""
+    running.wait_for(lambda moves: len(moves) == number and moves[0] > 1200)  # the checks make half
 
 
 def test_what_one_finds_ends_all(start: Start) -> None:
