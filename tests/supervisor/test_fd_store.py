@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -23,8 +24,8 @@ from tests.supervisor.numbered import Load, Numbered
 from tests.supervisor.rig import NO_INFLIGHT, Board, Counter, MakeDevice, Prepare, Service, fork, now_and_then, serve
 from tests.supervisor.test_kills import WITH_INFLIGHT
 from tests.supervisor.test_steps import FIRST, SECOND, STEP, live
-from vhost_user.message import ProtocolFeature
-from vhost_user.supervisor import Supervisor, Worker
+from vhost_user.message import FrontendRequest, ProtocolFeature, encode_message
+from vhost_user.supervisor import Supervisor, Worker, front_end
 from vhost_user.supervisor.fd_store import FdStore
 from vhost_user.supervisor.ledger import Ledger
 from vhost_user.supervisor.listening import Listening
@@ -207,3 +208,24 @@ def test_a_supervisor_may_die_between_any_two_steps(
     kind = "shared buffer" if inflight else "private area"
     figure(f"steps of a supervisor in a session's life ({kind})", steps)
     figure(f"of these, at which it died ({kind})", len(chosen))
+
+
+def test_one_that_reads_no_reply_is_closed_by_the_next_supervisor_too(tmp_path: Path) -> None:
+    """Or it would keep its device from others, and what it was sent in memory, for good."""
+
+    def arm(_: Board) -> None:
+        if os.environ.get("LISTEN_FDS", "0") != "0":
+            front_end.TIME_LIMIT = 0.2
+
+    with stored(tmp_path, arm=arm) as (service, manager), socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(service.paths[0])
+        silent.settimeout(1)
+        questions = encode_message(FrontendRequest.GET_FEATURES, b"") * 100_000  # more than there is room for
+        with pytest.raises(TimeoutError):  # a reply finds no room either, and no question is read any more
+            silent.sendall(questions)
+        poll = select.poll()
+        poll.register(silent, 0)
+        assert not poll.poll(0)
+        manager.kill_main()
+        wait(manager, 2)
+        assert poll.poll(20_000) == [(silent.fileno(), select.POLLHUP)]
