@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -157,12 +158,15 @@ def test_an_output_that_is_full(machine: Machine, api: str) -> None:
         assert (done.returncode, done.stderr) == (1, f"virtio-mem info: {FULL}\n")
 
 
-def test_a_verdict_that_can_not_be_written_is_none() -> None:
-    judge = command("conformance", "self:anonymous", "--only", "MEM-PLUG-1")
+def test_a_verdict_that_can_not_be_written_is_none(tmp_path: Path) -> None:
+    """But the report is there, for which it may have been judged for hours."""
+    report = tmp_path / "report.json"
+    judge = command("conformance", "self:anonymous", "--only", "MEM-PLUG-1", "--report", str(report))
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >/dev/full', "sh", *judge], stderr=subprocess.PIPE, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (2, f"virtio-mem conformance: {FULL}\n")
+    assert json.loads(report.read_text())["counts"]["holds"]
 
 
 @pytest.mark.parametrize("arguments", [["info"], ["resize", "--api-socket", "a", "1g"], ["conformance", "nothing"]])

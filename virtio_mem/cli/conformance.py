@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from vhost_user.errors import FieldError, UsageError
@@ -135,10 +135,10 @@ def _judge(target: Target, arguments: argparse.Namespace) -> int:
             stopped=stop,
         )
         judgement = trial.hold(target)
-    screen = Screen()
-    screen.show(lines_of(judgement, arguments.only))
-    for path in arguments.report:
-        write(judgement, path)
+    with ExitStack() as reports:  # each is written, whatever becomes of what was to be shown, and of the others
+        for path in reversed(arguments.report):
+            reports.callback(write, judgement, path)
+        Screen().show(lines_of(judgement, arguments.only))
     return judgement.status
 
 
