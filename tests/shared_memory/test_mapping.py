@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import sys
 from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
 from weakref import ref
 
 import pytest
 
 from tests.shared_memory.helpers import HUGE, SMALL, Pages, guarded, mappings
+from vhost_user._core import ffi, lib
+from vhost_user._native import mapping as native
 from vhost_user.errors import HostError
 from vhost_user.mapping import MAP_NORESERVE, PAGE_SIZE, Mapping, map_part
-from vhost_user.units import ByteCount
+from vhost_user.units import MIB, ByteCount
 
 FLAGS = mmap.MAP_PRIVATE | MAP_NORESERVE
 
@@ -102,3 +107,23 @@ def test_a_file_that_can_not_be_asked() -> None:
         closed = fd.fileno()
     with pytest.raises(HostError, match="fstat or fstatfs failed: EBADF"):
         map_part(closed, 0, 1)
+
+
+def test_a_mapping_that_the_garbage_collector_ends_has_its_record_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it unmaps what the memory of its record has come to hold by then, which is another thread's."""
+    seen, others = [], []
+
+    def let_go(record: Any, memory: Any) -> None:
+        for _ in range(100):
+            others.append(ffi.new("struct vu_mapping *"))
+            ffi.memmove(others[-1], b"\xff" * ffi.sizeof(others[-1][0]), ffi.sizeof(others[-1][0]))
+        seen.append(record.size)
+        lib.vu_let_go(record, memory)
+
+    core = SimpleNamespace(vu_map=lib.vu_map, vu_unmap=lib.vu_unmap, vu_let_go=let_go)
+    monkeypatch.setattr(native, "lib", core)
+    mapped = native.Mapped(MIB, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0, 0)
+    mapped.itself = mapped  # type: ignore[attr-defined]
+    del mapped
+    gc.collect()
+    assert seen == [MIB]

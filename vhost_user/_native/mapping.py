@@ -31,16 +31,20 @@ class Mapped:
     """
 
     def __init__(self, size: int, alignment: int, flags: int, fd: int, offset: int, guarded: int) -> None:
+        record = ffi.new(_RECORD)
         # From the first moment on there is somebody to unmap it, whatever interrupts.
-        record = ffi.gc(ffi.new(_RECORD), lib.vu_unmap)
+        undo = ffi.gc(record, lib.vu_unmap)
         result = lib.vu_map(record, size, alignment, flags, fd, offset, guarded)
         if result < 0:
             raise MapError(result, record.step)
         self.address: int = record.address
         self._size = size
         self._record = record
-        # Nothing of Python's runs while it is unmapped: what a signal's handler raises there would be lost.
+        # Nothing of Python's runs while it is unmapped: what a signal's handler raises there would be lost. The record
+        # has nothing to do at its own end: the garbage collector ends what goes together in any order, and cffi frees
+        # what it ends.
         self._memory = ffi.gc(ffi.cast(_MEMORY, self.address), partial(lib.vu_let_go, record))
+        ffi.gc(undo, None)
 
     @property
     def closed(self) -> bool:
