@@ -3,6 +3,7 @@
 #
 #   prepare EXTRAS        .venv holds the project (editable, its C core compiled) and these extras of pyproject.toml
 #   need_tools TOOL...    these Debian packages, each with a command of the same name, are there
+#   copy_tree DIRECTORY   the project's files are there too, in a new directory, without what was made from them
 #
 # Afterwards ROOT is the project's directory and PYTHON the interpreter of .venv. As root, Debian packages that are
 # missing are installed; otherwise the line that installs them is printed. pip follows the user's own configuration.
@@ -91,6 +92,13 @@ print(*tomllib.load(open(sys.argv[1], "rb"))["build-system"]["requires"], sep="\
 ' "$ROOT/pyproject.toml")
     pip_install "${requirements[@]}"
     pip_install --no-build-isolation --editable "${ROOT}[$1]"
+}
+
+# The project's files in a new directory, without what was made from them.
+copy_tree() {
+    mkdir "$1"
+    tar -C "$ROOT" --exclude=./.git --exclude=./.venv --exclude=./.cache --exclude=./build --exclude='*.so' \
+        --exclude='*.egg-info' -cf - . | tar -C "$1" -xf -
 }
 
 # What an installation with these extras was made from.
