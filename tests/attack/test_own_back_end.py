@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def test_attacks_have_names_of_their_own_and_say_what_they_do() -> None:
     for attack in ATTACKS:
         assert attack.says.endswith("."), attack.name
         assert attack.source, attack.name
+        assert not re.search(r"\b[A-Z]\d{1,2}\b|issue", attack.source), "no reader has the list that this is from"
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_the_command_where_nobody_listens(path: str, capsys: pytest.CaptureFixtu
 
 def test_the_command_lists_attacks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--only", "status.0x100"]) == 0
-    assert capsys.readouterr().out.startswith("status.0x100: SET_STATUS of 0x100. [X1")
+    assert capsys.readouterr().out.startswith("status.0x100: SET_STATUS of 0x100. [virtio: the status has eight bits]")
 
 
 def test_every_way_of_being_broken_is_tested() -> None:

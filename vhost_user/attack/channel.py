@@ -25,7 +25,7 @@ def _of_kind(kind: str, attacker: Attacker) -> Outcome:
 for _kind in ODD_FDS:
     channel.add(
         f"fd.{_kind}",
-        "K1, issue list",
+        "vhost-user: back-end channel",
         f"SET_BACKEND_REQ_FD with a descriptor of this kind: {_kind}.",
         partial(_of_kind, _kind),
         needs=_NEEDS,
@@ -48,7 +48,12 @@ for _name, _number in (("none", 0), ("two", 2), ("eight", 8)):
     )
 
 
-@channel.attack("closed", "K1", needs=_NEEDS, lawful="whether anybody is there is seen when something is sent")
+@channel.attack(
+    "closed",
+    "vhost-user: back-end channel",
+    needs=_NEEDS,
+    lawful="whether anybody is there is seen when something is sent",
+)
 def closed(attacker: Attacker) -> Outcome:
     """A channel whose other end is closed already, and rings that run."""
     line = attacker.negotiate(_ACKED)
@@ -107,14 +112,19 @@ for _name, _says, _data in (
 ):
     channel.add(
         f"says.{_name}",
-        "K1",
+        "vhost-user: back-end channel",
         f"On the channel comes {_says}.",
         partial(_said, _data),
         needs=_NEEDS,
     )
 
 
-@channel.attack("unread", "K1", needs=_NEEDS, lawful="nothing is wrong with it; a back end must not wait for a reader")
+@channel.attack(
+    "unread",
+    "vhost-user: back-end channel",
+    needs=_NEEDS,
+    lawful="nothing is wrong with it; a back end must not wait for a reader",
+)
 def unread(attacker: Attacker) -> Outcome:
     """A channel that is full from the start and that nobody reads."""
     line = attacker.negotiate(_ACKED)

@@ -69,7 +69,7 @@ def _unknown(number: int, attacker: Attacker) -> Outcome:
 for _number in (0, 45, 1000, 0x7FFFFFFF, 0xFFFFFFFF):
     codec.add(
         f"unknown-{_number:#x}",
-        "T6",
+        "vhost-user: unknown requests",
         f"Request {_number:#x}, which the protocol does not have, with eight bytes and a descriptor.",
         partial(_unknown, _number),
     )

@@ -30,16 +30,43 @@ _PIECES = 1024
 
 _MUST_FAIL = ""
 _CONFIGS: tuple[tuple[str, str, str, int, int, int, int, str], ...] = (
-    ("offset-max", "C2", "at offset 2**32 - 1", 0xFFFFFFFF, 8, 0, 8, _MUST_FAIL),
-    ("wrap", "C2", "whose offset and size wrap", 0xFFFFFFF8, 16, 0, 16, _MUST_FAIL),
-    ("wrap-to-little", "C2", "whose size and offset sum to 8", 0xFFFFFFFF, 9, 0, 9, _MUST_FAIL),
-    ("beyond", "C2", "behind the end of any such space", 4096, 8, 0, 8, _MUST_FAIL),
-    ("size-zero", "C1", "of no bytes", 0, 0, 0, 0, "no byte of it is wrong"),
-    ("size-max", "C1", "that says 2**32 - 1 bytes and has 8", 0, 0xFFFFFFFF, 0, 8, _MUST_FAIL),
-    ("size-more", "C1", "that says 256 bytes and has 8", 0, 256, 0, 8, _MUST_FAIL),
-    ("size-less", "C1", "that says 8 bytes and has 64", 0, 8, 0, 64, "the rest has no meaning"),
-    ("largest", "C1", "of 4096 bytes", 0, 4096, 0, 4096, "a space may be so large"),
-    ("flags", "C3", "with flags of 7", 0, 8, 7, 8, "only SET_CONFIG has to look at flags"),
+    ("offset-max", "vhost-user: configuration space", "at offset 2**32 - 1", 0xFFFFFFFF, 8, 0, 8, _MUST_FAIL),
+    ("wrap", "vhost-user: configuration space", "whose offset and size wrap", 0xFFFFFFF8, 16, 0, 16, _MUST_FAIL),
+    (
+        "wrap-to-little",
+        "vhost-user: configuration space",
+        "whose size and offset sum to 8",
+        0xFFFFFFFF,
+        9,
+        0,
+        9,
+        _MUST_FAIL,
+    ),
+    ("beyond", "vhost-user: configuration space", "behind the end of any such space", 4096, 8, 0, 8, _MUST_FAIL),
+    ("size-zero", "vhost-user: configuration space", "of no bytes", 0, 0, 0, 0, "no byte of it is wrong"),
+    (
+        "size-max",
+        "vhost-user: configuration space",
+        "that says 2**32 - 1 bytes and has 8",
+        0,
+        0xFFFFFFFF,
+        0,
+        8,
+        _MUST_FAIL,
+    ),
+    ("size-more", "vhost-user: configuration space", "that says 256 bytes and has 8", 0, 256, 0, 8, _MUST_FAIL),
+    (
+        "size-less",
+        "vhost-user: configuration space",
+        "that says 8 bytes and has 64",
+        0,
+        8,
+        0,
+        64,
+        "the rest has no meaning",
+    ),
+    ("largest", "vhost-user: configuration space", "of 4096 bytes", 0, 4096, 0, 4096, "a space may be so large"),
+    ("flags", "vhost-user: configuration space", "with flags of 7", 0, 8, 7, 8, "only SET_CONFIG has to look at flags"),
 )
 
 
@@ -56,7 +83,7 @@ for _name, _source, _says, _offset, _size, _flags, _there, _lawful in _CONFIGS:
     config.add(f"set.{_name}", _source, f"SET_CONFIG {_says}.", _act, needs=CONFIG, lawful=_lawful_set)
 
 
-@config.attack("get.without-body", "C1", needs=CONFIG)
+@config.attack("get.without-body", "vhost-user: configuration space", needs=CONFIG)
 def get_without_body(attacker: Attacker) -> Outcome:
     """GET_CONFIG of 8 bytes whose place for them is missing."""
     return attacker.negotiate().provoke(F.GET_CONFIG, struct.pack("=III", 0, 8, 0))
@@ -80,7 +107,7 @@ for _name, _direction, _phase in (
 ):
     state.add(
         _name,
-        "S1",
+        "vhost-user: device state",
         f"SET_DEVICE_STATE_FD with direction {_direction} and phase {_phase}.",
         partial(_state, _direction, _phase),
         needs=STATE,
@@ -115,7 +142,7 @@ for _direction_ in TransferDirection:
     for _kind in ODD_FDS:
         state.add(
             f"{_direction_.name.lower()}.{_kind}",
-            "S2, S3",
+            "vhost-user: device state",
             f"SET_DEVICE_STATE_FD, {_direction_.name.lower()}, with a descriptor of this kind: {_kind}.",
             partial(_state_of_kind, _kind, _direction_),
             needs=STATE,
@@ -149,7 +176,7 @@ def _begin(attacker: Attacker, direction: TransferDirection) -> OwnedFd:
     return ours
 
 
-@state.attack("load.garbage", "S4", needs=STATE)
+@state.attack("load.garbage", "vhost-user: device state", needs=STATE)
 def load_garbage(attacker: Attacker) -> Outcome:
     """Random bytes as state, to their end, and CHECK_DEVICE_STATE."""
     with _begin(attacker, TransferDirection.LOAD) as pipe:
@@ -158,7 +185,7 @@ def load_garbage(attacker: Attacker) -> Outcome:
     return _checked(attacker, Outcome(Reaction.ACCEPTED))
 
 
-@state.attack("load.nothing", "S4", needs=STATE, lawful="a device may have no state")
+@state.attack("load.nothing", "vhost-user: device state", needs=STATE, lawful="a device may have no state")
 def load_nothing(attacker: Attacker) -> Outcome:
     """State of no bytes, and CHECK_DEVICE_STATE."""
     _begin(attacker, TransferDirection.LOAD).close()
@@ -166,7 +193,7 @@ def load_nothing(attacker: Attacker) -> Outcome:
     return _checked(attacker, Outcome(Reaction.ACCEPTED))
 
 
-@state.attack("load.without-end", "issue list: never-ending writer", needs=STATE)
+@state.attack("load.without-end", "vhost-user: device state", needs=STATE)
 def load_without_end(attacker: Attacker) -> Outcome:
     """64 MiB of state, or as much as the daemon takes, whose end never comes, and CHECK_DEVICE_STATE."""
     pipe = _begin(attacker, TransferDirection.LOAD).fileno()
@@ -183,28 +210,28 @@ def load_without_end(attacker: Attacker) -> Outcome:
     return _checked(attacker, Outcome(Reaction.ACCEPTED, f"{pieces >> 4} MiB"))
 
 
-@state.attack("load.no-end", "S3", needs=STATE)
+@state.attack("load.no-end", "vhost-user: device state", needs=STATE)
 def load_no_end(attacker: Attacker) -> Outcome:
     """A few bytes of state, no end, CHECK_DEVICE_STATE, and the front end is gone while that is waited for."""
     os.write(_begin(attacker, TransferDirection.LOAD).fileno(), b"state")
     return _checked(attacker, Outcome(Reaction.ACCEPTED))
 
 
-@state.attack("save.unread", "S3", needs=STATE, lawful="a short state fits into the pipe")
+@state.attack("save.unread", "vhost-user: device state", needs=STATE, lawful="a short state fits into the pipe")
 def save_unread(attacker: Attacker) -> Outcome:
     """State that is saved into a pipe that nobody reads, and CHECK_DEVICE_STATE."""
     _begin(attacker, TransferDirection.SAVE)
     return _checked(attacker, Outcome(Reaction.ACCEPTED))
 
 
-@state.attack("save.unreadable", "S3", needs=STATE, lawful="a device may have no state")
+@state.attack("save.unreadable", "vhost-user: device state", needs=STATE, lawful="a device may have no state")
 def save_unreadable(attacker: Attacker) -> Outcome:
     """State that is saved into a pipe whose reader closes at once, and CHECK_DEVICE_STATE: SIGPIPE."""
     _begin(attacker, TransferDirection.SAVE).close()
     return _checked(attacker, Outcome(Reaction.ACCEPTED))
 
 
-@state.attack("again-and-again", "S3", needs=STATE, lawful="a new transfer ends the one before")
+@state.attack("again-and-again", "vhost-user: device state", needs=STATE, lawful="a new transfer ends the one before")
 def state_again_and_again(attacker: Attacker) -> Outcome:
     """Fifty transfers begun, of which none ends."""
     line = attacker.negotiate()
@@ -217,7 +244,7 @@ def state_again_and_again(attacker: Attacker) -> Outcome:
     return outcome
 
 
-@state.attack("while-running", "S1", needs=STATE, lawful="the document binds the front end")
+@state.attack("while-running", "vhost-user: device state", needs=STATE, lawful="the document binds the front end")
 def state_while_running(attacker: Attacker) -> Outcome:
     """State that is saved while rings run."""
     attacker.running()
@@ -225,7 +252,7 @@ def state_while_running(attacker: Attacker) -> Outcome:
     return attacker.line.provoke(F.SET_DEVICE_STATE_FD, DeviceState(TransferDirection.SAVE), [writing.fileno()])
 
 
-@state.attack("check-first", "S4", needs=STATE, lawful="what did not begin did not fail")
+@state.attack("check-first", "vhost-user: device state", needs=STATE, lawful="what did not begin did not fail")
 def check_first(attacker: Attacker) -> Outcome:
     """CHECK_DEVICE_STATE without a transfer."""
     line = attacker.negotiate()
@@ -243,14 +270,16 @@ def _status(value: int, attacker: Attacker) -> Outcome:
 for _value in (0x100, 0xFFFFFFFF, 2**64 - 1):
     status.add(
         f"{_value:#x}",
-        "X1: the status has eight bits",
+        "virtio: the status has eight bits",
         f"SET_STATUS of {_value:#x}.",
         partial(_status, _value),
         needs=STATUS,
     )
 
 
-@status.attack("driver-ok-first", "X1", needs=STATUS, lawful="the status mirrors what the driver wrote")
+@status.attack(
+    "driver-ok-first", "vhost-user: SET_STATUS", needs=STATUS, lawful="the status mirrors what the driver wrote"
+)
 def driver_ok_first(attacker: Attacker) -> Outcome:
     """SET_STATUS of DRIVER_OK with no memory and no ring, then 0, then all bits."""
     line = attacker.negotiate()
@@ -269,7 +298,7 @@ def _mtu(value: int, attacker: Attacker) -> Outcome:
 for _value in (0, 67, 2**16, 2**64 - 1):
     status.add(
         f"mtu-{_value:#x}",
-        "K5: 68 to 65535",
+        "virtio: an MTU is 68 to 65535",
         f"NET_SET_MTU of {_value}.",
         partial(_mtu, _value),
         needs=ProtocolFeature.MTU,

@@ -43,11 +43,15 @@ def _with_flags(flags: int, attacker: Attacker) -> Outcome:
 
 
 for number in (0, 2, 3):
-    framing.add(f"version-{number}", "T1", f"A header of version {number}.", partial(_with_flags, number))
-framing.add("reply-bit", "T2", "A request with the bit of a reply.", partial(_with_flags, VERSION | REPLY))
+    framing.add(
+        f"version-{number}", "vhost-user: header", f"A header of version {number}.", partial(_with_flags, number)
+    )
+framing.add(
+    "reply-bit", "vhost-user: header", "A request with the bit of a reply.", partial(_with_flags, VERSION | REPLY)
+)
 framing.add(
     "reserved-flags",
-    "T1",
+    "vhost-user: header",
     "All flags that mean nothing are set.",
     partial(_with_flags, 0xFFFFFFF0 | VERSION),
 )
@@ -75,21 +79,21 @@ def size_negative(attacker: Attacker) -> Outcome:
     return attacker.line.wait_for_silence(attacker.patience)
 
 
-@framing.attack("payload-missing", "T4")
+@framing.attack("payload-missing", "vhost-user: messages in a stream")
 def payload_missing(attacker: Attacker) -> Outcome:
     """A header that announces eight bytes, and then silence."""
     attacker.line.send_bytes(SET_FEATURES[:12])
     return attacker.line.wait_for_silence(attacker.patience)
 
 
-@framing.attack("half-header", "T4")
+@framing.attack("half-header", "vhost-user: messages in a stream")
 def half_header(attacker: Attacker) -> Outcome:
     """Half a header, and then silence."""
     attacker.line.send_bytes(GET_FEATURES[:6])
     return attacker.line.wait_for_silence(attacker.patience)
 
 
-@framing.attack("half-header-and-gone", "T4")
+@framing.attack("half-header-and-gone", "vhost-user: messages in a stream")
 def half_header_and_gone(attacker: Attacker) -> Outcome:
     """Half a header, and the connection is closed."""
     attacker.line.send_bytes(GET_FEATURES[:6])
@@ -97,7 +101,7 @@ def half_header_and_gone(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.CLOSED, "by us")
 
 
-@framing.attack("half-payload-and-gone", "T4")
+@framing.attack("half-payload-and-gone", "vhost-user: messages in a stream")
 def half_payload_and_gone(attacker: Attacker) -> Outcome:
     """A memory table of which half is missing, its descriptor there, and the connection is closed."""
     canary = attacker.canary()
@@ -106,7 +110,7 @@ def half_payload_and_gone(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.CLOSED, "by us")
 
 
-@framing.attack("gone-before-the-answer", "T4")
+@framing.attack("gone-before-the-answer", "vhost-user: messages in a stream")
 def gone_before_the_answer(attacker: Attacker) -> Outcome:
     """A hundred questions, and the connection is closed without one answer read."""
     attacker.line.send_bytes(GET_FEATURES * 100)
@@ -114,7 +118,7 @@ def gone_before_the_answer(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.CLOSED, "by us")
 
 
-@framing.attack("deaf", "T4")
+@framing.attack("deaf", "vhost-user: messages in a stream")
 def deaf(attacker: Attacker) -> Outcome:
     """Questions without end, and no answer is read: whoever waits until one can be sent hangs."""
     line = attacker.line
@@ -129,7 +133,7 @@ def deaf(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.IGNORED)
 
 
-@framing.attack("shut-down-for-reading", "T4")
+@framing.attack("shut-down-for-reading", "vhost-user: messages in a stream")
 def shut_down_for_reading(attacker: Attacker) -> Outcome:
     """A question from a socket that is shut down for reading: the answer raises SIGPIPE."""
     attacker.line.sock.shutdown(socket.SHUT_RD)
@@ -138,7 +142,11 @@ def shut_down_for_reading(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.CLOSED, "by us")
 
 
-@framing.attack("header-in-pieces", "T3", lawful="a stream has no pieces; the document asks for no single write")
+@framing.attack(
+    "header-in-pieces",
+    "vhost-user: messages in a stream",
+    lawful="a stream has no pieces; the document asks for no single write",
+)
 def header_in_pieces(attacker: Attacker) -> Outcome:
     """A header, byte by byte."""
     try:
@@ -149,7 +157,11 @@ def header_in_pieces(attacker: Attacker) -> Outcome:
     return _is_answered(attacker.line)
 
 
-@framing.attack("payload-in-pieces", "T3", lawful="a stream has no pieces; the document asks for no single write")
+@framing.attack(
+    "payload-in-pieces",
+    "vhost-user: messages in a stream",
+    lawful="a stream has no pieces; the document asks for no single write",
+)
 def payload_in_pieces(attacker: Attacker) -> Outcome:
     """A payload, byte by byte."""
     try:
@@ -160,7 +172,7 @@ def payload_in_pieces(attacker: Attacker) -> Outcome:
     return attacker.line.judge(F.SET_FEATURES)
 
 
-@framing.attack("fds-late", "T3")
+@framing.attack("fds-late", "vhost-user: messages in a stream")
 def fds_late(attacker: Attacker) -> Outcome:
     """A memory table whose descriptor rides on the payload, and not on the header."""
     canary = attacker.canary()
@@ -250,7 +262,7 @@ def random_messages(attacker: Attacker) -> Outcome:
 _SIZES = (0, 8, 8, 8, 16, 20, 24, 32, 40, 40, 72, 268)
 
 
-@framing.attack("a-thousand-connects", "issue list")
+@framing.attack("a-thousand-connects", "many connections")
 def a_thousand_connects(attacker: Attacker) -> Outcome:
     """A thousand connections, one after the other, none of which says anything."""
     attacker.line.close()
@@ -258,7 +270,7 @@ def a_thousand_connects(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.CLOSED, f"by us, {made} times")
 
 
-@framing.attack("two-hundred-at-once", "issue list")
+@framing.attack("two-hundred-at-once", "many connections")
 def two_hundred_at_once(attacker: Attacker) -> Outcome:
     """Two hundred connections held open, or as many as the daemon's backlog takes."""
     made = _connect_many(attacker, OPEN_AT_ONCE, keep=True)

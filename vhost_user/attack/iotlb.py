@@ -55,18 +55,48 @@ def _sent(entry: tuple[int, int, int | None, int, int], attacker: Attacker) -> O
 
 
 _ENTRIES: tuple[tuple[str, str, str, tuple[int, int, int | None, int, int], str], ...] = (
-    ("type-zero", "K2", "of type 0", (0, 4096, None, 3, 0), ""),
-    ("type-max", "K2", "of type 255", (0, 4096, None, 3, 255), ""),
-    ("miss", "K3", "that is a miss, which only a back end has", (0, 4096, None, 3, IotlbType.MISS), ""),
-    ("perm-max", "K2", "with permission 255", (0, 4096, None, 255, UPDATE), ""),
-    ("size-zero", "K2", "of no bytes", (0, 0, None, 3, UPDATE), "some front ends mean 2**64 bytes by it"),
-    ("size-max", "K2", "of 2**64 - 1 bytes", (0, _U64 - 1, None, 3, UPDATE), ""),
-    ("iova-wrap", "K2", "whose IOVAs wrap", (_U64 - 4096, 8192, None, 3, UPDATE), ""),
-    ("user-wrap", "K2", "whose user addresses wrap", (0, 8192, _U64 - 4096, 3, UPDATE), ""),
-    ("outside", "K2", "to where no memory is", (0, 4096, 1 << 40, 3, UPDATE), "it is looked at when it is used"),
-    ("past-end", "K2", "that ends behind memory", (0, 2 * WINDOW, None, 3, UPDATE), "it is looked at when it is used"),
-    ("invalidate-unknown", "K2", "that invalidates what is not there", (1 << 50, 4096, 0, 0, INVALIDATE), "it is gone"),
-    ("invalidate-all", "K2", "that invalidates everything", (0, _U64 - 1, 0, 0, INVALIDATE), "then nothing is there"),
+    ("type-zero", "vhost-user: IOTLB", "of type 0", (0, 4096, None, 3, 0), ""),
+    ("type-max", "vhost-user: IOTLB", "of type 255", (0, 4096, None, 3, 255), ""),
+    ("miss", "vhost-user: IOTLB", "that is a miss, which only a back end has", (0, 4096, None, 3, IotlbType.MISS), ""),
+    ("perm-max", "vhost-user: IOTLB", "with permission 255", (0, 4096, None, 255, UPDATE), ""),
+    (
+        "size-zero",
+        "vhost-user: IOTLB",
+        "of no bytes",
+        (0, 0, None, 3, UPDATE),
+        "some front ends mean 2**64 bytes by it",
+    ),
+    ("size-max", "vhost-user: IOTLB", "of 2**64 - 1 bytes", (0, _U64 - 1, None, 3, UPDATE), ""),
+    ("iova-wrap", "vhost-user: IOTLB", "whose IOVAs wrap", (_U64 - 4096, 8192, None, 3, UPDATE), ""),
+    ("user-wrap", "vhost-user: IOTLB", "whose user addresses wrap", (0, 8192, _U64 - 4096, 3, UPDATE), ""),
+    (
+        "outside",
+        "vhost-user: IOTLB",
+        "to where no memory is",
+        (0, 4096, 1 << 40, 3, UPDATE),
+        "it is looked at when it is used",
+    ),
+    (
+        "past-end",
+        "vhost-user: IOTLB",
+        "that ends behind memory",
+        (0, 2 * WINDOW, None, 3, UPDATE),
+        "it is looked at when it is used",
+    ),
+    (
+        "invalidate-unknown",
+        "vhost-user: IOTLB",
+        "that invalidates what is not there",
+        (1 << 50, 4096, 0, 0, INVALIDATE),
+        "it is gone",
+    ),
+    (
+        "invalidate-all",
+        "vhost-user: IOTLB",
+        "that invalidates everything",
+        (0, _U64 - 1, 0, 0, INVALIDATE),
+        "then nothing is there",
+    ),
 )
 
 for _name, _source, _says, _values, _lawful in _ENTRIES:
@@ -103,20 +133,20 @@ def _kicked(attacker: Attacker, canary: Canary, entries: Sequence[bytes], later:
     return Outcome(Reaction.IGNORED, f"{sum(ring.used() for ring in rings)} chains came back, the rings stopped")
 
 
-@iotlb.attack("never-answered", "K3", needs=_NEEDS, virtio=_IOMMU)
+@iotlb.attack("never-answered", "vhost-user: IOTLB", needs=_NEEDS, virtio=_IOMMU)
 def never_answered(attacker: Attacker) -> Outcome:
     """Rings that are started and kicked, and none of whose translations ever comes."""
     return _kicked(attacker, _behind(attacker), [])
 
 
-@iotlb.attack("rings-only", "K3", needs=_NEEDS, virtio=_IOMMU)
+@iotlb.attack("rings-only", "vhost-user: IOTLB", needs=_NEEDS, virtio=_IOMMU)
 def rings_only(attacker: Attacker) -> Outcome:
     """The rings are translated, the buffers never."""
     canary = _behind(attacker)
     return _kicked(attacker, canary, [_entry(canary.user, canary.window, canary.user)])
 
 
-@iotlb.attack("taken-away", "K2", needs=_NEEDS, virtio=_IOMMU)
+@iotlb.attack("taken-away", "vhost-user: IOTLB", needs=_NEEDS, virtio=_IOMMU)
 def taken_away(attacker: Attacker) -> Outcome:
     """All translations are invalidated while rings run."""
     canary = _behind(attacker)
@@ -125,7 +155,7 @@ def taken_away(attacker: Attacker) -> Outcome:
     return _kicked(attacker, canary, all_of_it, gone)
 
 
-@iotlb.attack("read-only-rings", "K2", needs=_NEEDS, virtio=_IOMMU)
+@iotlb.attack("read-only-rings", "vhost-user: IOTLB", needs=_NEEDS, virtio=_IOMMU)
 def read_only_rings(attacker: Attacker) -> Outcome:
     """Everything is translated for reading alone, the used ring too."""
     canary = _behind(attacker)
@@ -133,7 +163,13 @@ def read_only_rings(attacker: Attacker) -> Outcome:
     return _kicked(attacker, canary, entries)
 
 
-@iotlb.attack("without-end", "K4", lawful="it may keep as many as it likes, within bounds", needs=_NEEDS, virtio=_IOMMU)
+@iotlb.attack(
+    "without-end",
+    "vhost-user: IOTLB",
+    lawful="it may keep as many as it likes, within bounds",
+    needs=_NEEDS,
+    virtio=_IOMMU,
+)
 def without_end(attacker: Attacker) -> Outcome:
     """20,000 translations of a page each, no two of which touch."""
     canary = _behind(attacker)
@@ -149,7 +185,13 @@ def without_end(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.REFUSED, f"{refused} of them") if refused else Outcome(Reaction.ACCEPTED)
 
 
-@iotlb.attack("without-a-channel", "K3", lawful="without a channel nothing is asked for", needs=_NEEDS, virtio=_IOMMU)
+@iotlb.attack(
+    "without-a-channel",
+    "vhost-user: IOTLB",
+    lawful="without a channel nothing is asked for",
+    needs=_NEEDS,
+    virtio=_IOMMU,
+)
 def without_a_channel(attacker: Attacker) -> Outcome:
     """IOMMU_PLATFORM is acked, and there is no channel to ask for translations on."""
     try:

@@ -81,7 +81,7 @@ def swapped_under_ring(attacker: Attacker) -> Outcome:
     return _then(attacker, rings, attacker.line.provoke(F.SET_MEM_TABLE, MemoryTable((new.region(),)), [new.fd]))
 
 
-@content.attack("memory.truncated", "issue: a truncated file must not kill")
+@content.attack("memory.truncated", "a truncated file must not kill")
 def truncated(attacker: Attacker) -> Outcome:
     """The file is truncated under rings that run, and they are kicked."""
     rings = _busy(attacker)
@@ -89,7 +89,7 @@ def truncated(attacker: Attacker) -> Outcome:
     return attacker.kick(*rings)
 
 
-@content.attack("memory.truncated-before-start", "issue: a truncated file must not kill")
+@content.attack("memory.truncated-before-start", "a truncated file must not kill")
 def truncated_before_start(attacker: Attacker) -> Outcome:
     """The file is truncated after it was shared, and rings are started in it."""
     canary = attacker.negotiated_memory()
@@ -102,7 +102,7 @@ def truncated_before_start(attacker: Attacker) -> Outcome:
     return attacker.kick(*rings)
 
 
-@content.attack("memory.truncated-then-gone", "issue: a truncated file must not kill")
+@content.attack("memory.truncated-then-gone", "a truncated file must not kill")
 def truncated_then_gone(attacker: Attacker) -> Outcome:
     """The file is truncated under rings that run, and the front end closes without a kick."""
     _busy(attacker)

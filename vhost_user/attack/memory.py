@@ -1,6 +1,6 @@
 """Attacks by what is shared: regions that overlap, wrap, lie beyond their file, are no memory, or go away.
 
-Where the document leaves a case open (M16), a back end may refuse it or take it, as long as nothing breaks. To say yes
+Where the document leaves a case open, a back end may refuse it or take it, as long as nothing breaks. To say yes
 to memory that is not there is a lie that the guest will pay for, so that is not lawful.
 """
 
@@ -22,7 +22,7 @@ F = FrontendRequest
 SLOTS = ProtocolFeature.CONFIGURE_MEM_SLOTS
 memory = Theme("memory")
 
-_GAP = "M16"
+_GAP = "left open by vhost-user"
 _U64 = 2**64
 
 
@@ -47,34 +47,36 @@ def neighbours(attacker: Attacker, number: int) -> list[Canary]:
 # Counts.
 
 
-@memory.attack("fewer-fds", "CVE-2019-14818, M4")
+@memory.attack("fewer-fds", "CVE-2019-14818")
 def fewer_fds(attacker: Attacker) -> Outcome:
     """A table of two regions with one descriptor."""
     one, two = neighbours(attacker, 2)
     return set_table(attacker, [one.region(), two.region()], [one.fd])
 
 
-@memory.attack("more-fds", "CVE-2022-0669, M4", lawful="what is there is complete; the surplus has to be closed")
+@memory.attack("more-fds", "CVE-2022-0669", lawful="what is there is complete; the surplus has to be closed")
 def more_fds(attacker: Attacker) -> Outcome:
     """A table of one region with eight descriptors."""
     canary = attacker.canary()
     return set_table(attacker, [canary.region()], [canary.fd] * 8)
 
 
-@memory.attack("no-fds", "M4")
+@memory.attack("no-fds", "vhost-user: memory table")
 def no_fds(attacker: Attacker) -> Outcome:
     """A table of one region without a descriptor."""
     return set_table(attacker, [attacker.canary().region()], [])
 
 
-@memory.attack("nine-regions", "M4")
+@memory.attack("nine-regions", "vhost-user: memory table")
 def nine_regions(attacker: Attacker) -> Outcome:
     """A table of nine regions, with eight descriptors, which is as many as a message carries."""
     nine = neighbours(attacker, 9)
     return set_table(attacker, [canary.region() for canary in nine], [canary.fd for canary in nine][:8])
 
 
-@memory.attack("nine-regions-nine-fds", "M4", lawful="the document has room for eight, and no rule for nine")
+@memory.attack(
+    "nine-regions-nine-fds", "vhost-user: memory table", lawful="the document has room for eight, and no rule for nine"
+)
 def nine_regions_nine_fds(attacker: Attacker) -> Outcome:
     """A table of nine regions, with nine descriptors."""
     nine = neighbours(attacker, 9)
@@ -95,7 +97,7 @@ def count_max(attacker: Attacker) -> Outcome:
     return set_table(attacker, [canary.region()], [canary.fd], count=0xFFFFFFFF)
 
 
-@memory.attack("empty-table", "M4", lawful="a table without regions is a table")
+@memory.attack("empty-table", "vhost-user: memory table", lawful="a table without regions is a table")
 def empty_table(attacker: Attacker) -> Outcome:
     """A table without regions, with a descriptor."""
     return set_table(attacker, [], [attacker.canary().fd])
@@ -113,14 +115,14 @@ _IMPOSSIBLE: tuple[tuple[str, str, str, Change, str], ...] = (
     ("user-wrap", _GAP, "User addresses that wrap.", lambda canary: canary.region(user=_U64 - 4096), ""),
     (
         "offset-wrap",
-        "CVE-2020-10722, M16",
+        "CVE-2020-10722",
         "An offset that wraps with the size.",
         lambda canary: canary.region(offset=_U64 - 4096),
         "",
     ),
     (
         "offset-wrap-to-little",
-        "CVE-2020-10722, M16",
+        "CVE-2020-10722",
         "Offset and size whose sum is one page.",
         lambda canary: canary.region(size=_U64 - 64 * KIB, offset=64 * KIB + 4096),
         "",
@@ -184,14 +186,14 @@ for _kind in ODD_FDS:
     _mappable = {"file": "a file can be mapped", "zero": "the device can be mapped"}
     memory.add(
         f"fd.{_kind}",
-        "SPDK#2852, M16",
+        "SPDK#2852",
         f"A region whose descriptor is of this kind: {_kind}.",
         partial(_of_kind, _kind),
         lawful=_mappable.get(_kind, ""),
     )
 
 
-@memory.attack("fd.read-only", "SPDK#2852, M16")
+@memory.attack("fd.read-only", "SPDK#2852")
 def fd_read_only(attacker: Attacker) -> Outcome:
     """A region whose file can't be written."""
     canary = attacker.canary()
@@ -202,7 +204,7 @@ def fd_read_only(attacker: Attacker) -> Outcome:
         os.close(fd)
 
 
-@memory.attack("fd.write-sealed", "SPDK#2852, M16")
+@memory.attack("fd.write-sealed", "SPDK#2852")
 def fd_write_sealed(attacker: Attacker) -> Outcome:
     """A region of a memfd that is sealed against writing."""
     canary = attacker.canary()

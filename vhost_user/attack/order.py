@@ -35,14 +35,20 @@ _UNOFFERED_PROTOCOL = 1 << 60
 _RING_PACKED = 1 << 34
 
 
-@order.attack("unoffered-features", "N9", lawful="the document does not say what a back end does about such bits")
+@order.attack(
+    "unoffered-features",
+    "vhost-user: feature bits",
+    lawful="the document does not say what a back end does about such bits",
+)
 def unoffered_features(attacker: Attacker) -> Outcome:
     """SET_FEATURES with a bit that was not offered."""
     line = attacker.negotiate(set_features=False)
     return line.provoke(F.SET_FEATURES, U64(attacker.offer.features | _UNOFFERED_VIRTIO))
 
 
-@order.attack("all-features", "N9", lawful="the document does not say what a back end does about such bits")
+@order.attack(
+    "all-features", "vhost-user: feature bits", lawful="the document does not say what a back end does about such bits"
+)
 def all_features(attacker: Attacker) -> Outcome:
     """SET_FEATURES with all 64 bits."""
     line = attacker.negotiate(set_features=False)
@@ -50,7 +56,9 @@ def all_features(attacker: Attacker) -> Outcome:
 
 
 @order.attack(
-    "unoffered-protocol-features", "N9", lawful="the document does not say what a back end does about such bits"
+    "unoffered-protocol-features",
+    "vhost-user: feature bits",
+    lawful="the document does not say what a back end does about such bits",
 )
 def unoffered_protocol_features(attacker: Attacker) -> Outcome:
     """SET_PROTOCOL_FEATURES with a bit that was not offered, and then with all 64."""
@@ -84,7 +92,7 @@ for _request, _spec in FRONTEND_MESSAGES.items():
         if _one.needs and not _one.offered_suffices:
             order.add(
                 f"unnegotiated.{_request.name}" + (".XEN" if _one.needs is P.XEN_MMAP else ""),
-                "T6",
+                "vhost-user: unknown requests",
                 f"{_request.name}, though what it needs was offered and not acked.",
                 partial(_unnegotiated, _request, _example(_request, _one.payload.max_size()), _one.fds[0]),
                 needs=_one.needs,
@@ -93,27 +101,33 @@ for _request, _spec in FRONTEND_MESSAGES.items():
             break
 
 
-@order.attack("memory-first", "M6", lawful=LENIENT)
+@order.attack("memory-first", "vhost-user: order of messages", lawful=LENIENT)
 def memory_first(attacker: Attacker) -> Outcome:
     """SET_MEM_TABLE as the first message."""
     canary = attacker.canary()
     return attacker.line.provoke(F.SET_MEM_TABLE, MemoryTable((canary.region(),)), [canary.fd])
 
 
-@order.attack("add-region-first", "M6", needs=P.CONFIGURE_MEM_SLOTS, lawful=LENIENT)
+@order.attack("add-region-first", "vhost-user: order of messages", needs=P.CONFIGURE_MEM_SLOTS, lawful=LENIENT)
 def add_region_first(attacker: Attacker) -> Outcome:
     """ADD_MEM_REG as the first message."""
     canary = attacker.canary()
     return attacker.line.provoke(F.ADD_MEM_REG, SingleMemoryRegion(canary.region()), [canary.fd])
 
 
-@order.attack("kick-first", "R5", lawful="the descriptor is kept until the ring can be started")
+@order.attack(
+    "kick-first", "vhost-user: start and stop of rings", lawful="the descriptor is kept until the ring can be started"
+)
 def kick_first(attacker: Attacker) -> Outcome:
     """SET_VRING_KICK before anything is known of the ring."""
     return attacker.negotiate().provoke(F.SET_VRING_KICK, U64(0), [attacker.odd_fd("eventfd")])
 
 
-@order.attack("kick-without-addresses", "R5", lawful="the descriptor is kept until the ring can be started")
+@order.attack(
+    "kick-without-addresses",
+    "vhost-user: start and stop of rings",
+    lawful="the descriptor is kept until the ring can be started",
+)
 def kick_without_addresses(attacker: Attacker) -> Outcome:
     """SET_VRING_KICK, and the kick itself, with memory and a size, but no addresses."""
     attacker.negotiated_memory()
@@ -125,7 +139,9 @@ def kick_without_addresses(attacker: Attacker) -> Outcome:
     return outcome if outcome.reaction is Reaction.CLOSED else _kicked(attacker, kick, outcome)
 
 
-@order.attack("kick-without-memory", "R5", lawful="addresses are looked at when the ring is used")
+@order.attack(
+    "kick-without-memory", "vhost-user: start and stop of rings", lawful="addresses are looked at when the ring is used"
+)
 def kick_without_memory(attacker: Attacker) -> Outcome:
     """A ring with size, addresses and kick, and no memory at all."""
     attacker.negotiate()
@@ -151,7 +167,7 @@ def _kicked(attacker: Attacker, kick: int, before: Outcome) -> Outcome:
     return ended if ended.reaction is Reaction.CLOSED else before
 
 
-@order.attack("get-base-of-no-ring", "R11", lawful="a ring that never ran is stopped, at 0")
+@order.attack("get-base-of-no-ring", "vhost-user: GET_VRING_BASE", lawful="a ring that never ran is stopped, at 0")
 def get_base_of_no_ring(attacker: Attacker) -> Outcome:
     """GET_VRING_BASE of a ring that never ran, ten times."""
     line = attacker.negotiate()
@@ -163,7 +179,9 @@ def get_base_of_no_ring(attacker: Attacker) -> Outcome:
     return outcome
 
 
-@order.attack("enable-before-features", "R14", lawful="enabling is remembered until the ring is started")
+@order.attack(
+    "enable-before-features", "vhost-user: SET_VRING_ENABLE", lawful="enabling is remembered until the ring is started"
+)
 def enable_before_features(attacker: Attacker) -> Outcome:
     """SET_VRING_ENABLE before SET_FEATURES."""
     return attacker.negotiate(set_features=False).provoke(F.SET_VRING_ENABLE, VringState(0, 1))
@@ -181,7 +199,7 @@ def _while_running(request: FrontendRequest, payload: Payload | bytes, attacker:
     return after if after.reaction is Reaction.CLOSED else outcome
 
 
-_CHANGES = "some configuration may change while rings run (R8)"
+_CHANGES = "some configuration may change while rings run"
 for _name, _request_, _payload in (
     ("num", F.SET_VRING_NUM, VringState(0, 32768)),
     ("base", F.SET_VRING_BASE, VringState(0, 0x8000)),
@@ -194,7 +212,7 @@ for _name, _request_, _payload in (
     _body: Payload | bytes = b"" if _request_ in {F.SET_OWNER, F.RESET_OWNER} else _payload
     order.add(
         f"running.{_name}",
-        "R8",
+        "vhost-user: changes while rings run",
         f"{_request_.name} while rings run, and a request in the ring after it.",
         partial(_while_running, _request_, _body),
         lawful=_CHANGES,
@@ -202,7 +220,9 @@ for _name, _request_, _payload in (
     )
 
 
-@order.attack("reset-while-running", "X2", needs=P.RESET_DEVICE, lawful="it is what a reset is for")
+@order.attack(
+    "reset-while-running", "vhost-user: RESET_DEVICE", needs=P.RESET_DEVICE, lawful="it is what a reset is for"
+)
 def reset_while_running(attacker: Attacker) -> Outcome:
     """RESET_DEVICE with a request in the ring, twice, and kicks after it."""
     _, rings = attacker.running(HARMLESS)
@@ -218,7 +238,7 @@ def reset_while_running(attacker: Attacker) -> Outcome:
     return after if after.reaction is Reaction.CLOSED else outcome
 
 
-@order.attack("stop-twice", "R5", lawful="a stopped ring is stopped")
+@order.attack("stop-twice", "vhost-user: start and stop of rings", lawful="a stopped ring is stopped")
 def stop_twice(attacker: Attacker) -> Outcome:
     """A ring that runs is stopped three times, and kicked when it is stopped."""
     _, rings = attacker.running()
@@ -229,19 +249,21 @@ def stop_twice(attacker: Attacker) -> Outcome:
     return line.provoke(F.GET_VRING_BASE, VringState(0, 0))
 
 
-@order.attack("postcopy-listen-first", "P2", needs=P.PAGEFAULT)
+@order.attack("postcopy-listen-first", "vhost-user: postcopy", needs=P.PAGEFAULT)
 def postcopy_listen_first(attacker: Attacker) -> Outcome:
     """POSTCOPY_LISTEN without POSTCOPY_ADVISE."""
     return attacker.negotiate(HARMLESS | P.PAGEFAULT).provoke(F.POSTCOPY_LISTEN)
 
 
-@order.attack("postcopy-end-first", "P6", needs=P.PAGEFAULT, lawful="what did not begin has ended")
+@order.attack("postcopy-end-first", "vhost-user: postcopy", needs=P.PAGEFAULT, lawful="what did not begin has ended")
 def postcopy_end_first(attacker: Attacker) -> Outcome:
     """POSTCOPY_END without what goes before it."""
     return attacker.negotiate(HARMLESS | P.PAGEFAULT).provoke(F.POSTCOPY_END)
 
 
-@order.attack("postcopy-advise-again", "P1", needs=P.PAGEFAULT, lawful="each time there is one userfaultfd")
+@order.attack(
+    "postcopy-advise-again", "vhost-user: postcopy", needs=P.PAGEFAULT, lawful="each time there is one userfaultfd"
+)
 def postcopy_advise_again(attacker: Attacker) -> Outcome:
     """POSTCOPY_ADVISE a hundred times: each one before has a descriptor to close."""
     line = attacker.negotiate(HARMLESS | P.PAGEFAULT)
@@ -255,7 +277,7 @@ def postcopy_advise_again(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.ACCEPTED)
 
 
-@order.attack("postcopy-without-faults", "P3, P4", needs=P.PAGEFAULT, lawful="it is the regular sequence")
+@order.attack("postcopy-without-faults", "vhost-user: postcopy", needs=P.PAGEFAULT, lawful="it is the regular sequence")
 def postcopy_without_faults(attacker: Attacker) -> Outcome:
     """Postcopy up to the memory table, whose acknowledgement never comes; then the front end is gone."""
     line = attacker.negotiate(HARMLESS | P.PAGEFAULT)

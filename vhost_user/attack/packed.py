@@ -112,7 +112,7 @@ _FILLS: tuple[tuple[str, str, Fill, int], ...] = (
 for _name, _says, _fill, _virtio in _FILLS:
     packed.add(
         _name,
-        "issue list: ring lies, packed",
+        "virtio: packed rings",
         _says,
         partial(_run, _fill, _virtio),
         virtio=RING_PACKED | _virtio,

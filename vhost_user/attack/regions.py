@@ -34,7 +34,11 @@ def _added(attacker: Attacker) -> Canary:
     return canary
 
 
-for _name, _source, _fds in (("none", "CVE-2019-14818, M8", 0), ("two", "CVE-2022-0669, M8", 2), ("eight", "M8", 8)):
+for _name, _source, _fds in (
+    ("none", "CVE-2019-14818", 0),
+    ("two", "CVE-2022-0669", 2),
+    ("eight", "vhost-user: ADD_MEM_REG", 8),
+):
 
     def _add_with_fds(number: int, attacker: Attacker) -> Outcome:
         canary = attacker.canary()
@@ -46,15 +50,25 @@ for _name, _source, _fds in (("none", "CVE-2019-14818, M8", 0), ("two", "CVE-202
     )
 
 _OVERLAPS: tuple[tuple[str, str, str, dict[str, int]], ...] = (
-    ("duplicate", "M1", "the same region again", {}),
+    ("duplicate", "vhost-user: regions", "the same region again", {}),
     (
         "guest",
-        "M1",
+        "vhost-user: regions",
         "a region that overlaps another's guest addresses",
         {"guest": GUEST + WINDOW // 2, "user": 1 << 40},
     ),
-    ("user", "M2", "a region that overlaps one in user addresses", {"guest": 1 << 40, "user": USER + WINDOW // 2}),
-    ("around", "M1", "a region around another one", {"guest": GUEST - 4096, "user": 1 << 40, "offset": 0}),
+    (
+        "user",
+        "vhost-user: regions",
+        "a region that overlaps one in user addresses",
+        {"guest": 1 << 40, "user": USER + WINDOW // 2},
+    ),
+    (
+        "around",
+        "vhost-user: regions",
+        "a region around another one",
+        {"guest": GUEST - 4096, "user": 1 << 40, "offset": 0},
+    ),
 )
 
 
@@ -75,7 +89,7 @@ for _name, _source, _says, _where in _OVERLAPS:
     memory.add(f"table.overlap-{_name}", _source, f"A table with {_says}.", partial(_table_overlapping, _where))
 
 
-@memory.attack("add.too-many", "issue list: more regions than the advertised maximum", needs=SLOTS)
+@memory.attack("add.too-many", "vhost-user: GET_MAX_MEM_SLOTS", needs=SLOTS)
 def too_many(attacker: Attacker) -> Outcome:
     """One region more than GET_MAX_MEM_SLOTS says, and sixteen more than that."""
     slots, line = attacker.offer.slots, attacker.negotiate()
@@ -127,7 +141,7 @@ def table_again_and_again(attacker: Attacker) -> Outcome:
     return Outcome(Reaction.ACCEPTED)
 
 
-@memory.attack("table-over-added", "M16", needs=SLOTS, lawful="a table replaces what there was")
+@memory.attack("table-over-added", "left open by vhost-user", needs=SLOTS, lawful="a table replaces what there was")
 def table_over_added(attacker: Attacker) -> Outcome:
     """Regions by ADD_MEM_REG, then a table of one of them, then the other is removed."""
     canary = _added(attacker)
@@ -140,15 +154,15 @@ def table_over_added(attacker: Attacker) -> Outcome:
 # REM_MEM_REG.
 
 _OTHERS = (
-    ("unknown", "M10, M16", "that was never added", {"guest": GUEST + 4 * WINDOW}, ""),
-    ("other-size", "M10, M16", "with another size", {"size": WINDOW - 4096}, ""),
-    ("other-user", "M10, M16", "with another user address", {"user": USER + 4096}, ""),
+    ("unknown", "vhost-user: REM_MEM_REG", "that was never added", {"guest": GUEST + 4 * WINDOW}, ""),
+    ("other-size", "vhost-user: REM_MEM_REG", "with another size", {"size": WINDOW - 4096}, ""),
+    ("other-user", "vhost-user: REM_MEM_REG", "with another user address", {"user": USER + 4096}, ""),
     (
         "other-offset",
         "QEMU 8d19371593 (mmap_offset not initialised)",
         "with another offset",
         {"offset": 0xA7A7A7A7A7A7A7A7},
-        "the offset is no part of a region's name (M10)",
+        "the offset is no part of a region's name",
     ),
 )
 
@@ -163,7 +177,7 @@ for _name, _source, _says, _where, _lawful in _OTHERS:
     memory.add(f"remove.{_name}", _source, f"REM_MEM_REG of a region {_says}.", _act, needs=SLOTS, lawful=_lawful)
 
 
-@memory.attack("remove.twice", "M10, M16", needs=SLOTS)
+@memory.attack("remove.twice", "vhost-user: REM_MEM_REG", needs=SLOTS)
 def remove_twice(attacker: Attacker) -> Outcome:
     """A region removed twice."""
     canary = _added(attacker)
@@ -172,16 +186,14 @@ def remove_twice(attacker: Attacker) -> Outcome:
     return _remove(attacker, canary.region())
 
 
-@memory.attack(
-    "remove.with-fd", "QEMU a81d8d4a72, M13", needs=SLOTS, lawful="one descriptor may come, and is closed (M12)"
-)
+@memory.attack("remove.with-fd", "QEMU a81d8d4a72", needs=SLOTS, lawful="one descriptor may come, and is closed")
 def remove_with_fd(attacker: Attacker) -> Outcome:
     """REM_MEM_REG with a descriptor."""
     canary = _added(attacker)
     return _remove(attacker, canary.region(), canary.fd)
 
 
-@memory.attack("remove.with-eight-fds", "QEMU a81d8d4a72, M12", needs=SLOTS)
+@memory.attack("remove.with-eight-fds", "QEMU a81d8d4a72", needs=SLOTS)
 def remove_with_eight_fds(attacker: Attacker) -> Outcome:
     """REM_MEM_REG with eight descriptors."""
     canary = _added(attacker)
@@ -190,7 +202,7 @@ def remove_with_eight_fds(attacker: Attacker) -> Outcome:
 
 @memory.attack(
     "remove.in-between",
-    "M10",
+    "vhost-user: REM_MEM_REG",
     needs=SLOTS,
     lawful="nothing is wrong with it; the others have to stay where they are",
 )

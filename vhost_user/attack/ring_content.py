@@ -59,32 +59,32 @@ def _index(index: int, ring: HostileRing) -> None:
 for _index_ in (SIZE + 1, 0x8000, 0xFFFF):
     content.add(
         f"avail-index-{_index_:#x}",
-        "issue list: ring index lies",
+        "virtio: ring indices",
         f"An available index of {_index_} at once, in a ring of {SIZE}.",
         partial(_run, partial(_index, _index_), 0),
     )
 
 
-@_fill("avail-index-back", "issue list: ring index lies")
+@_fill("avail-index-back", "virtio: ring indices")
 def avail_index_back(ring: HostileRing) -> None:
     """An available index that is one behind where the ring began."""
     ring.offer(index=-1)
 
 
-@_fill("head-out-of-range", "issue list: ring index lies")
+@_fill("head-out-of-range", "virtio: ring indices")
 def head_out_of_range(ring: HostileRing) -> None:
     """Heads beyond the descriptor table: its size, and 65535."""
     ring.offer(SIZE, 0xFFFF)
 
 
-@_fill("same-head-everywhere", "issue list: ring index lies")
+@_fill("same-head-everywhere", "virtio: ring indices")
 def same_head_everywhere(ring: HostileRing) -> None:
     """A full ring whose entries are all the same chain."""
     ring.request()
     ring.offer(*[0] * SIZE)
 
 
-@_fill("used-index-set", "issue list: ring index lies")
+@_fill("used-index-set", "virtio: ring indices")
 def used_index_set(ring: HostileRing) -> None:
     """A used index that the driver writes, as if the device had."""
     ring.canary.write(ring.at + USED + 2, b"\xff\x7f")
@@ -95,14 +95,14 @@ def used_index_set(ring: HostileRing) -> None:
 # Chains.
 
 
-@_fill("loop-of-one", "issue list: descriptor loops")
+@_fill("loop-of-one", "virtio: chains have an end")
 def loop_of_one(ring: HostileRing) -> None:
     """A descriptor whose next one is itself."""
     ring.describe(0, ring.guest(), 64, NEXT, 0)
     ring.offer(0)
 
 
-@_fill("loop-of-two", "issue list: descriptor loops")
+@_fill("loop-of-two", "virtio: chains have an end")
 def loop_of_two(ring: HostileRing) -> None:
     """Two descriptors that go round, to be written."""
     ring.describe(0, ring.guest(), 64, NEXT | WRITE, 1)
@@ -110,7 +110,7 @@ def loop_of_two(ring: HostileRing) -> None:
     ring.offer(0)
 
 
-@_fill("loop-of-all", "issue list: descriptor loops")
+@_fill("loop-of-all", "virtio: chains have an end")
 def loop_of_all(ring: HostileRing) -> None:
     """All descriptors of the ring, one after the other, round and round."""
     for slot in range(SIZE):
@@ -118,7 +118,7 @@ def loop_of_all(ring: HostileRing) -> None:
     ring.offer(0)
 
 
-@_fill("next-out-of-range", "issue list: ring index lies")
+@_fill("next-out-of-range", "virtio: ring indices")
 def next_out_of_range(ring: HostileRing) -> None:
     """A chain that goes on beyond the descriptor table."""
     ring.describe(0, ring.guest(), 64, NEXT, 0xFFFF)
@@ -183,7 +183,7 @@ for _name, _says, _where, _size in _BUFFERS:
     )
 
 
-@_fill("buffer.many-of-max-length", "issue list: huge lengths")
+@_fill("buffer.many-of-max-length", "virtio: lengths of buffers")
 def many_of_max_length(ring: HostileRing) -> None:
     """A chain of 64 buffers of 2**32 - 1 bytes: their sum is beyond 32 bits."""
     for slot in range(SIZE):
@@ -232,7 +232,7 @@ def _indirect(name: str, source: str) -> Callable[[Fill], Fill]:
     return _fill(f"indirect.{name}", source, virtio=RING_INDIRECT_DESC)
 
 
-@_indirect("loop", "issue list: indirect loops")
+@_indirect("loop", "virtio: chains have an end")
 def indirect_loop(ring: HostileRing) -> None:
     """An indirect table whose descriptors go round."""
     ring.describe_in_table(_TABLE, (ring.guest(), 64, NEXT, 1), (ring.guest(), 64, NEXT, 0))
@@ -273,7 +273,7 @@ for _name, _says, _at, _size in (
 
     content.add(
         f"indirect.{_name}",
-        "issue list: huge lengths",
+        "virtio: lengths of buffers",
         f"An indirect table {_says}.",
         partial(_run, partial(_table, _at, _size), RING_INDIRECT_DESC),
         virtio=RING_INDIRECT_DESC,

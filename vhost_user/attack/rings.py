@@ -46,14 +46,16 @@ for _request in (*_STATES, *_DESCRIPTORS):
     for _index_ in (200, 255) if _request in _DESCRIPTORS else (200, 255, 0x7FFFFFFF, 0xFFFFFFFF):
         rings.add(
             f"{_request.name}.index-{_index_:#x}",
-            "passt's SIGSEGV of 2026, N8",
+            "passt's SIGSEGV of 2026",
             f"{_request.name} of ring {_index_}.",
             partial(_index, _request, _index_),
             lawful="" if _index_ > 0xFF else "the device may have so many rings",
         )
 
 
-@rings.attack("kick.reserved-bits", "R13", lawful="the document gives bits 9 to 63 no meaning")
+@rings.attack(
+    "kick.reserved-bits", "vhost-user: descriptors of rings", lawful="the document gives bits 9 to 63 no meaning"
+)
 def reserved_bits(attacker: Attacker) -> Outcome:
     """SET_VRING_KICK with all the bits that have no meaning, and index 0."""
     attacker.negotiated_memory()
@@ -84,7 +86,7 @@ for _num_, _lawful in _SIZES.items():
 for _num_ in (2, 0xFFFFFFFF):
     rings.add(
         f"enable-{_num_:#x}",
-        "R14",
+        "vhost-user: SET_VRING_ENABLE",
         f"SET_VRING_ENABLE with {_num_}.",
         partial(_num, F.SET_VRING_ENABLE, _num_),
         lawful="the document gives other numbers than 0 and 1 no meaning",
@@ -97,7 +99,7 @@ rings.add(
 )
 rings.add(
     "get-base-num",
-    "R9",
+    "vhost-user: GET_VRING_BASE",
     "GET_VRING_BASE with a number that should be 0.",
     partial(_num, F.GET_VRING_BASE, 0xFFFFFFFF),
     lawful="a back end has no use for the number",
@@ -143,21 +145,31 @@ def _after(first: Outcome, started: Outcome, ring: HostileRing, attacker: Attack
 _ADDRESSES: tuple[tuple[str, str, str, dict[str, int]], ...] = (
     (
         "unmapped",
-        "issue list",
+        "vhost-user: ring addresses",
         "All three parts where there is no memory.",
         {"desc": 1 << 40, "avail": 1 << 40, "used": 1 << 40},
     ),
-    ("null", "issue list", "All three parts at address 0.", {"desc": -1, "avail": -1, "used": -1}),
-    ("desc-past-end", "issue list", "Descriptors that begin in the last bytes of memory.", {"desc": WINDOW - 16}),
+    ("null", "vhost-user: ring addresses", "All three parts at address 0.", {"desc": -1, "avail": -1, "used": -1}),
+    (
+        "desc-past-end",
+        "vhost-user: ring addresses",
+        "Descriptors that begin in the last bytes of memory.",
+        {"desc": WINDOW - 16},
+    ),
     (
         "avail-past-end",
-        "issue list",
+        "vhost-user: ring addresses",
         "An available ring that begins at the end of memory.",
         {"avail": WINDOW - 4},
     ),
-    ("used-past-end", "issue list", "A used ring that begins in the last bytes of memory.", {"used": WINDOW - 8}),
-    ("desc-before", "issue list", "Descriptors that begin before memory.", {"desc": -16}),
-    ("used-before", "issue list", "A used ring that begins before memory.", {"used": -64}),
+    (
+        "used-past-end",
+        "vhost-user: ring addresses",
+        "A used ring that begins in the last bytes of memory.",
+        {"used": WINDOW - 8},
+    ),
+    ("desc-before", "vhost-user: ring addresses", "Descriptors that begin before memory.", {"desc": -16}),
+    ("used-before", "vhost-user: ring addresses", "A used ring that begins before memory.", {"used": -64}),
     ("desc-unaligned", "virtio: alignment", "Descriptors at an odd address.", {"desc": 1}),
     ("avail-unaligned", "virtio: alignment", "An available ring at an odd address.", {"avail": AVAIL + 1}),
     ("used-unaligned", "virtio: alignment", "A used ring at an odd address.", {"used": USED + 1}),
@@ -188,7 +200,7 @@ for _name, _source, _says, _where in _ADDRESSES:
     rings.add(f"address.{_name}", _source, _says, partial(_addresses, _where))
 
 
-@rings.attack("address.wrap", "issue list")
+@rings.attack("address.wrap", "vhost-user: ring addresses")
 def address_wrap(attacker: Attacker) -> Outcome:
     """Parts whose ends are beyond 2**64."""
     canary = attacker.negotiated_memory()
@@ -196,7 +208,9 @@ def address_wrap(attacker: Attacker) -> Outcome:
     return _address_attack(attacker, attacker.ring(canary), VringAddr(0, 0, high, high, high))
 
 
-@rings.attack("address.log-max", "L4", lawful="nothing is logged, so the address of the log has no meaning")
+@rings.attack(
+    "address.log-max", "vhost-user: dirty log", lawful="nothing is logged, so the address of the log has no meaning"
+)
 def address_log_max(attacker: Attacker) -> Outcome:
     """A used ring that is to be logged at 2**64 - 1, where nothing is logged."""
     canary = attacker.negotiated_memory()
@@ -204,7 +218,7 @@ def address_log_max(attacker: Attacker) -> Outcome:
     return _address_attack(attacker, ring, ring.addresses(log=_U64 - 1))
 
 
-@rings.attack("address.flags", "R8", lawful="the document gives the other bits no meaning")
+@rings.attack("address.flags", "vhost-user: ring addresses", lawful="the document gives the other bits no meaning")
 def address_flags(attacker: Attacker) -> Outcome:
     """SET_VRING_ADDR with all flags but the one that there is."""
     canary = attacker.negotiated_memory()
@@ -265,10 +279,10 @@ for _request, _short in ((F.SET_VRING_KICK, "kick"), (F.SET_VRING_CALL, "call"),
             continue
         rings.add(
             f"{_short}.{_kind}",
-            "R13, T7",
+            "vhost-user: descriptors of rings",
             f"{_request.name} with a descriptor of this kind: {_kind}.",
             partial(_descriptor, _request, _kind),
-            lawful="T7: pipes and eventfds are legal" if _kind in _USABLE else _NO_CHECK,
+            lawful="pipes and eventfds are legal" if _kind in _USABLE else _NO_CHECK,
         )
 
 
@@ -281,7 +295,7 @@ for _request, _short in ((F.SET_VRING_KICK, "kick"), (F.SET_VRING_CALL, "call"),
     for _name, _value, _fds in (("fd-missing", 0, 0), ("fd-beside-flag", 0x100, 1), ("two-fds", 0, 2)):
         rings.add(
             f"{_short}.{_name}",
-            "CVE-2022-0669, R13",
+            "CVE-2022-0669",
             f"{_request.name} with {_fds} descriptors and the flag {'set' if _value else 'clear'}.",
             partial(_wrong_count, _request, _value, _fds),
             lawful="the flag says that there is none; a surplus one has to be closed" if _value else "",
@@ -289,7 +303,9 @@ for _request, _short in ((F.SET_VRING_KICK, "kick"), (F.SET_VRING_CALL, "call"),
 
 
 @rings.attack(
-    "start-again-and-again", "R5", lawful="nothing is wrong with it; each time the last kick has to be closed"
+    "start-again-and-again",
+    "vhost-user: start and stop of rings",
+    lawful="nothing is wrong with it; each time the last kick has to be closed",
 )
 def start_again_and_again(attacker: Attacker) -> Outcome:
     """Fifty kicks and calls for rings that run, each replacing the one before; half of them wake the device."""

@@ -29,13 +29,20 @@ _ENOUGH = 64 * KIB
 _SILENT_LIE = "CVE-2020-10722 group"
 
 _LOGS: tuple[tuple[str, str, str, int, int, str], ...] = (
-    ("size-zero", "M16 for logs", "A log of no bytes.", 0, 0, ""),
+    ("size-zero", "left open by vhost-user", "A log of no bytes.", 0, 0, ""),
     ("size-max", _SILENT_LIE, "A log of 2**64 - 1 bytes.", _U64 - 1, 0, ""),
     ("offset-wrap", _SILENT_LIE, "A log whose offset and size wrap.", 8 * KIB, _U64 - 4096, ""),
     ("offset-wrap-to-little", _SILENT_LIE, "Offset and size whose sum is one page.", _U64 - 60 * KIB, 64 * KIB, ""),
     ("offset-beyond", _SILENT_LIE, "A log that begins beyond its file's end.", 4096, 1 << 30, ""),
     ("size-beyond", _SILENT_LIE, "A log that ends beyond its file's end.", 1 << 30, 0, ""),
-    ("offset-unaligned", "M16 for logs", "A log at an odd offset.", 64, 1, "the page around it can be mapped"),
+    (
+        "offset-unaligned",
+        "left open by vhost-user",
+        "A log at an odd offset.",
+        64,
+        1,
+        "the page around it can be mapped",
+    ),
 )
 
 
@@ -119,7 +126,7 @@ def double_offset(attacker: Attacker) -> Outcome:
     return attacker.kick(*rings)
 
 
-@log.attack("too-short", "L4, CVE-2020-10722 group", needs=LOG, virtio=F_LOG_ALL)
+@log.attack("too-short", "CVE-2020-10722 group", needs=LOG, virtio=F_LOG_ALL)
 def too_short(attacker: Attacker) -> Outcome:
     """A log of one page, which ends far before guest memory begins, and writes to be logged."""
     try:
@@ -137,7 +144,7 @@ def _used_beyond(address: int, attacker: Attacker) -> Outcome:
 for _name, _address in (("max", _U64 - 1), ("just-beyond", _ENOUGH * 8 * LOG_PAGE), ("wrap", _U64 - SIZE)):
     log.add(
         f"used-ring-{_name}",
-        "L4",
+        "vhost-user: dirty log",
         f"A used ring that is to be logged at {_address:#x}, where the log does not reach.",
         partial(_used_beyond, _address),
         needs=LOG,
@@ -145,7 +152,7 @@ for _name, _address in (("max", _U64 - 1), ("just-beyond", _ENOUGH * 8 * LOG_PAG
     )
 
 
-@log.attack("truncated", "issue: a truncated file must not kill", needs=LOG, virtio=F_LOG_ALL)
+@log.attack("truncated", "a truncated file must not kill", needs=LOG, virtio=F_LOG_ALL)
 def log_truncated(attacker: Attacker) -> Outcome:
     """The log's file is truncated while writes are logged in it."""
     rings, logged = _busy_with_log(attacker, _ENOUGH)
@@ -153,7 +160,11 @@ def log_truncated(attacker: Attacker) -> Outcome:
     return attacker.kick(*rings)
 
 
-@log.attack("log-fd.file", "T7", lawful="it is a hint that nobody has to give; the descriptor need not be looked at")
+@log.attack(
+    "log-fd.file",
+    "vhost-user: descriptors",
+    lawful="it is a hint that nobody has to give; the descriptor need not be looked at",
+)
 def log_fd_file(attacker: Attacker) -> Outcome:
     """SET_LOG_FD with a regular file, and then with a full eventfd that blocks, twenty times."""
     line = attacker.negotiate()
@@ -320,7 +331,7 @@ inflight.add(
 )
 inflight.add(
     "content.loops",
-    "I6",
+    "vhost-user: inflight area",
     "An area of the right version, whose last batch goes round in a circle.",
     partial(
         _started_with_area,
@@ -331,7 +342,7 @@ inflight.add(
 )
 inflight.add(
     "truncated",
-    "issue: a truncated file must not kill",
+    "a truncated file must not kill",
     "An area whose file is truncated before rings are started with it.",
     partial(_started_with_area, bytes(64), True),
     needs=INFLIGHT,
