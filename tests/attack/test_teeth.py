@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,34 @@ def test_the_command(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_command_where_nobody_listens(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([path]) == 2
     assert "a daemon has to listen there" in capsys.readouterr().err
+
+
+def test_the_command_looks_first_whether_results_can_be_written(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (f"{path}.d/results.json", str(Path(path).parent)):
+        assert main([path, "--json", place]) == 2
+        assert capsys.readouterr().err.endswith(
+            f"--json={place}: has to be a file that can be written; choose another place\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "said"),
+    [("| true", 128 + signal.SIGPIPE, ""), (">/dev/full", 2, "No space left on device\n")],
+)
+def test_an_output_that_takes_nothing_is_no_verdict(output: str, status: int, said: str) -> None:
+    run = f'"$0" -m vhost_user.attack --list {output}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", run, sys.executable], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr[-len(said) :] if said else done.stderr) == (status, said)
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_no_traceback(path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vhost_user.attack.__main__.Daemon", interrupted)
+    assert main([path]) == 128 + signal.SIGINT
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_command_lists_attacks(capsys: pytest.CaptureFixture[str]) -> None:

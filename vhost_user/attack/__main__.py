@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from vhost_user.attack.catalogue import ATTACKS, choose
 from vhost_user.attack.oracles import Daemon
 from vhost_user.attack.report import Report, as_json
 from vhost_user.attack.runner import Runner, Verdict
 from vhost_user.attack.theme import Attack
-from vhost_user.errors import FieldError
+from vhost_user.errors import FieldError, UsageError
+
+_KILLED_BY = 128
+"""The exit status for a signal is this and its number, as a shell has it."""
 
 _DESCRIPTION = """\
 Attacks the vhost-user daemon that listens at SOCKET, in every way that a front end and its guest have, and says what
@@ -31,9 +37,13 @@ verdicts:
   FAILED       it crashed, hung, leaked, or wrote where it must not
   not reached  it refused what comes before the attack proper
   not offered  it doesn't have the feature that the attack is about
+  not made     it was gone by then, and nobody starts it again
 
 exit status:
-  0  no attack FAILED     1  at least one did     2  the daemon could not be judged
+  0    all attacks were made that it has the features for, and none FAILED
+  1    at least one FAILED, or was not made
+  2    the daemon could not be judged, or what was found could not be written
+  130  interrupted by Ctrl-C
 
 examples:
   python -m vhost_user.attack /run/blk.sock
@@ -68,6 +78,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _arguments()
     options = parser.parse_args(arguments)
     try:
+        status = _do(parser, options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _KILLED_BY + signal.SIGINT
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+        return _KILLED_BY + signal.SIGPIPE
+    except (FieldError, OSError) as error:
+        if isinstance(error, OSError):  # the output is full
+            _give_up(sys.stdout)
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    return status
+
+
+def _give_up(stream: TextIO) -> None:
+    """What is still buffered has nowhere to go; the interpreter would try again at its end, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _do(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    try:
         attacks = choose(options.only)
     except FieldError as error:
         parser.error(str(error))
@@ -79,16 +113,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.socket is None:
         parser.error("SOCKET is missing: the path of the socket that the daemon listens at")
+    if options.json is not None:
+        _check_place(options.json)
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
-    try:
-        with (
-            Daemon(options.socket, restart=options.restart, pid=options.pid, timeout=options.timeout) as daemon,
-            Runner(daemon, timeout=options.timeout, patience=options.patience, seed=seed) as runner,
-        ):
-            return _run(runner, attacks, report, options.json)
-    except FieldError as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 2
+    with (
+        Daemon(options.socket, restart=options.restart, pid=options.pid, timeout=options.timeout) as daemon,
+        Runner(daemon, timeout=options.timeout, patience=options.patience, seed=seed) as runner,
+    ):
+        return _run(runner, attacks, report, options.json)
+
+
+def _check_place(name: str) -> None:
+    """UsageError where no file can be written: better now than behind all attacks."""
+    path = Path(name)
+    if name != "-" and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise UsageError("--json", name, "has to be a file that can be written", "choose another place")
 
 
 def _run(runner: Runner, attacks: Sequence[Attack], report: Report, json: str | None) -> int:
