@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import vhost_user
+import virtio_mem
 from tests.cli.rig import Machine, command, run, until
 from virtio_mem.cli import SUBCOMMANDS, main
 
@@ -72,6 +74,21 @@ def test_no_subcommand_is_a_mistake() -> None:
 
 def test_the_version() -> None:
     assert run("--version").stdout.startswith("virtio-mem 0.")
+    assert "virtio-mem --version\n" in run("--help").stdout
+
+
+def test_a_tree_that_was_not_installed_has_no_version(tmp_path: Path) -> None:
+    """Nobody else's business: not that of a trace, a report or vmm.ping either."""
+    (tmp_path / "virtio_mem").symlink_to(Path(virtio_mem.__file__).parent)
+    (tmp_path / "vhost_user").symlink_to(Path(vhost_user.__file__).parent)
+    asked = "import sys; sys.path = sys.argv[1:]; from virtio_mem.cli import main; sys.exit(main(['--version']))"
+    standard = [
+        path for path in sys.path if path and "site-packages" not in path and not (Path(path) / "virtio_mem").exists()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", asked, str(tmp_path), *standard], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "virtio-mem unknown\n", "")
 
 
 @pytest.mark.parametrize("name", CLIENTS)

@@ -21,6 +21,7 @@ from virtio_mem.api import body
 from virtio_mem.api.message import JSON, ApiError, ApiRequest, Reply, error_reply, json_reply
 from virtio_mem.api.stream import event_stream, last_event_id
 from virtio_mem.control import Control, UnknownZone
+from virtio_mem.installed import version
 from virtio_mem.operation import Operation
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Api:
 
     @staticmethod
     def _ping(_: Call) -> Reply:
-        ours = _version()
+        ours = version()
         features = ["virtio-mem"]
         return json_reply({"build_version": ours, "version": ours, "pid": os.getpid(), "features": features})
 
@@ -239,13 +240,3 @@ def _accepted(operation: Operation) -> Reply:
 @cache
 def _document() -> bytes:
     return OPENAPI.read_bytes()
-
-
-@cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - a third of this module's imports
-
-    try:
-        return version("virtio-mem")
-    except PackageNotFoundError:
-        return "unknown"

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from importlib.metadata import version
 from typing import NamedTuple
 
 from vhost_user.errors import FieldError, UsageError
@@ -28,6 +27,7 @@ from virtio_mem.conformance.clauses import DeviceClause, device_clauses, expecte
 from virtio_mem.conformance.session import Session
 from virtio_mem.conformance.shrink import shortened
 from virtio_mem.conformance.target import Target, TargetFailure, Wish, clear
+from virtio_mem.installed import version
 
 log = logging.getLogger(__name__)
 
@@ -323,7 +323,7 @@ def judgement_of(
         target=target.name,
         kind=target.kind,
         version=target.version,
-        kit_version=f"virtio-mem {version('virtio-mem')}",
+        kit_version=f"virtio-mem {version()}",
         profile=profile,
         seed=seed,
         seconds=seconds,

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
 
 from vhost_user.backend.batches import RingBatches
 from vhost_user.chain import Chain
@@ -34,6 +33,7 @@ from virtio_mem.conformance.target import Chain as AskedChain
 from virtio_mem.conformance.words import Answer, Place, chain_words, config_words, request_bytes, wish_words
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
+from virtio_mem.installed import version
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType, Response, ResponseType
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import TRACE_HEAD
@@ -169,7 +169,7 @@ class Trace:
 def _head(device: VirtioMemDevice, zone_id: str) -> Iterator[str]:
     """The lines by which another device becomes what this one is: the same geometry, blocks, and sizes."""
     geometry, target, usable = device.geometry, device.requested_size, device.usable_region_size
-    yield f"{TRACE_HEAD.decode()} of zone {zone_id!r}, virtio-mem {version('virtio-mem')}"
+    yield f"{TRACE_HEAD.decode()} of zone {zone_id!r}, virtio-mem {version()}"
     yield f"# {config_words(device.config)}"
     first: int = target
     if device.plugged_size > target or geometry.usable_size_for(target) != usable:

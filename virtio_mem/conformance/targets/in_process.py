@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar, NamedTuple
@@ -25,6 +24,7 @@ from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.hostmem import facts
 from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.installed import version
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.protocol import Request
 from virtio_mem.request_queue import GuestRequestQueue
@@ -217,7 +217,7 @@ class InProcessTarget(Target):
         if backing not in BACKINGS:
             raise UsageError("backing", backing, f"has to be one of {', '.join(BACKINGS)}")
         self.name = name
-        self.version = f"virtio-mem {version('virtio-mem')}"
+        self.version = f"virtio-mem {version()}"
         self.parts = parts
         self._backing = backing
         self._page_size = facts.default_hugepage_size() if backing == "hugetlb" else ByteCount(PAGE_SIZE)
