@@ -243,7 +243,13 @@ def main() -> None:
     epilog = "scripts/demo --linux boots a Linux guest instead, on QEMU's processors; see scripts/demo --linux --help"
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__.splitlines()[0], epilog=epilog)
     parser.add_argument("--memory", action="append", default=[], help=f"default: {MEMORY}")
-    parser.add_argument("--memory-zone", nargs="+", action="extend", metavar="ZONE", help=f"default: {ZONES[0]}")
+    parser.add_argument(
+        "--memory-zone",
+        nargs="+",
+        action="extend",
+        metavar="ZONE",
+        help=f"default: {ZONES[0]}, and where huge pages can be had {HUGE_ZONE}",
+    )
     parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="NODE")
     parser.add_argument("--packed", action="store_true", help="use a packed virtqueue instead of a split one")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="save what the terminal showed as an SVG")

@@ -31,8 +31,8 @@ that are not Cloud Hypervisor's. QEMU has to be 10.2 or later.
 The memory is laid out so that what is not plugged comes last, and the guest is kept away from it by mem= on its command
 line, which is added to --cmdline; so is numa=off, without --numa, and, without KVM, no_timer_check tsc=reliable, unless
 --cmdline has a tsc= of its own: an emulated processor that is late, on a busy host, looks like a broken clock. The
-guest's kernel needs the driver virtio_mem. If it is built in and no module, use --hide-by memmap: such a driver comes
-before the kernel lifts the limit of mem=.
+guest's kernel needs the driver virtio_mem, of Linux 5.16 or later. If it is built in and no module, use --hide-by
+memmap: such a driver comes before the kernel lifts the limit of mem=.
 
 What comes after -- is added to QEMU's command line, disks for example:
 
@@ -42,7 +42,8 @@ signals:
   TERM, INT   end QEMU, then this
   HUP         start the code that serves the devices anew, as after an upgrade; the guest does not notice
 
-exit status: QEMU's, which is 0 when the guest powers off
+exit status: QEMU's, which is 0 when the guest powers off, and 128 and the number of a signal that ended it. Without
+QEMU: 1 where there is none, or no kernel, or the host refuses; 2 for an argument that can't be
 """
 
 
@@ -52,17 +53,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Of these two only one is taken, which is to be said and not left to argparse: it would take the last.
     parser.add_argument("--cpus", action="append", default=[], metavar="boot=N", help="the guest's processors (boot=1)")
     parser.add_argument(
-        "--memory", action="append", default=[], metavar="KEY=VALUE,...", help="all memory, or size=0 and zones"
+        "--memory",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="all memory, or size=0 and zones (size=512M,shared=on)",
     )
-    parser.add_argument("--memory-zone", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...")
-    parser.add_argument("--numa", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...")
+    parser.add_argument(
+        "--memory-zone",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="a part of the memory each",
+    )
+    parser.add_argument(
+        "--numa", nargs="+", action="extend", default=[], metavar="KEY=VALUE,...", help="a NUMA node of the guest each"
+    )
     parser.add_argument("--kernel", metavar="FILE", help="a bzImage (the one of scripts/peers)")
     parser.add_argument("--initrd", metavar="FILE", help="an initrd (busybox with a shell, if --kernel is left out)")
     parser.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line, to which more is added")
     parser.add_argument("--hide-by", choices=("mem", "memmap"), default="mem", help="see below (mem)")
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto", help="KVM where it is there (auto)")
     parser.add_argument("--qemu", metavar="PATH", help="QEMU's program (that in PATH, or that of scripts/peers)")
-    parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
+    parser.add_argument(
+        "--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600 (with the extra `api`)"
+    )
     parser.add_argument("--trace", metavar="FILE", help="append what the guest asks and gets to FILE, as `serve` does")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say who asked what; twice: each message")
     parser.add_argument("extra", nargs="*", metavar="-- QEMU'S OPTIONS", help="added to QEMU's command line")

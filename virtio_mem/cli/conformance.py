@@ -47,7 +47,8 @@ _MORE = """\
 TARGET is one of
   self[:BACKING]                     our own device, in this process
   ring[:split|packed]                the same behind a virtqueue
-  vhost-user:SOCKET[,api=APISOCKET]  a daemon that serves a virtio-mem device
+  vhost-user:SOCKET[,api=APISOCKET]  a daemon that serves a virtio-mem device;
+                                     see docs/conformance-targets.md for more
   qemu[:BINARY][,option...]          QEMU's virtio-mem-pci, without a guest
   exec:COMMAND                       a program that speaks JSON lines
 
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="write what was found, in the form that the name says: .html, .md, .json, or .xml for JUnit's",
+        help="write what was found, as the name says: .html, .md, .json, or .xml for JUnit's; may be given again",
     )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run the sequences of a file, compare the answers")
     parser.add_argument("--seed", type=int, metavar="N", help="repeat the random sequences of an earlier run")
@@ -92,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CLAUSE",
-        help="only the checks of this clause",
+        help="only the checks of this clause; may be given again",
     )
     parser.add_argument(
         "--database", metavar="WHERE", help="keep failing sequences, and begin with them: a directory, or redis://HOST"

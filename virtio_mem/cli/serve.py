@@ -23,9 +23,12 @@ alone until it is plugged. The memory is QEMU's, and has to be share=on; the zon
 has to be RAM that QEMU has. `ready` is printed when every socket listens: start QEMU then. Without KVM, as here, append
 `no_timer_check tsc=reliable` as well on a busy host: an emulated processor that is late looks like a broken clock.
 
+The guest's kernel needs the driver virtio_mem, as a module, of Linux 5.16 or later; of an older one, from 5.8 on, with
+unplugged_inaccessible=off. This process needs no privileges, but QEMU's user has to be allowed to write to the socket.
+
 keys of --zone:
   id=NAME                        the zone's name
-  socket=PATH                    where the VMM connects
+  socket=PATH                    where the VMM connects; who may is for the umask and the directory to say
   addr=SIZE                      the region's guest-physical address, such as 4G
   hotplug_size=SIZE              the region's size
   hotplugged_size=SIZE           how much of it the guest is asked to plug at first (0)
@@ -38,14 +41,24 @@ keys of --zone:
 signals:
   TERM, INT                      end
   HUP                            start the code that serves anew, as after an upgrade; no VMM notices
+
+exit status:
+  0    ended by TERM or INT
+  1    the host refused a socket, the state directory or memory
+  2    an argument, a snapshot or a state that can't be: one line says which, and its limit
+  130  interrupted by Ctrl-C before `ready`, or 143 by TERM
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.epilog = f"{EXAMPLE}\n{_MORE}"
-    parser.add_argument("--zone", action="append", nargs="+", metavar="KEY=VALUE,...", required=True)
-    parser.add_argument("--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600")
+    parser.add_argument(
+        "--zone", action="append", nargs="+", metavar="KEY=VALUE,...", required=True, help="a device each: see below"
+    )
+    parser.add_argument(
+        "--api-socket", metavar="PATH", help="serve the HTTP API at this socket, with mode 0600 (with the extra `api`)"
+    )
     parser.add_argument("--state-dir", metavar="DIR", help="keep each zone's state in a file in this directory")
     parser.add_argument("--restore", metavar="DIR", help="begin with the snapshot in this directory, paused")
     parser.add_argument(
