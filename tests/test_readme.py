@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.wrong import FAULTS
 from vhost_user.backend import Device, Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,18 @@ def test_the_example_with_a_daemon_runs(tmp_path: Path, capsys: pytest.CaptureFi
     assert comment is not None
     assert plan == comment[1]
     assert unplugged == "0"
+
+
+def test_the_extras_are_those_that_there_are() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = README.partition("| extra | for |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])}
+    assert named == set(extras) - {"test", "mutation", "lint"}
+
+
+def test_the_kit_is_judged_by_as_many_devices_as_it_says() -> None:
+    (count,) = re.findall(r"judged by (\d+) devices that are wrong", README)
+    assert int(count) == len(FAULTS)
 
 
 def test_every_file_that_is_named_is_there() -> None:
