@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.rig import Client
 from tests.peers.processes import children_of, wait_until
 from virtio_mem.boot.machine import WORKER
 from virtio_mem.cli import main
@@ -129,6 +130,30 @@ sys.exit(main(sys.argv[1:]))
     )
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
     assert leftovers(qemu) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ZONES,
+        ("--memory", "size=64M,shared=on"),
+        (*ZONES[:3], "id=a,size=64M,shared=on", "id=b,size=0,shared=on,hotplug_size=256M"),
+    ],
+)
+def test_a_machine_is_not_saved_in_part(qemu: Path, options: tuple[str, ...]) -> None:
+    """Its processors and boot memory are QEMU's, whatever zones there are."""
+    write(qemu, "trap 'exit 0' TERM; while :; do sleep 0.02; done")
+    socket_, saved = qemu.parent / "api", qemu.parent / "snapshot"
+    with subprocess.Popen(command(qemu, [*options, "--api-socket", str(socket_)])) as process:
+        try:
+            wait_until(lambda: has_worker(process.pid), "the worker runs")
+            answer = Client(str(socket_)).ask("PUT", "/api/v1/vm.snapshot", {"destination_url": f"file://{saved}"})
+        finally:
+            process.terminate()
+        assert process.wait(10) == 0
+    assert answer.status == 400
+    assert b"can't be taken of this machine" in answer.body
+    assert not saved.exists()
 
 
 def has_worker(pid: int) -> bool:

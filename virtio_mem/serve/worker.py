@@ -193,14 +193,15 @@ def _control(plan: ServePlan, devices: Sequence[MemDevice], worker: Worker, exte
 
 
 def _with_snapshot(hooks: Hooks, devices: Sequence[MemDevice], plan: ServePlan) -> Hooks:
-    """The hooks, which save snapshots too: where the machine's other memory, and its CPUs, are not ours to save."""
+    """The hooks, which save snapshots too, but for a machine with a QEMU of ours: that one's CPUs and other memory are
+    nobody else's to save."""
 
     def snapshot(directory: Path) -> None:
         from virtio_mem.serve.snapshot import save  # noqa: PLC0415 - for those who take one
 
         save(devices, plan.options, directory)
 
-    return hooks if any(zone.boot_size for zone in plan.zones) else replace(hooks, snapshot=snapshot)
+    return hooks if plan.qmp else replace(hooks, snapshot=snapshot)
 
 
 def _serve_api(stack: ExitStack, control: Control, fd: OwnedFd) -> None:
