@@ -189,6 +189,8 @@ def test_databases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert database is not None
     database.save(b"key", b"value")
     assert list(database.fetch(b"key")) == [b"value"]
+    with pytest.raises(UsageError, match=r"begins with redis://, rediss://, unix://"):
+        open_database("reddis://localhost")  # no name of a directory
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(UsageError, match="redis"):
         open_database("redis://localhost")

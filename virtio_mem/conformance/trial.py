@@ -182,10 +182,13 @@ class _Machine:
 
 
 def open_database(where: str | None) -> ExampleDatabase | None:
-    """The database of a directory or of a Redis server. UsageError where its library is missing, HostError without a
-    server."""
+    """The database of a directory or of a Redis server. UsageError where its library is missing, and for a URL of
+    another kind, HostError without a server."""
     if where is None:
         return None
+    if "://" in where and not where.startswith(_REDIS):
+        limit = f"has to be a directory, or a URL that begins with {', '.join(_REDIS)}"
+        raise UsageError("database", where, limit, "name one of these")
     if not where.startswith(_REDIS):
         from hypothesis.database import DirectoryBasedExampleDatabase  # noqa: PLC0415 - an extra
 
