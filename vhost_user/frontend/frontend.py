@@ -1,6 +1,6 @@
 """The front end: what a VMM does with a vhost-user daemon.
 
-    with Frontend.connect("/run/blk.sock", features=VIRTIO_F_VERSION_1) as frontend:
+    with Frontend.connect("/run/blk.sock", features=1 << 32) as frontend:  # VIRTIO_F_VERSION_1
         frontend.regions.share([SharedRegion(GuestAddress(0), ByteCount(size), memfd)])
         vring = frontend.vring(0)
         vring.start(SplitLayout.place(128, GuestAddress(0)))
