@@ -1,4 +1,4 @@
-"""Memory that comes is confirmed by one more question once it is acknowledged; memory that goes is not."""
+"""Memory that comes is confirmed by one more question once it is acknowledged; memory that goes only without that."""
 
 from __future__ import annotations
 
@@ -38,6 +38,33 @@ def test_the_last_region_that_comes_is_confirmed_and_none_that_goes(regions: lis
         added, removed = [R.ADD_MEM_REG] * 3, [R.REM_MEM_REG] * 2
         assert back.requests[before:] == [*added, R.GET_FEATURES, *removed]
         assert list(frontend.regions) == regions[2:]
+
+
+def test_what_goes_is_confirmed_where_nothing_is_acknowledged(regions: list[SharedRegion]) -> None:
+    with (
+        fake(offered=backs.ALL & ~ProtocolFeature.REPLY_ACK) as back,
+        Frontend(back.connection, features=VERSION_1, timeout=LATE) as frontend,
+    ):
+        frontend.regions.share(regions)
+        frontend.regions.unshare(regions[:2])
+        assert back.requests[-3:] == [R.REM_MEM_REG, R.REM_MEM_REG, R.GET_FEATURES]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error", "listed", "timeout"),
+    [(backs.leave, Disconnected, False, LATE), (backs.stay_silent, TimedOut, True, SHORT)],
+)
+def test_nothing_is_taken_for_gone_that_is_not_acknowledged(
+    regions: list[SharedRegion], behaviour: Behaviour, error: type[PeerError], listed: bool, timeout: float
+) -> None:
+    with (
+        fake(offered=backs.ALL & ~ProtocolFeature.REPLY_ACK, behaviour={R.REM_MEM_REG: behaviour}) as back,
+        Frontend(back.connection, features=VERSION_1, timeout=timeout) as frontend,
+    ):
+        frontend.regions.share(regions)
+        with pytest.raises(error):
+            frontend.regions.remove(regions[0])
+        assert (regions[0] in frontend.regions) is listed
 
 
 @pytest.mark.parametrize("offered", [BY_TABLE, BY_TABLE & ~ProtocolFeature.REPLY_ACK])

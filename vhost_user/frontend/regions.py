@@ -3,7 +3,8 @@
 Two ways to tell. With CONFIGURE_MEM_SLOTS each region comes and goes by a message of its own; without, the whole table
 is sent anew, which holds eight regions at most. Either way a region counts as shared when the back end said so, and as
 gone when it said so, or is not there any more at all. Of what was added it has to prove by another round trip that it
-is still there: some acknowledge what they refuse, and end the connection.
+is still there: some acknowledge what they refuse, and end the connection. Of what goes it has to only where it
+acknowledges nothing, REPLY_ACK not being negotiated.
 
 Several regions come or go together, or none of them does. What can't be put back as it was, because the back end
 refuses that too, costs the connection: nobody would know what it has.
@@ -257,7 +258,7 @@ class SharedRegions:
             for region in regions:
                 self._tell_one(request, region)
                 told += 1
-            if request is FrontendRequest.ADD_MEM_REG:
+            if request is FrontendRequest.ADD_MEM_REG or not self._requests.acknowledged:
                 # An acknowledgement with 0 that is followed by the end of the connection was none.
                 self._requests.confirm()
         except BaseException:

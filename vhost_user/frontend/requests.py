@@ -84,6 +84,11 @@ class Requests:
         self._agree(acked, postcopy=self._postcopy)
 
     @property
+    def acknowledged(self) -> bool:
+        """Whether what has no reply of its own is acknowledged."""
+        return self._acknowledged
+
+    @property
     def postcopy(self) -> bool:
         """Whether POSTCOPY_LISTEN was sent, and no POSTCOPY_END."""
         return self._postcopy
