@@ -146,6 +146,33 @@ def test_memory_that_is_shared_while_logging_is_logged() -> None:
         assert len(keeping.logs) == 2
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_memory_that_came_while_nobody_was_there_is_logged(refused: bool) -> None:
+    first, second, third = Keeping(), Keeping(good=0 if refused else 99), Keeping()
+    with (
+        OwnedFd(os.memfd_create("ram", os.MFD_CLOEXEC)) as fd,
+        fake(behaviour={R.SET_LOG_BASE: first}) as back,
+        Frontend(back.connection, features=VERSION_1) as frontend,
+        fake(behaviour={R.SET_LOG_BASE: second}) as next_back,
+        fake(behaviour={R.SET_LOG_BASE: third}) as last_back,
+    ):
+        os.ftruncate(fd.fileno(), 4096)
+        frontend.start_logging(GuestAddress(0))
+        first.mark(5)
+        frontend.requests.close()
+        frontend.regions.keep([SharedRegion(GuestAddress(1 * GIB), ByteCount(4096), fd.fileno())])
+        if refused:
+            with pytest.raises(Disconnected):
+                frontend.reconnect(next_back.connection)
+        else:
+            frontend.reconnect(next_back.connection)
+            second.mark(6)
+        frontend.reconnect(last_back.connection)
+        page = 1 * GIB // LOG_PAGE
+        third.mark(page)
+        assert frontend.stop_logging() == {5, page} | (set() if refused else {6})
+
+
 def test_a_larger_log_that_is_not_taken_leaves_the_old_one() -> None:
     keeping = Keeping(good=1)
     with (

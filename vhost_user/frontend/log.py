@@ -99,23 +99,26 @@ class DirtyLogging:
         """Log up to address `highest`, under the virtio `features`; see `Frontend.start_logging`."""
         with self._requests.lock, self._requests.ending.call():
             before, self._features = self._log, features
-            if before is not None and before.covers(highest):
-                return
-            log = SharedLog(highest)
-            try:
-                self._send(log, switch=before is None)
-            except BaseException:
+            if before is None or not before.covers(highest):
+                self._replace(before, highest, switch=before is None)
+
+    def _replace(self, before: SharedLog | None, highest: GuestAddress, *, switch: bool) -> None:
+        """Log up to address `highest` in a new log, with what is in the one before."""
+        log = SharedLog(highest)
+        try:
+            self._send(log, switch=switch)
+        except BaseException:
+            log.close()
+            raise
+        with self._taking:
+            if self._log is not before:  # by what the back end's channel, or a signal, had us call meanwhile
                 log.close()
-                raise
-            with self._taking:
-                if self._log is not before:  # by what the back end's channel, or a signal, had us call meanwhile
-                    log.close()
-                    return
-                self._log = log
-                self._regions.prepare = lambda end: self.start(end, features)
-                if before is not None:
-                    log.put_back(before.take())
-                    before.close()
+                return
+            self._log = log
+            self._regions.prepare = lambda end: self.start(end, self._features)
+            if before is not None:
+                log.put_back(before.take())
+                before.close()
 
     def _send(self, log: SharedLog, *, switch: bool) -> None:
         question = Log(log.size, HostOffset(0))
@@ -124,9 +127,15 @@ class DirtyLogging:
             self._requests.tell(FrontendRequest.SET_FEATURES, U64(self._features | F_LOG_ALL))
 
     def send_again(self) -> None:
-        """Have another back end go on in the same log, if there is one."""
-        if self._log is not None:
-            self._send(self._log, switch=True)
+        """Have another back end go on in the same log, if there is one, or in a larger one, where memory that was kept
+        for it lies beyond the end."""
+        if (log := self._log) is None:
+            return
+        highest = GuestAddress(max((region.end for region in self._regions), default=1) - 1)
+        if log.covers(highest):
+            self._send(log, switch=True)
+        else:
+            self._replace(log, highest, switch=True)
 
     def take(self) -> set[int]:
         """The pages that were logged since they were last taken. UsageError without a log."""
