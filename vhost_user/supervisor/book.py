@@ -6,6 +6,7 @@ book that lasts, and the order of writes.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 
@@ -74,8 +75,9 @@ class Book:
 
 def keep_open(book: Book, key: bytes, *files: socket.socket | OwnedFd, data: bytes = b"") -> list[OwnedFd]:
     """Put duplicates of open files into a book under `key`; what `put` takes for them. OSError as `keep`."""
-    fds = [OwnedFd.duplicate_of(file.fileno()) for file in files]
+    fds: list[OwnedFd] = []
     try:
+        fds += (OwnedFd(os.dup(file.fileno())) for file in files)
         kept = book.keep(fds)
     finally:
         close_all(fds)

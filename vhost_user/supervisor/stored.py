@@ -55,7 +55,12 @@ class StoredWire(Wire):
     @classmethod
     def begin(cls, book: Book, key: bytes, listener: str, sock: socket.socket) -> StoredWire:
         """A new connection, which is kept from here on."""
-        wire = cls(PeekedSocket.of(sock), Outbox.create())
+        try:
+            outbox = Outbox.create()
+        except OSError:
+            close_socket(sock)
+            raise
+        wire = cls(PeekedSocket.of(sock), outbox)
         try:
             keep_open(book, key, wire.sock, wire._outbox.fd, data=listener.encode())
         except OSError:
