@@ -112,6 +112,29 @@ def writes_elsewhere(right: Handle) -> Handle:
     return handle
 
 
+def cuts_files(right: Handle) -> Handle:
+    """Makes the files of regions shorter."""
+
+    def handle(session: Session, received: Received) -> Answer | Deferred | None:
+        if received.request == FrontendRequest.SET_MEM_TABLE and len(received.fds) > 1:
+            for fd in received.fds:
+                os.ftruncate(fd.fileno(), 4096)
+        return right(session, received)
+
+    return handle
+
+
+def dies_of_a_nameless_signal(right: Handle) -> Handle:
+    """Is ended by a real-time signal when it gets a request that the protocol doesn't have."""
+
+    def handle(session: Session, received: Received) -> Answer | Deferred | None:
+        if received.request == 0:
+            os.kill(os.getpid(), signal.SIGRTMIN + 5)
+        return right(session, received)
+
+    return handle
+
+
 WAYS = {
     way.__name__: way
     for way in (
@@ -123,6 +146,8 @@ WAYS = {
         hangs,
         says_yes,
         writes_elsewhere,
+        cuts_files,
+        dies_of_a_nameless_signal,
     )
 }
 

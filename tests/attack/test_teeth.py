@@ -89,6 +89,16 @@ def test_a_write_to_what_was_not_shared(path: str) -> None:
     assert "4 bytes changed, the first outside what was shared" in result.symptom
 
 
+def test_a_file_that_is_cut(path: str) -> None:
+    result = judged(path, "cuts_files", "memory.more-fds")["memory.more-fds"]
+    assert (result.verdict, result.symptom) == (FAILED, "wrong memory: the file was cut to 4096 bytes")
+
+
+def test_an_end_by_a_signal_without_a_name(path: str) -> None:
+    result = judged(path, "dies_of_a_nameless_signal", "codec.unknown-0x0")["codec.unknown-0x0"]
+    assert (result.verdict, result.symptom) == (FAILED, f"killed by signal {signal.SIGRTMIN + 5}")
+
+
 @pytest.mark.parametrize(("way", "status"), [("without_faults", 0), ("crashes", 1)])
 def test_the_command(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str, status: int) -> None:
     saved = tmp_path / "results.json"
@@ -135,6 +145,29 @@ def test_ctrl_c_is_no_traceback(path: str, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr("vhost_user.attack.__main__.Daemon", interrupted)
     assert main([path]) == 128 + signal.SIGINT
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--restart", "daemon 'unended", "can't be cut into words: No closing quotation"),
+        ("--restart", " ", "has to name a program"),
+        ("--timeout", "nan", "has to be 0 to 86400 seconds"),
+        ("--patience", "inf", "has to be 0 to 86400 seconds"),
+        ("--patience", "-1", "has to be 0 to 86400 seconds"),
+    ],
+)
+def test_the_command_refuses_what_can_not_be(
+    path: str, option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is attacked."""
+    arguments = [path, "--restart", "/nonexistent/program", option, value]
+    try:
+        status: object = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert told in capsys.readouterr().err
 
 
 def test_the_command_lists_attacks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,9 @@ from vhost_user.errors import FieldError, UsageError
 _KILLED_BY = 128
 """The exit status for a signal is this and its number, as a shell has it."""
 
+_LONGEST = 86400.0
+"""Seconds of a time limit at most: a day."""
+
 _DESCRIPTION = """\
 Attacks the vhost-user daemon that listens at SOCKET, in every way that a front end and its guest have, and says what
 became of it. The daemon must serve nobody else meanwhile, and nothing that it serves should be of value.
@@ -52,6 +55,13 @@ examples:
 """
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"has to be 0 to {_LONGEST:g} seconds, and not {text}")
+    return value
+
+
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vhost_user.attack",
@@ -65,8 +75,8 @@ def _arguments() -> argparse.ArgumentParser:
     add("--only", nargs="+", default=[], metavar="NAME", help="make only these; shell patterns are allowed")
     add("--restart", default="", metavar="COMMAND", help="starts the daemon where it has ended, by itself or by us")
     add("--pid", type=int, default=0, help="the daemon's process, where it is not the one that listens")
-    add("--timeout", type=float, default=5.0, metavar="SECONDS", help="for each answer of the daemon (default: 5)")
-    add("--patience", type=float, default=0.1, metavar="SECONDS", help="where none is likely (default: 0.1)")
+    add("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="for each answer of the daemon (default: 5)")
+    add("--patience", type=_seconds, default=0.1, metavar="SECONDS", help="where none is likely (default: 0.1)")
     add("--seed", type=int, help="repeats the random parts of another run")
     add("--json", metavar="FILE", help="write all results there; - is the standard output, and then no table")
     add("--verbose", action="store_true", help="a line for each attack, not only for what matters")

@@ -89,10 +89,12 @@ class Canary:
         os.ftruncate(self.fd, 0)
 
     def spoiled(self) -> str | None:
-        """Where a byte changed that nobody had allowed to be changed, or None."""
+        """Where a byte changed that nobody had allowed to be changed, or that the file was cut; None for neither."""
         if self._given_away:
             return None
         now = bytearray(os.pread(self.fd, self.size, 0))
+        if len(now) < self.size:
+            return f"the file was cut to {len(now)} bytes"
         for part in self._allowed:
             now[part] = self._known[part]
         if now == self._known:

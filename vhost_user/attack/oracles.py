@@ -12,7 +12,6 @@ import os
 import re
 import select
 import shlex
-import signal
 import socket
 import stat
 import struct
@@ -23,8 +22,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from vhost_user.errors import HostError
+from vhost_user.errors import HostError, UsageError
 from vhost_user.owned_fd import OwnedFd
+from vhost_user.signal_name import signal_name
 
 PANIC = 101
 """The exit status of a Rust program that panicked."""
@@ -93,16 +93,27 @@ def listens(path: str) -> bool:
     return False
 
 
+def _words(restart: str) -> list[str]:
+    try:
+        words = shlex.split(restart)
+    except ValueError as error:
+        raise UsageError("restart", restart, f"can't be cut into words: {error}", "end every quote") from None
+    if restart and not words:
+        raise UsageError("restart", repr(restart), "has to name a program", "leave it out for a daemon that is there")
+    return words
+
+
 class Daemon:
     """The daemon at `path`, which `restart`, a command line, starts anew whenever it has ended.
 
     With `restart` it is started by us unless one listens already; else it has to be there. `pid` is its process, if it
-    is not the one that SO_PEERCRED names.
+    is not the one that SO_PEERCRED names. Raises UsageError for what is no command line.
     """
 
     def __init__(self, path: str, *, restart: str = "", pid: int = 0, timeout: float) -> None:
         self.path = path
         self.restart = restart
+        self._command = _words(restart)
         self.pid = pid
         self.restarts = 0
         self._timeout = timeout
@@ -132,7 +143,7 @@ class Daemon:
         self.restarts += 1
         try:
             self._process = subprocess.Popen(
-                shlex.split(self.restart), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         except OSError as error:
             raise HostError.from_os_error("restart", self.restart, "exec", error, "name a program") from error
@@ -180,7 +191,7 @@ class Daemon:
             return "ended, with a status that only its parent knows"
         status = self._process.returncode
         if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
+            return f"killed by {signal_name(-status)}"
         return f"exited with status {status}" + (", which is a Rust program's panic" if status == PANIC else "")
 
     @property

@@ -26,6 +26,7 @@ from typing import NoReturn
 from vhost_user.backend.loop import Call, EventLoop
 from vhost_user.errors import PeerError
 from vhost_user.owned_fd import OwnedFd
+from vhost_user.signal_name import signal_name
 from vhost_user.supervisor.packets import ENVIRONMENT, SIGNALS, Kind, Packet, encode, receive, send
 
 log = logging.getLogger(__name__)
@@ -223,12 +224,7 @@ class WorkerProcess:
 
 def describe(status: int) -> str:
     """An exit status, for a log."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
+    return f"exit status {status}" if status >= 0 else signal_name(-status)
 
 
 def watch_exit(loop: EventLoop, pid: int, then: Callable[[], object]) -> None:

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from vhost_user.errors import FieldError
+from vhost_user.signal_name import signal_name
 from virtio_mem.conformance.kit import Evidence, Progress, Run
 from virtio_mem.conformance.stop import SIGNALS, Stop, asked_by_signals
 from virtio_mem.conformance.target import TargetFailure
@@ -127,7 +128,7 @@ def _death(worker: _Worker) -> Run:
     """What is known of a worker that has ended and told nothing."""
     worker.process.join()
     status = worker.process.exitcode or 0
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    how = f"was ended by {signal_name(-status)}" if status < 0 else f"ended with status {status}"
     return Run(failures=[f"worker {worker.number} {how}, and did not tell what it found"])
 
 

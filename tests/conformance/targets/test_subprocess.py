@@ -328,6 +328,7 @@ HELLO = 'print(\'{"virtio-mem-conformance":1,"version":"","capabilities":["RESTA
         ("", "ended with status 0"),
         ("import sys; sys.exit('no such device')", "ended with status 1, after this: no such device"),
         ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 40)", "was ended by signal 40"),
         ("import os, time; os.close(1); time.sleep(60)", "closed its standard output"),
         ("print('hello')", "answers hello, which is no JSON"),
         (r"print('\033[2J\udc80')", r"answers \\x1b\[2J\\x80, which is no JSON"),

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vhost_user.errors import UsageError
+from vhost_user.signal_name import signal_name
 from virtio_mem.conformance.target import TargetFailure
 
 LONGEST_LINE = 1 << 20
@@ -161,7 +162,7 @@ class LineProcess:
         assert about is not None
         if about.si_code == os.CLD_EXITED:
             return f"ended with status {about.si_status}"
-        return f"was ended by {signal.Signals(about.si_status).name}"
+        return f"was ended by {signal_name(about.si_status)}"
 
     def close(self) -> None:
         """Close its input, wait a moment for it to end, end what is left of it. Closing twice is allowed."""
