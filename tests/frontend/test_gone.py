@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def test_a_call_that_comes_between_two_looks_of_one_poll(monkeypatch: pytest.Mon
     with connected() as (back, frontend):
         vring, look = frontend.vring(0), frontend.requests._look_after
 
-        def call_behind(others: tuple[int, ...], seconds: float, end: int = -1) -> object:
+        def call_behind(others: Mapping[int, int], seconds: float, end: int = -1) -> object:
             ready = look(others, seconds, end)
             monkeypatch.undo()
             vring.call.signal()

@@ -131,7 +131,7 @@ def test_pages_come_when_they_are_touched() -> None:
             thread.start()
         requests = postcopy._requests
         while postcopy.faults < 16:
-            assert requests.wait_readable(postcopy.fileno(), LATE)
+            assert requests.wait_ready(postcopy.fileno(), LATE)
         for at, thread in enumerate(threads):
             thread.join()
             assert thread.seen == page_of(regions[at % 2], HostOffset(at * PAGE), ByteCount(PAGE))
@@ -153,7 +153,7 @@ def test_a_page_that_has_come_meanwhile_is_left_alone() -> None:
     with postcopied(late) as (device, postcopy, _):
         thread = Toucher(device, 1, 3 * PAGE)
         thread.start()
-        assert postcopy._requests.wait_readable(postcopy.fileno(), LATE)
+        assert postcopy._requests.wait_ready(postcopy.fileno(), LATE)
         thread.join()
         assert thread.seen.startswith(b"written")
         assert postcopy.faults == 0
@@ -166,7 +166,7 @@ def test_a_fault_in_no_region() -> None:
         thread = Toucher(device, 1, 0)
         thread.start()
         with pytest.raises(PeerError, match="has to lie in a region that is shared"):
-            postcopy._requests.wait_readable(postcopy.fileno(), LATE)
+            postcopy._requests.wait_ready(postcopy.fileno(), LATE)
         assert device.uffd is not None
         _native.fault_fill(device.uffd.fileno(), device.mappings[1].address, bytes(PAGE))
         thread.join()

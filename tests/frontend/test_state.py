@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from tests.closing import meanwhile, require_closed_here
 from tests.frontend.fake import ALL, LATE, SHORT, VERSION_1, Behaviour, FakeBackend, fake
 from vhost_user.connection import Received
 from vhost_user.errors import HostError, PeerError, Refused, TimedOut, UsageError
@@ -183,6 +184,26 @@ def test_a_back_end_that_neither_writes_nor_reads() -> None:
             frontend.load_state(STATE, timeout=SHORT)
         with pytest.raises(TimedOut, match="bytes left"):
             frontend.load_state(STATE, timeout=0)
+
+
+def test_what_can_always_be_read_has_a_time_limit_too() -> None:
+    holding = Holding()
+
+    def write(back: FakeBackend, request: R, received: Received) -> None:
+        os.write(received.fds[0].fileno(), b"state")
+        holding(back, request, received)
+
+    with connected({SET: write}) as frontend, pytest.raises(TimedOut, match="=0 bytes"):
+        frontend.save_state(timeout=0)
+
+
+@pytest.mark.parametrize("direction", TransferDirection)
+def test_a_close_ends_a_transfer(direction: TransferDirection) -> None:
+    with connected({SET: Holding()}) as frontend:
+        saves = direction == TransferDirection.SAVE
+        with meanwhile(frontend.save_state if saves else lambda: frontend.load_state(STATE)) as ended:
+            frontend.close()
+        require_closed_here(ended, "fake")
 
 
 def test_a_state_without_end() -> None:

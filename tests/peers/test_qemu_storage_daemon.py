@@ -102,7 +102,7 @@ def test_the_configuration_and_notice_of_its_change(directory: Path, image: Path
             qmp("block_resize", {"node-name": "image", "size": IMAGE_SIZE // 2})
         finally:
             qmp.close()
-        assert frontend.requests.wait_readable(frontend.channel.fileno(), LATE)
+        assert frontend.requests.wait_ready(frontend.channel.fileno(), LATE)
         frontend.serve_channel()
         assert frontend.channel.config_changes == 1
         assert struct.unpack("<Q", frontend.get_config(0, 8)) == (IMAGE_SIZE // 2 // SECTOR,)

@@ -16,7 +16,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from vhost_user.connection import Connection, Received
@@ -42,6 +42,8 @@ Answer = TypeVar("Answer", bound=Payload)
 
 _Answer = tuple[Payload, list[OwnedFd]]
 
+_Events = Mapping[int, int]
+"""By descriptor, what poll(2) is to tell of."""
 
 _CONFIRMATION = encode_message(FrontendRequest.GET_FEATURES, b"")
 
@@ -249,18 +251,18 @@ class Requests:
         while (received := connection.receive_beside(self.watched, deadline)) is None:
             if late:
                 raise TimedOut(self._name, "silent", f"has to answer within {self.timeout:g} s")
-            self._look_after((), 0.0)
+            self._look_after({}, 0.0)
             # Who always has something for us to look after may not have us wait for ever.
             late = time.monotonic() >= deadline
         return received
 
-    def wait_readable(self, fd: int, timeout: float) -> bool:
-        """Wait until `fd` can be read, `timeout` seconds at most, and look after what is watched meanwhile; whether it
-        can. Raises Disconnected when the front end is closed, and when the back end is gone, after all that it had done
-        by then: as long as `fd` can be read, that comes first."""
+    def wait_ready(self, fd: int, timeout: float, *, write: bool = False) -> bool:
+        """Wait until `fd` can be read, or written, `timeout` seconds at most, and look after what is watched meanwhile;
+        whether it can. Raises Disconnected when the front end is closed, and when the back end is gone, after all that
+        it had done by then: as long as `fd` can be read, that comes first."""
         deadline = time.monotonic() + timeout
         with self.ending.call():
-            others = fd, self.ending.fileno()
+            others = {fd: select.POLLOUT if write else select.POLLIN, self.ending.fileno(): select.POLLIN}
             while True:
                 left = max(0.0, deadline - time.monotonic())
                 connection, ready, gone = self._connection, _NONE, True
@@ -269,16 +271,16 @@ class Requests:
                         ready = self._look_after(others, left, end)
                         gone = end < 0 or end in ready
                 self.ending.check()
-                if fd in ready or (gone and self._ready_at_last(fd, connection, deadline)):
+                if fd in ready or (gone and self._ready_at_last(fd, others, connection, deadline)):
                     return True
                 if left == 0.0:
                     return False
 
-    def _ready_at_last(self, fd: int, connection: Connection | None, deadline: float) -> bool:
-        """Whether `fd` can be read now that the back end at the other end of `connection` is gone. What it sent on its
-        channel is looked after. Disconnected if not, unless another thread has reconnected."""
+    def _ready_at_last(self, fd: int, others: _Events, connection: Connection | None, deadline: float) -> bool:
+        """Whether `fd`, one of the `others`, is ready now that the back end at the other end of `connection` is gone.
+        What it sent on its channel is looked after. Disconnected if not, unless another thread has reconnected."""
         late = False
-        while not late and (ready := self._look_after((fd, self.ending.fileno()), 0.0)):
+        while not late and (ready := self._look_after(others, 0.0)):
             self.ending.check()
             if fd in ready:
                 return True
@@ -291,12 +293,14 @@ class Requests:
             self.close()
             raise Disconnected(self._name, "while it was waited for")
 
-    def _look_after(self, others: Sequence[int], seconds: float, end: int = -1) -> Collection[int]:
-        """Wait until what is watched, or one of the `others`, can be read, or the socket `end` hangs up, and look after
-        what is watched; which of them all it was."""
+    def _look_after(self, others: _Events, seconds: float, end: int = -1) -> Collection[int]:
+        """Wait until what is watched can be read, or one of the `others` is ready, or the socket `end` hangs up, and
+        look after what is watched; which of them all it was."""
         poll = select.poll()
-        for each in (*others, *self.watched):
+        for each in self.watched.copy():  # at once: another thread may change it
             poll.register(each, select.POLLIN)
+        for each, events in others.items():
+            poll.register(each, events)
         if end >= 0:
             poll.register(end, 0)
         ready = dict(poll.poll(seconds * 1000))

@@ -11,7 +11,6 @@ and how long it may take; and a channel of its own must be a pipe or a stream so
 from __future__ import annotations
 
 import os
-import select
 import socket
 import stat
 import time
@@ -55,14 +54,15 @@ def load_state(requests: Requests, state: bytes, *, timeout: float = TIME_LIMIT)
     """
     with requests.lock:
         with _begin(requests, TransferDirection.LOAD) as channel:
-            _write_all(channel, state, time.monotonic() + timeout)
+            _write_all(requests, channel, state, time.monotonic() + timeout)
         _check(requests)
 
 
 def _read_all(requests: Requests, channel: _Channel, limit: int, deadline: float) -> bytes:
     state = bytearray()
     while True:
-        if not requests.wait_readable(channel.fileno(), deadline - time.monotonic()):
+        left = deadline - time.monotonic()  # what can always be read comes to an end, too
+        if left <= 0 or not requests.wait_ready(channel.fileno(), left):
             raise TimedOut("device state", f"{len(state)} bytes", "has to come whole within the time given")
         try:
             piece = channel.read()
@@ -84,13 +84,11 @@ def _read_all(requests: Requests, channel: _Channel, limit: int, deadline: float
             )
 
 
-def _write_all(channel: _Channel, state: bytes, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(channel, select.POLLOUT)
+def _write_all(requests: Requests, channel: _Channel, state: bytes, deadline: float) -> None:
     rest = memoryview(state)
     while rest:
         left = deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        if left <= 0 or not requests.wait_ready(channel.fileno(), left, write=True):
             raise TimedOut("device state", f"{len(rest)} bytes left", "has to be read within the time given")
         try:
             rest = rest[channel.write(rest[:_PIECE]) :]

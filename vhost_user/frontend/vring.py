@@ -146,7 +146,7 @@ class FrontendVring:
         have died between a used element and the call for it, so the ring is worth one more look.
         """
         with self._requests.ending.call():
-            return self._requests.wait_readable(self.call.fileno(), timeout) and self.call.take()
+            return self._requests.wait_ready(self.call.fileno(), timeout) and self.call.take()
 
     @property
     def failed(self) -> bool:

@@ -174,7 +174,7 @@ class Link:
                 if channel is None:
                     time.sleep(left)
                 else:
-                    self.frontend.requests.wait_readable(channel.fileno(), left)
+                    self.frontend.requests.wait_ready(channel.fileno(), left)
                 if until_notice and self.config_changes() > before:
                     return
 
