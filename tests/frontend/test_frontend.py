@@ -195,8 +195,15 @@ class TestRings:
             assert not vring.started
 
     def test_a_ring_that_lies_in_no_shared_memory(self) -> None:
-        with fake() as back, connected(back) as frontend, pytest.raises(UsageError, match="share it first"):
-            frontend.vring(0).start(SPLIT)
+        with fake() as back, memory() as region, connected(back) as frontend:
+            frontend.regions.share([region])
+            vring = frontend.vring(0)
+            vring.start(SPLIT)
+            stopped_at, before = vring.stop(), len(back.requests)
+            with pytest.raises(UsageError, match="share it first"):
+                vring.start(SplitLayout.place(16, GuestAddress(MIB)))
+            assert len(back.requests) == before
+            assert (vring.layout, vring.base) == (SPLIT, stopped_at)
 
     def test_more_rings_than_there_are(self) -> None:
         with (

@@ -65,11 +65,12 @@ class FrontendVring:
             self._start(layout, base, enabled=enabled)
 
     def _start(self, layout: SplitLayout | PackedLayout, base: int | None, *, enabled: bool) -> None:
+        address = self._address(layout)  # before anything is changed or said
         self.layout, self.base = layout, _first_base(layout) if base is None else base
         state = VringState(self.index, layout.size)
         self._requests.tell(FrontendRequest.SET_VRING_NUM, state)
         self._requests.tell(FrontendRequest.SET_VRING_BASE, VringState(self.index, self.base))
-        self._send_address()
+        self._requests.tell(FrontendRequest.SET_VRING_ADDR, address)
         # Anew at each start: there are back ends that close them when a ring is stopped.
         ring = VringFd(self.index)
         self._requests.tell(FrontendRequest.SET_VRING_CALL, ring, [self.call.fileno()])
@@ -81,9 +82,8 @@ class FrontendVring:
         # Back ends of the old rule start a ring at its first kick.
         self.kick.signal()
 
-    def _send_address(self) -> None:
-        assert self.layout is not None
-        areas = self.layout.areas.values()
+    def _address(self, layout: SplitLayout | PackedLayout) -> VringAddr:
+        areas = layout.areas.values()
         if self.iommu is None:
             users = [self._regions.to_user(area.address, area.size) for area in areas]
         else:
@@ -91,8 +91,7 @@ class FrontendVring:
         desc, avail, used = users
         logged = self.log_address is not None
         flags, log = (VHOST_VRING_F_LOG, self.log_address) if logged else (0, None)
-        address = VringAddr(self.index, flags, desc, used, avail, log or GuestAddress(0))
-        self._requests.tell(FrontendRequest.SET_VRING_ADDR, address)
+        return VringAddr(self.index, flags, desc, used, avail, log or GuestAddress(0))
 
     def enable(self, enabled: bool = True) -> None:
         """Have the back end process the ring, or leave it alone. Without protocol features a ring is always enabled."""
@@ -136,7 +135,7 @@ class FrontendVring:
         """Have writes to the used ring logged as if it were at guest `address`, or not; while it runs, too."""
         self.log_address = address
         if self.layout is not None and self.started:
-            self._send_address()
+            self._requests.tell(FrontendRequest.SET_VRING_ADDR, self._address(self.layout))
 
     def wait(self, timeout: float) -> bool:
         """Wait for a call, `timeout` seconds at most; whether there was one. What else the back end wants is looked
