@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -369,6 +370,12 @@ class TestSharing:
             postcopy.share(regions)
             assert [base.address for base in postcopy._bases] == [mapping.address, mapping.address + SIZE]
             mapping.close()
+
+    def test_what_else_is_mapped_there_may_have_any_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        odd = tmp_path / os.fsdecode(b"caf\xe9\x0c\r\x85")
+        odd.write_bytes(bytes(4096))
+        with odd.open("rb") as file, mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ):
+            self.test_our_own_addresses_are_looked_up(True, monkeypatch)
 
     def test_a_process_that_there_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with scripted(monkeypatch, []) as postcopy, memory() as regions:

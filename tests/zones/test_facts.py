@@ -18,7 +18,7 @@ HUGE = ByteCount(2 * MIB)
 
 def write(root: Path, path: str, text: str) -> None:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_text(text + "\n")
+    (root / path).write_bytes(os.fsencode(text + "\n"))
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,13 @@ def test_mounts_with_all_that_a_line_may_have(tmp_path: Path) -> None:
     lines = (
         r"36 35 98:0 /a\040b /mnt\134x rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue",
         r"40 1 0:5 / / rw - tmpfs  rw,size=4k",
+        "41 1 0:6 / /media/caf\udce9\x0c\r\x85 rw - vfat /dev/sdb1 rw",  # no UTF-8, and what may end lines elsewhere
     )
     write(tmp_path, "proc/self/mountinfo", "\n".join(lines))
     assert list(facts.mounts(tmp_path)) == [
         Mount(36, "/a b", "/mnt\\x", "ext3", ("rw", "errors=continue")),
         Mount(40, "/", "/", "tmpfs", ("rw", "size=4k")),
+        Mount(41, "/", "/media/caf\udce9\x0c\r\x85", "vfat", ("rw",)),
     ]
 
 

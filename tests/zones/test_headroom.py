@@ -53,7 +53,7 @@ class Tree:
     def write(self, path: str, text: object) -> None:
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n" if not str(text).endswith("\n") else str(text))
+        file.write_bytes(os.fsencode(f"{text}\n" if not str(text).endswith("\n") else str(text)))
 
     def v1(self, group: str, limit: int, usage: int, inactive: int = 0, active: int = 0) -> None:
         top = f"sys/fs/cgroup/memory/{group}"
@@ -95,6 +95,12 @@ def test_version_2_counts_every_group_that_has_a_limit(tmp_path: Path) -> None:
     tree.v2("machine.slice/vm.scope", "max", 10)
     tree.v2("machine.slice", 5000, 4000, inactive=100, active=21)
     assert tree.limits() == {**HOST, "/sys/fs/cgroup/unified/machine.slice/memory.max": 1110}
+
+
+def test_a_group_may_have_any_name(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, "0::/odd\udce9\x0c\x85.scope\n")
+    tree.v2("odd\udce9\x0c\x85.scope", 5000, 4000)
+    assert tree.limits() == {**HOST, "/sys/fs/cgroup/unified/odd\udce9\x0c\x85.scope/memory.max": 1000}
 
 
 def test_a_group_over_its_limit_has_less_than_nothing_left(tmp_path: Path) -> None:

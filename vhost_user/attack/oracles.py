@@ -33,6 +33,10 @@ _LISTENS = 0x10000
 """SO_ACCEPTCON of <linux/net.h>, as /proc/net/unix has it."""
 
 
+_BOUND = re.compile(r"^\w+: \w+ \w+ (\w+) \w+ \w+ +\d+ (.+)$", re.MULTILINE)
+"""Of the lines there: flags and path. A path may have any letter, so that its line looks like two."""
+
+
 def wait_until(true: Callable[[], object], seconds: float) -> bool:
     """Whether it comes true in time, asked ever less often."""
     deadline, pause = time.monotonic() + seconds, 0.0005
@@ -51,7 +55,7 @@ def holdings(pid: int) -> Counter[str]:
         for fd in list(Path(f"/proc/{pid}/fd").iterdir()):
             with suppress(FileNotFoundError):
                 found["fd of " + _kind(str(fd.readlink()))] += 1
-        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+        for line in os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes()).split("\n")[:-1]:
             _, access, _, _, _, *name = line.split(maxsplit=5)
             if access.endswith("s"):
                 found["mapping of " + _kind("".join(name))] += 1
@@ -84,11 +88,10 @@ def listens(path: str) -> bool:
     The kernel knows the path as whoever listens has named it, so one that may be relative is compared by its end.
     """
     name = Path(path).name
-    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]:
-        _, _, _, flags, _, _, _, *bound = line.split(maxsplit=7)
-        if int(flags, 16) & _LISTENS and bound:
-            same = bound == [path] or (Path(bound[0]).name == name and not Path(bound[0]).is_absolute())
-            if same or bound == [str(Path(path).absolute())]:
+    for flags, bound in _BOUND.findall(os.fsdecode(Path("/proc/net/unix").read_bytes())):
+        if int(flags, 16) & _LISTENS:
+            same = bound == path or (Path(bound).name == name and not Path(bound).is_absolute())
+            if same or bound == str(Path(path).absolute()):
                 return True
     return False
 

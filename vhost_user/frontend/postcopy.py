@@ -215,7 +215,7 @@ def _look_up(pid: int | None, regions: tuple[SharedRegion, ...]) -> list[HostAdd
     if pid is None:
         raise Refused("SET_MEM_TABLE", "our own addresses", "the back end's are needed to serve it", "give its pid")
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        lines = os.fsdecode(Path(f"/proc/{pid}/maps").read_bytes()).split("\n")[:-1]
     except OSError as error:
         limit = f"the back end's are needed, which process {pid} doesn't show"
         raise Refused("SET_MEM_TABLE", "our own addresses", limit) from error

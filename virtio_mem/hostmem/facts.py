@@ -34,7 +34,8 @@ _REMEDIES = {
 
 
 def read_or(path: Path, default: str) -> str:
-    """The text of a file in /proc or /sys without the newline, or `default` where this kernel has no such file.
+    """The text of a file in /proc or /sys without the newline, or `default` where this kernel has no such file. Paths
+    in it are as Python has them, and may have any letter: lines end at a newline, and nowhere else.
 
     Raises HostError where there is one that can't be read: a default in its place would be a fact made up.
     """
@@ -46,7 +47,7 @@ def read_or(path: Path, default: str) -> str:
                 parts.append(os.read(fd, _PAGE))
         finally:
             os.close(fd)
-        return b"".join(parts).decode().strip()
+        return os.fsdecode(b"".join(parts)).strip()
     except OSError as error:
         if error.errno in _ABSENT:
             return default
@@ -216,7 +217,7 @@ def mounts(root: Path = ROOT) -> tuple[Mount, ...]:
 @lru_cache(maxsize=2)  # there can be hundreds, they seldom change, and each PLUG that populates asks
 def _parsed_mounts(text: str) -> tuple[Mount, ...]:
     found = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         before, _, after = line.partition(" - ")
         fields, (fstype, _, words) = before.split(" "), after.split(" ", 2)
         options = tuple(words.split(","))

@@ -129,7 +129,7 @@ def cgroups(controller: str, root: Path = ROOT) -> tuple[Path, ...]:
 @lru_cache(maxsize=4)
 def _cgroup_folders(text: str, controller: str, root: Path, mounts: tuple[Mount, ...]) -> tuple[Path, ...]:
     folders: list[Path] = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
