@@ -8,6 +8,7 @@ import threading
 from typing import IO
 
 from vhost_user.errors import PeerError, TimedOut
+from vhost_user.owned_fd import OwnedFd
 
 READY = "guest is ready"
 
@@ -26,13 +27,14 @@ _END = re.compile(r"\A(.*?)^--- (\d+)\n", re.DOTALL | re.MULTILINE)
 
 
 class Console:
-    """The console of a guest that runs OBEY: `keyboard` is what it reads, `screen` what it writes. One thread asks.
+    """The console of a guest that runs OBEY: `keyboard` is what it reads, `screen` what it writes, and is listened to
+    until its other end is closed, also when it is closed here. One thread asks.
 
     PeerError where the guest ends, or a command fails; TimedOut where it takes too long.
     """
 
     def __init__(self, keyboard: IO[bytes], screen: IO[bytes]) -> None:
-        self._keyboard, self._screen = keyboard, screen
+        self._keyboard, self._screen = keyboard, OwnedFd.duplicate_of(screen.fileno())
         self._said = ""
         self._over = False
         self._more = threading.Condition()
@@ -40,10 +42,11 @@ class Console:
         self._thread.start()
 
     def _read(self) -> None:
-        while data := os.read(self._screen.fileno(), 1 << 16):
-            with self._more:
-                self._said += data.decode(errors="replace").replace("\r", "")
-                self._more.notify_all()
+        with self._screen:
+            while data := os.read(self._screen.fileno(), 1 << 16):
+                with self._more:
+                    self._said += data.decode(errors="replace").replace("\r", "")
+                    self._more.notify_all()
         with self._more:
             self._over = True
             self._more.notify_all()
