@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,24 @@ def test_a_file_that_is_missing_or_cut_or_too_long(snapshot: Path, name: str) ->
     path.unlink()
     path.mkdir()
     with pytest.raises(UsageError, match="regular file"):
+        restore(snapshot)
+
+
+def test_a_file_that_is_another_each_time_that_it_is_opened(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the right size, and its successor the right digest."""
+    digest = blake2b(b"", digest_size=32).hexdigest()
+    change(snapshot, lambda top: top["zones"][0]["device"].update(blocks=digest))
+    real, path = os.open, snapshot / "mem0.blocks"
+
+    def open_and_replace(name: Any, flags: int, *more: Any) -> int:
+        fd = real(name, flags, *more)
+        if name == path:
+            (snapshot / "empty").touch()
+            (snapshot / "empty").replace(path)
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_replace)
+    with pytest.raises(UsageError, match="digest"):
         restore(snapshot)
 
 

@@ -131,8 +131,7 @@ def read_blocks(geometry: Geometry, state: DeviceState, path: Path) -> BlockMap:
                 name, saved, f"has to be {made}, as the options say", "give the options that it was taken with"
             )
     size = -(-geometry.nb_blocks // 8)
-    with opened(path, size):
-        data = _read(path, size)
+    data = _read(path, size, size)
     if hashlib.blake2b(data, digest_size=32).hexdigest() != state.blocks:
         raise refused("blocks", path.name, "must have the digest that was taken when it was saved")
     if data and data[-1] >> (geometry.nb_blocks % 8 or 8):
@@ -148,11 +147,13 @@ def _restore_device(device: VirtioMemDevice, state: DeviceState, path: Path) -> 
     device.adopt(state.requested_size, state.usable_region_size, blocks)
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, most: int, least: int = 0) -> bytes:
+    """All of it. What others do to the file meanwhile is not believed: so much was read that it can be."""
     with opened(path) as fd, open(fd, "rb", closefd=False) as file:
         data = file.read(most + 1)
-    if len(data) > most:
-        raise refused(path.name, f"more than {most} bytes", f"must have at most {most}")
+    if not least <= len(data) <= most:
+        found = f"more than {most} bytes" if len(data) > most else f"{len(data)} bytes"
+        raise refused(path.name, found, f"must have {most}" if least == most else f"must have at most {most}")
     return data
 
 
