@@ -162,6 +162,8 @@ def test_an_answer_that_was_cut_is_not_compared(ring: Target) -> None:
         ),
         ("WISH\nbatch plug 0 1 | dance", "line 2: call=dance: can't be read: there is no such request; they are plug"),
         ("WISH\ndance 1", "line 2: call=dance 1: can't be read: there is no such call; they are begin, plug, "),
+        ("WISH\noffer -1 0", "line 2: call=offer -1 0: can't be read: FLAGS and AHEAD are 0 to 65535; it is 'offer"),
+        ("WISH\noffer 0 65536", "line 2: call=offer 0 65536: can't be read: FLAGS and AHEAD are 0 to 65535; it is 'o"),
         ("WISH\nchain 1", "line 2: call=chain 1: can't be read: words are missing; it is 'chain TYPE ADDR"),
         ("WISH\nbegin 0xz", "line 2: call=begin 0xz"),
         ("WISH\nadvance inf", "line 2: advance=inf"),

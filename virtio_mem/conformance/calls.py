@@ -13,6 +13,8 @@ from virtio_mem.protocol import REQUEST_SIZE
 NO_NEED = Capability(0)
 _ANYWHERE = Place(0, 1)
 
+_U16_MAX = 0xFFFF
+
 _LONGEST = 86_400
 """Seconds that a file may let go by at one time."""
 
@@ -111,6 +113,8 @@ def _step(word: str, rest: Sequence[str]) -> Action | None:
             return Capability.CONFIG_WRITES, lambda session: session.write_config(offset, data)
         case "offer", [flags, ahead, *words]:
             said, further, texts = int(flags), int(ahead), " ".join(words).split(BESIDE) if words else []
+            if not (0 <= said <= _U16_MAX and 0 <= further <= _U16_MAX):
+                raise ValueError(f"FLAGS and AHEAD are 0 to {_U16_MAX}")
             for text in texts:
                 parse_chain(text, _ANYWHERE)
             return Capability.RING, lambda session: session.offer(
