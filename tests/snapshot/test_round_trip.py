@@ -29,7 +29,9 @@ from tests.snapshot.helpers import (
     service_of,
     write,
 )
+from tests.zones.helpers import effective_user
 from vhost_user.errors import HostError, UsageError
+from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import MIB, GuestAddress
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.geometry import UsableRegion
@@ -38,6 +40,7 @@ from virtio_mem.manager import MemoryManager
 from virtio_mem.protocol import BlockState, Request, RequestType, ResponseType
 from virtio_mem.snapshot import restore, save
 from virtio_mem.snapshot.content import CHUNK, Range, _data_chunks, write_content
+from virtio_mem.snapshot.manifest import FILE_NAME
 from virtio_mem.snapshot.own_file import named, require_file
 
 KINDS = [pytest.param(name, marks=pytest.mark.needs_hugetlb) if name == "hugetlb" else name for name in OPTIONS]
@@ -74,6 +77,38 @@ def test_each_blocks_state_and_content_is_what_it_was(
         taken = next(block for block in range(HOTPLUG // BLOCK) if f"block {block}" in before)
         assert ask(manager, RequestType.PLUG, free) is ResponseType.ACK
         assert ask(manager, RequestType.UNPLUG, taken) is ResponseType.ACK
+
+
+def test_what_is_saved_outlives_the_host(tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files, and then its names, are on disk when it counts as saved."""
+    synced, sync = [], os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    snapshot = tmp_path / "snapshot"
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        fill(manager, rng)
+        manager.pause()
+        save(manager, snapshot)
+    *files, names, name = synced
+    assert sorted(files) == sorted(snapshot.iterdir())
+    assert (names, name) == (snapshot, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs_root: only root can become another user")
+def test_a_directory_that_may_be_written_and_not_read_takes_a_snapshot(tmp_path: Path, rng: random.Random) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(0o333)
+    with MemoryManager(config("memfd", tmp_path)) as manager, OwnedFd(os.open(folder, os.O_PATH)) as fd:
+        fill(manager, rng)
+        manager.pause()
+        with effective_user(65534):
+            save(manager, f"/proc/self/fd/{fd.fileno()}/snapshot")
+    assert (folder / "snapshot" / FILE_NAME).stat().st_uid == 65534
 
 
 def test_a_machine_that_goes_on_meanwhile_is_not_saved(

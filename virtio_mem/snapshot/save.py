@@ -81,6 +81,8 @@ def save_zones(
         states = tuple(_save_zone(zone, directory) for zone in zones)
         with _written(directory / FILE_NAME) as fd:
             _write_all(fd, Manifest(options, block_size, usable_region.value, states).encode())
+        for names in (directory, directory.parent):
+            _sync(names)
     except OSError as error:
         shutil.rmtree(directory)
         raise HostError.from_os_error("directory", directory, "write", error, "make room there") from error
@@ -156,6 +158,18 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _sync(directory: Path) -> None:
+    """Have the names in it on disk as well. Who may not read it may not have that done."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextmanager
