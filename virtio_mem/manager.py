@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from itertools import count
@@ -64,6 +65,7 @@ class MemoryManager:
         self.block_size = block_size
         self.usable_region = usable_region
         self._shares: list[MemoryShare] = []
+        self._sharing = threading.Lock()
         self._numbers = count(1)
         self._closed = False
         for warning in config.warnings:
@@ -164,7 +166,13 @@ class MemoryManager:
         require_known(zones, self.zones)
         chosen = [zone for zone_id, zone in self.zones.items() if zones is None or zone_id in zones]
         share = MemoryShare(frontend, chosen, hotplug=hotplug, name=name or f"{next(self._numbers)}")
-        self._shares = [*self.shares, share]
+        with self._sharing:
+            late = self._closed
+            if not late:
+                self._shares = [*self.shares, share]
+        if late:  # closed by another thread: nobody else would take it back
+            share.close()
+            self._require_open()
         return share
 
     @property
@@ -191,7 +199,8 @@ class MemoryManager:
         Raises BufferError while a view of guest memory lives: what it shows stays, all else is closed, and closing can
         be repeated.
         """
-        self._closed = True
+        with self._sharing:
+            self._closed = True
         for zone in self.zones.values():
             if zone.service:
                 zone.service.close()

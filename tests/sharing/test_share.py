@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from vhost_user.units import GIB, MIB, GuestAddress
 from vhost_user.vring import SplitLayout
 from virtio_mem.config import ConfigError, VmMemoryConfig
 from virtio_mem.manager import MemoryManager
-from virtio_mem.sharing import HotplugSharing, require_shareable
+from virtio_mem.sharing import HotplugSharing, MemoryShare, require_shareable
 from virtio_mem.sharing.share import MOST_REGIONS
 
 TWO_ZONES = (
@@ -471,6 +472,20 @@ def test_a_manager_takes_its_memory_with_it() -> None:
             assert len(daemon.regions) == 1
         assert daemon.regions == {}
         assert frontend.connected
+
+
+def test_a_share_that_is_made_while_another_thread_closes_the_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(MemoryShare):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            manager.close()
+
+    monkeypatch.setattr("virtio_mem.manager.MemoryShare", Slow)
+    with manage() as manager, daemon_at() as (daemon, frontend):
+        with pytest.raises(UsageError, match="manager=closed"):
+            manager.share(frontend)
+        assert daemon.regions == {}
+        assert not manager.shares
 
 
 def test_a_daemon_that_refuses_at_first_has_nothing() -> None:
