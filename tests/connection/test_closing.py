@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -14,6 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from tests.closing import meanwhile, require_closed_here
+from vhost_user import _native
+from vhost_user._core import ffi
 from vhost_user.connection import Connection
 from vhost_user.errors import Disconnected, PeerError, TimedOut
 from vhost_user.event import Event
@@ -23,6 +26,8 @@ LATE = 30.0
 """Seconds after which a call ends by itself: the test has failed."""
 
 MESSAGE = encode_message(FrontendRequest.SET_OWNER, b"")
+
+PAYLOAD = 100
 
 
 @pytest.fixture
@@ -219,3 +224,27 @@ def test_it_is_closed_at_whatever_moment() -> None:
             connection.close()
             thread.join()
         assert connection.fileno() == -1
+
+
+def test_a_message_that_the_garbage_collector_ends_is_there_for_who_ends_after_it() -> None:
+    """A generator, say, that closes its connection."""
+    seen, others = [], []
+
+    def last(incoming: _native.Incoming) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            size = ffi.offsetof("struct vu_incoming", "payload")
+            for _ in range(100):
+                others.append(ffi.new("struct vu_incoming *", {"payload": PAYLOAD}))
+                ffi.memmove(others[-1], b"\xff" * size, size)
+            seen.append(incoming.have)
+
+    incoming = _native.Incoming(8, PAYLOAD)
+    using = last(incoming)
+    next(using)
+    cycle: list[object] = [incoming, using]
+    cycle.append(cycle)
+    del incoming, using, cycle
+    gc.collect()
+    assert seen == [0]

@@ -32,12 +32,14 @@ assert _HEAD.size == ffi.offsetof("struct vu_incoming", "fds")
 class Incoming:
     """A message of at most `largest` bytes of payload and `most_fds` descriptors, as far as it has come."""
 
-    __slots__ = ("_bytes", "_pointer")
+    __slots__ = ("_bytes", "_end", "_pointer")
 
     def __init__(self, most_fds: int, largest: int) -> None:
         assert most_fds <= MOST_FDS
         limits = {"most_fds": most_fds, "largest": largest, "payload": largest}
-        self._pointer = ffi.gc(ffi.new("struct vu_incoming *", limits), lib.vu_incoming_drop)
+        self._pointer = ffi.new("struct vu_incoming *", limits)
+        # Beside it: the garbage collector may end this first of what goes together, and cffi frees what it ends.
+        self._end = ffi.gc(self._pointer, lib.vu_incoming_drop)
         self._bytes = ffi.buffer(self._pointer, _PAYLOAD + largest)
 
     def answer(self, question: int, answer: bytes) -> None:
