@@ -162,7 +162,7 @@ ATTACKS_ON_PEERS = count(quick=12, ci=150, soak=1_000)
 SPOILT_SNAPSHOTS = count(quick=20, ci=200, soak=2_000)
 
 # Of 20 neighbouring steps of a request that is served by `virtio-mem serve`, those at which the process is killed.
-STEPS_KILLED_OF_20 = count(quick=2, ci=10, soak=20)
+STEPS_KILLED_OF_20 = count(quick=3, ci=10, soak=20)
 
 # The same while it writes a trace; and workers that are killed meanwhile at moments that nobody chose.
 TRACED_STEPS_KILLED_OF_20 = count(quick=1, ci=5, soak=20)
