@@ -426,3 +426,15 @@ def test_a_reservation_of_more_than_the_host_has_is_told() -> None:
     error = refused(spec(64 * TIB, reserve=True), HostError, "mmap failed: ENOMEM", "use reserve=off")
     assert isinstance(error, HostError)
     assert error.errno == errno.ENOMEM
+
+
+@pytest.mark.parametrize("call", ["fstat", "fstatvfs"])
+def test_a_file_whose_server_has_forgotten_it(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS says of one that was removed elsewhere."""
+
+    def forgotten(_: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, call, forgotten)
+    with pytest.raises(HostError, match=f"^file={tmp_path}: stat failed: ESTALE"):
+        files.examine(tmp_path)

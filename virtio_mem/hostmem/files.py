@@ -86,12 +86,13 @@ def examine(path: Path) -> Place:
         remedy = "create the file with its full size, or name a directory that exists"
         raise UsageError("file", path, "no such file or directory", remedy) from error
     try:
-        mode = os.fstat(fd).st_mode
+        with _refused("file", path, "stat"):
+            mode, block_size = os.fstat(fd).st_mode, ByteCount(os.fstatvfs(fd).f_bsize)
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise UsageError("file", path, "neither a regular file nor a directory", "name one of these")
         mount = facts.mount_of(fd)
         fstype, options = (mount.fstype, mount.options) if mount else ("unknown", ())
-        return Place(path, stat.S_ISDIR(mode), fstype, options, ByteCount(os.fstatvfs(fd).f_bsize))
+        return Place(path, stat.S_ISDIR(mode), fstype, options, block_size)
     finally:
         os.close(fd)
 
@@ -120,7 +121,8 @@ def user_file(path: Path, size: ByteCount, *, shared: bool) -> int:
     with _refused("file", path, "open", {errno.EACCES: "give read access, and with shared=on write access too"}):
         fd = os.open(path, os.O_RDWR if shared else os.O_RDONLY)
     with _owned(fd):
-        found = os.fstat(fd).st_size
+        with _refused("file", path, "stat"):
+            found = os.fstat(fd).st_size
         if found < size:
             limit = f"has {format_size(found)}, and the zone's boot memory needs {format_size(size)}"
             raise UsageError("file", path, limit, f"truncate -s {size} {path}")
