@@ -38,6 +38,7 @@ def test_the_table(machine: Machine, api: str) -> None:
         "at address": ["0x100000000", "0x180000000"],
         "block size": ["2 MiB", "2 MiB"],
         "held by the host": ["0 B", "0 B"],
+        "not plugged": ["0 B", "0 B"],
         "unplugged so far": ["2 MiB", "0 B"],
         "not given back": ["0 B", "0 B"],
         "requests refused": ["none", "PLUG ERROR 1"],

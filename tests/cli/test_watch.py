@@ -15,13 +15,14 @@ import pytest
 
 from tests.cli.rig import TWO_ZONES, Machine, command, run
 from tests.cli.terminal import Terminal
-from vhost_user.units import MIB
+from vhost_user.units import MIB, ByteCount, HostOffset
 from virtio_mem import operation
 from virtio_mem.api.server import listen
 from virtio_mem.cli.dashboard import event_line
 from virtio_mem.cli.event_log import EventLog
 from virtio_mem.cli.feed import LOOK_AGAIN, Feed
 from virtio_mem.client import Client
+from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.picture.spans import plain
 from virtio_mem.protocol import RequestType
 
@@ -118,6 +119,20 @@ def test_a_terminal_shows_what_is_wrong(machine: Machine, api: str, monkeypatch:
             terminal.read()
         terminal.until(" s: the guest refuses 3 blocks")
         assert terminal.colour_of("stalled for") == "e5534b"
+
+
+def test_what_is_held_for_unplugged_blocks_is_shown(
+    machine: Machine, api: str, watch: Callable[..., subprocess.Popen[str]]
+) -> None:
+    memory = machine.service("mem0").memory
+    assert isinstance(memory, HostMemory)
+    with memory.view(HostOffset(8 * MIB), ByteCount(MIB)) as view:
+        view[:] = bytes(MIB)
+    assert line_with(watch(), "mem0").count("host holds 1 MiB, 1 MiB of it for unplugged blocks; no requests") == 1
+    assert "  not plugged     1 MiB" in run("info", "--api-socket", api).stdout
+    with Terminal("watch", "--api-socket", api, *FAST) as terminal:
+        terminal.until("the host holds 1 MiB, 1 MiB of it for unplugged blocks")
+        assert terminal.colour_of("of it for unplugged") == "e5534b"
 
 
 def test_a_narrow_terminal(machine: Machine, api: str) -> None:

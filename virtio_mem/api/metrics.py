@@ -26,6 +26,10 @@ _GAUGES = {
         "held_bytes",
         "What the host holds for the region, by its own counters; no less, where its memory is in very many pieces.",
     ),
+    "held_unplugged": (
+        "held_unplugged_bytes",
+        "What of that the host holds for blocks that are not plugged; no less, where those are in very many pieces.",
+    ),
     "block_size": ("block_bytes", "The size of a block."),
     "connected": ("connected", "Whether a guest's front end is there."),
     "paused": ("paused", "Whether the device is paused."),

@@ -20,7 +20,7 @@ from vhost_user.errors import FieldError, HostError, PeerError, UsageError
 from virtio_mem.api import body
 from virtio_mem.api.message import JSON, ApiError, ApiRequest, Reply, error_reply, json_reply
 from virtio_mem.api.stream import event_stream, last_event_id
-from virtio_mem.control import Control, UnknownZone
+from virtio_mem.control import Control, UnknownZone, reclaim
 from virtio_mem.installed import version
 from virtio_mem.operation import Operation
 
@@ -89,6 +89,7 @@ class Api:
             Route("GET", "/api/v1/operations", lambda _: json_reply(control.operations.all())),
             Route("GET", "/api/v1/operations/{id}", self._operation, query=("wait",), long=True),
             Route("GET", "/api/v1/zones/{id}/blocks", self._blocks, query=("cells",)),
+            Route("PUT", "/api/v1/zones/{id}/reclaim", self._reclaim),
             Route("GET", "/api/v1/events", self._events, long=True),
             Route("GET", "/api/v1/openapi.json", lambda _: Reply(HTTPStatus.OK, _document(), {"Content-Type": JSON})),
             Route("GET", "/metrics", self._metrics),
@@ -217,6 +218,10 @@ class Api:
             yield b"]}"
 
         return Reply(HTTPStatus.OK, pieces(), {"Content-Type": JSON})
+
+    def _reclaim(self, call: Call) -> Reply:
+        freed, left = reclaim(self.control, *call.parts)
+        return json_reply({"freed": freed, "held": left})
 
     def _events(self, call: Call) -> Reply:
         after = last_event_id(call.request)

@@ -91,6 +91,8 @@ def _figures(sample: Sample) -> Line:
     zone = sample.zone
     boot = f"{_size(zone, 'boot_size')} boot + " if zone["boot_size"] else ""
     line = [Span(f"{boot}{_size(zone, 'plugged_size')} plugged   the host holds {_size(zone, 'held')}")]
+    if strays := _strays(zone):
+        line.append(Span(strays, Role.BAD))
     for name, rate in sample.rates.items():
         line.append(Span(f"   {name} {rate:.3g}/s", Role.QUIET if name.endswith(" ACK") else Role.BAD))
     if not sample.rates:
@@ -122,10 +124,16 @@ def summary(name: str, sample: Sample) -> str:
     zone, operation = sample.zone, sample.zone["operation"]
     rates = ", ".join(f"{key} {rate:.3g}/s" for key, rate in sample.rates.items()) or "no requests"
     sizes = (
-        f"{_size(zone, 'plugged_size')} of {_size(zone, 'requested_size')} plugged, host holds {_size(zone, 'held')}"
+        f"{_size(zone, 'plugged_size')} of {_size(zone, 'requested_size')} plugged, "
+        f"host holds {_size(zone, 'held')}{_strays(zone)}"
     )
     resize = f"; resize {operation['id']} to {outcome(operation)}" if operation else ""
     return f"{name}: {sizes}; {rates}{resize}"
+
+
+def _strays(zone: dict[str, Any]) -> str:
+    """What of that is for blocks that are not plugged, if any is: somebody has touched them all the same."""
+    return f", {_size(zone, 'held_unplugged')} of it for unplugged blocks" if zone.get("held_unplugged") else ""
 
 
 def _size(zone: dict[str, Any], key: str) -> str:

@@ -41,7 +41,7 @@ Cell = Callable[[dict[str, Any]], str]
 
 
 def _size(key: str) -> Cell:
-    return lambda zone: "?" if zone[key] is None else human_size(zone[key])
+    return lambda zone: "?" if zone.get(key) is None else human_size(zone[key])
 
 
 def _refused(zone: dict[str, Any]) -> str:
@@ -62,6 +62,10 @@ _WITH_DEVICE: tuple[tuple[str, Cell], ...] = (
     ("at address", lambda zone: f"{zone['addr']:#x}"),
     ("block size", _size("block_size")),
     ("held by the host", lambda zone: _size("held")(zone) + (" or more" if zone.get("held_more") else "")),
+    (
+        "  not plugged",
+        lambda zone: _size("held_unplugged")(zone) + (" or more" if zone.get("held_unplugged_more") else ""),
+    ),
     ("unplugged so far", _size("unplugged_bytes")),
     ("  not given back", _size("unreturned_bytes")),
     ("requests refused", _refused),

@@ -57,6 +57,7 @@ def zone_info(control: Control, zone: ControlledZone) -> dict[str, Any]:
     """One zone with its device. What a zone without a device lacks is None."""
     device = zone.service.info() if zone.service else {}
     held, more = zone.held()
+    strays, more_strays = zone.held_unplugged()
     return {
         "id": zone.id,
         "boot_size": zone.boot_size,
@@ -64,6 +65,8 @@ def zone_info(control: Control, zone: ControlledZone) -> dict[str, Any]:
         "guest_numa_id": zone.guest_numa_id,
         "held": held,
         "held_more": more,
+        "held_unplugged": strays,
+        "held_unplugged_more": more_strays,
         "connected": zone.connected(),
         "operation": control.operations.last(zone.id),
         **{name: device.get(name) for name in _DEVICE_FACTS},

@@ -9,6 +9,7 @@ from typing import Any
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.service import DeviceService
+from virtio_mem.unplugged import held_unplugged
 
 
 class UnknownZone(UsageError):  # noqa: N818
@@ -68,5 +69,15 @@ class ControlledZone:
             return 0, False
         try:
             return self.service.memory.held_at_least(HostOffset(0), ByteCount(self.hotplug_size))
+        except HostError:
+            return None, False
+
+    def held_unplugged(self) -> tuple[int | None, bool]:
+        """What of that is for blocks that are not plugged, None where the host can't tell; and whether not all of them
+        were looked at."""
+        if self.service is None:
+            return 0, False
+        try:
+            return held_unplugged(self.service)
         except HostError:
             return None, False

@@ -1,0 +1,142 @@
+"""What the host holds for blocks that are not plugged is told apart from the rest, and can be given back."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import virtio_mem.unplugged
+from tests.api.rig import ACK, BLOCK, MakeMachine, Rig
+from tests.device.helpers import make_device
+from tests.device.test_service import Script, ScriptedMemory
+from vhost_user.errors import HostError, UsageError
+from vhost_user.units import MIB, ByteCount, HostOffset
+from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.protocol import RequestType
+from virtio_mem.service import DeviceService
+from virtio_mem.unplugged import held_unplugged, reclaim
+
+PLUG, UNPLUG, UNPLUG_ALL, STATE = RequestType
+
+
+def touch(rig: Rig, block: int, size: int = BLOCK) -> None:
+    """As a guest does that does not care what is plugged."""
+    memory = rig.service().memory
+    assert isinstance(memory, HostMemory)
+    with memory.view(HostOffset(block * BLOCK), ByteCount(size)) as view:
+        view[:] = os.urandom(16) * (size // 16)
+
+
+def told(rig: Rig) -> tuple[int, int | None, bool]:
+    (zone,) = rig.get("/api/v1/vm.info").json["zones"]
+    return zone["held"], zone["held_unplugged"], zone["held_unplugged_more"]
+
+
+def measured(rig: Rig) -> float:
+    lines = rig.get("/metrics").body.decode().splitlines()
+    (value,) = (line.split()[1] for line in lines if line.startswith("virtio_mem_held_unplugged_bytes{"))
+    return float(value)
+
+
+def test_what_a_guest_touches_of_unplugged_blocks_is_seen_and_given_back(rig: Rig) -> None:
+    assert rig.request(PLUG, 10, 5) is ACK
+    touch(rig, 10, 5 * BLOCK)
+    assert told(rig) == (5 * BLOCK, 0, False)
+    assert rig.request(UNPLUG, 12) is ACK
+    touch(rig, 12, MIB)  # written, unplugged, and touched again
+    touch(rig, 511, 4096)  # beyond what is usable
+    assert told(rig) == (4 * BLOCK + MIB + 4096, MIB + 4096, False)
+    assert measured(rig) == MIB + 4096
+    with rig.control.events.subscribe() as subscription:
+        answer = rig.ask("PUT", "/api/v1/zones/mem0/reclaim")
+        event = subscription.get(timeout=20)
+    assert (answer.status, answer.json) == (200, {"freed": MIB + 4096, "held": 0})
+    assert event is not None
+    assert (event.kind, event.zone, event.details) == ("freed", "mem0", {"size": MIB + 4096, "held": 0})
+    assert told(rig) == (4 * BLOCK, 0, False), "what is plugged stays"
+    assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").json == {"freed": 0, "held": 0}
+
+
+def test_who_only_wants_to_know_is_answered_in_a_bounded_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in (1, 3, 5):
+        assert rig.request(PLUG, block) is ACK
+    for block in (0, 2, 4, 6):
+        touch(rig, block, 8192)
+    for runs, expected in ((4, (4 * 8192, False)), (3, (3 * 8192, True))):
+        monkeypatch.setattr(virtio_mem.unplugged, "MOST_RUNS", runs)
+        assert told(rig)[1:] == expected
+    monkeypatch.setattr(virtio_mem.unplugged, "MOST_BYTES", 2 * 8192)
+    assert told(rig)[1:] == (2 * 8192, True)
+    assert reclaim(rig.service()) == (4 * 8192, 0), "and all of it is given back"
+
+
+def test_nothing_is_taken_from_a_paused_machine(rig: Rig) -> None:
+    touch(rig, 0)
+    rig.control.pause()
+    refused = rig.ask("PUT", "/api/v1/zones/mem0/reclaim")
+    assert (refused.status, refused.json["remedy"]) == (400, "resume it first")
+    assert told(rig)[1] == BLOCK
+
+
+def test_a_zone_that_is_not_there_or_has_no_device(rig: Rig, make_machine: MakeMachine) -> None:
+    assert rig.ask("PUT", "/api/v1/zones/nosuch/reclaim").status == 404
+    plain = make_machine("--memory size=64M,shared=on")
+    assert plain.ask("PUT", "/api/v1/zones/mem0/reclaim").json == {"freed": 0, "held": 0}
+    assert told(plain) == (0, 0, False)
+
+
+class Busy(ScriptedMemory):
+    """Holds 4096 bytes of whatever is asked about, and has a block plugged meanwhile."""
+
+    kept = ByteCount(4096)
+    blocks: BlockMap
+
+    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
+        found = super().held(offset, size)
+        if len(self.asked) == 1:
+            self.blocks.plug(Run(BlockIndex(6), 1))
+        return found
+
+    def discard(self, offset: HostOffset, size: ByteCount) -> None:
+        self.asked.append((-1, size // BLOCK))
+
+
+def busy() -> tuple[DeviceService, Busy]:
+    device, memory = make_device(), Busy(Script())
+    memory.blocks = device.blocks
+    device.blocks.plug(Run(BlockIndex(4), 1))
+    return DeviceService(device, memory), memory
+
+
+def test_a_run_of_which_a_block_was_plugged_meanwhile_is_passed_over() -> None:
+    service, memory = busy()
+    assert held_unplugged(service) == (4096, False)
+    assert memory.asked == [(0, 4)]
+    service, memory = busy()
+    assert reclaim(service) == (0, 4096), "what is held right afterwards is said"
+    assert memory.asked == [(0, 4), (-1, 4), (0, 4)]
+
+
+def test_a_host_that_can_not_tell(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise HostError("held", 0, "no counters")
+
+    for name in ("held", "held_at_least"):
+        monkeypatch.setattr(HostMemory, name, refuse)
+    assert told(rig)[1:] == (None, False)
+    assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").status == 500
+    assert "held_unplugged_bytes{" not in rig.get("/metrics").body.decode()
+
+
+def test_a_region_without_blocks_holds_nothing() -> None:
+    service = DeviceService(make_device(region=0, requested=0), ScriptedMemory(Script()))
+    assert held_unplugged(service) == (0, False)
+    assert reclaim(service) == (0, 0)
+
+
+def test_a_closed_machine_is_not_looked_at(rig: Rig) -> None:
+    rig.manager.close()
+    with pytest.raises(UsageError, match="closed"):
+        reclaim(rig.service())

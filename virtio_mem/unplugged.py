@@ -1,0 +1,81 @@
+"""What the host holds for blocks that are not plugged.
+
+A driver must leave those alone, but no device can keep a guest from them: its VMM has mapped the region as a whole. A
+guest that touches them all the same has the host allocate memory, and has more than it was given. The host's own
+counters tell of it, whoever touched what. A read is enough where memory is shared: its pages come into being by it.
+
+Each run of unplugged blocks is asked about under the device's lock, and the lock is let go in between: no request waits
+for more than one of them. A run of which a block was plugged meanwhile is passed over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+
+from vhost_user.errors import UsageError
+from vhost_user.units import GIB, ByteCount, HostOffset
+from virtio_mem.blocks import BlockIndex, Run
+from virtio_mem.service import DeviceService
+
+log = logging.getLogger(__name__)
+
+MOST_RUNS = 4096
+"""Runs that are looked at for somebody who only wants to know: a question costs some ten microseconds."""
+
+MOST_BYTES = GIB
+"""What is counted at most before it is enough to say that there is more: a guest that touches every second page makes
+131,072 pieces of it, which take a fifth of a second."""
+
+
+def held_unplugged(service: DeviceService) -> tuple[ByteCount, bool]:
+    """Bytes that the host holds for the unplugged blocks, and whether not all of those were looked at, since they are
+    in very many runs or hold very much. HostError where nobody can tell."""
+    held = 0
+    runs = _unplugged_runs(service)
+    for run in islice(runs, MOST_RUNS):
+        with service.lock:
+            if service.device.blocks.count(run):
+                continue
+            part, more = service.memory.held_at_least(*_range(service, run))
+        held += part
+        if more or held >= MOST_BYTES:
+            return ByteCount(held), True
+    return ByteCount(held), next(runs, None) is not None
+
+
+def reclaim(service: DeviceService) -> tuple[ByteCount, ByteCount]:
+    """Give back to the host what it holds for the unplugged blocks: how many bytes that was, and how many it holds
+    still.
+
+    Raises UsageError while the device is paused, for who paused it relies on memory to stay as it is; HostError where
+    the host can't tell, or takes nothing back.
+    """
+    freed = left = 0
+    for run in _unplugged_runs(service):
+        with service.lock:
+            if service.device.paused:
+                limit = "the device is paused, and its memory has to stay"
+                raise UsageError("reclaim", "refused", limit, "resume it first")
+            where = _range(service, run)
+            if service.device.blocks.count(run) or not (held := service.memory.held(*where)):
+                continue
+            gone = service.memory.discard(*where)
+            kept = 0 if gone else service.memory.held(*where)
+        freed, left = freed + max(0, held - kept), left + kept
+    if freed or left:
+        log.warning("unplugged blocks held %d bytes, and hold %d", freed + left, left)
+    return ByteCount(freed), ByteCount(left)
+
+
+def _unplugged_runs(service: DeviceService) -> Iterator[Run]:
+    with service.lock:
+        blocks = service.device.blocks.copy()
+    everything = Run(BlockIndex(0), len(blocks))
+    return iter(blocks.unplugged_runs(everything) if everything.nb_blocks else ())
+
+
+def _range(service: DeviceService, run: Run) -> tuple[HostOffset, ByteCount]:
+    block_size = service.device.geometry.block_size
+    return HostOffset(run.first * block_size), ByteCount(run.nb_blocks * block_size)
