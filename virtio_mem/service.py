@@ -24,8 +24,10 @@ from virtio_mem.blocks import Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.keeper import Keeper, KeepsNothing
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Feature, Request, Response, ResponseType
+from virtio_mem.region_memory import RegionMemory
 from virtio_mem.tally import Tally
 from virtio_mem.turn_lock import TurnLock
+from virtio_mem.unrequested import refusal, unrequested
 
 log = logging.getLogger(__name__)
 
@@ -39,31 +41,6 @@ _MANY_RUNS = 1024
 
 def _no_shortage() -> None:
     """What is asked where no shortage of memory was the cause of a refusal."""
-
-
-class RegionMemory(Protocol):
-    """What a device in service needs of the host memory behind its region; ranges are in bytes from its start."""
-
-    @property
-    def page_size(self) -> ByteCount:
-        """The unit in which memory comes and goes, in bytes."""
-
-    def populate(self, offset: HostOffset, size: ByteCount) -> None:
-        """Make the host allocate the range. HostError, and nothing of the range held, where it can't."""
-
-    def discard(self, offset: HostOffset, size: ByteCount) -> bool | None:
-        """Give the range back to the host. HostError, and the range as it was, where that fails.
-
-        True where it is known that the host holds nothing of it any more; else `held` is asked."""
-
-    def held(self, offset: HostOffset, size: ByteCount) -> ByteCount:
-        """Bytes that the host holds for the range, by its own counters. HostError where they can't tell."""
-
-    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
-        """The same in a bounded time: what it holds, and whether there is more."""
-
-    def shortage(self, offset: HostOffset, size: ByteCount) -> HostError | None:
-        """Why the range could not be populated now, or None where nothing is known to stand against it."""
 
 
 class Section(NamedTuple):
@@ -107,6 +84,8 @@ class DeviceService:
         self.require: Callable[[HostOffset, ByteCount], object] = lambda *_: None
         """Asked whether a range that is to be plugged may be. It refuses as a listener does, and hears of nothing else:
         an UNPLUG ALL would tell a listener of each run of blocks, and there can be millions."""
+        self.unrequested_unplug = True
+        """Whether an UNPLUG is granted that leaves the driver with less than the target."""
         self.keeper: Keeper = KeepsNothing()
         self.tally = Tally(device)
         self.observers = self.tally.observers
@@ -197,11 +176,13 @@ class DeviceService:
                 **device.config._asdict(),
                 "features": [feature.name for feature in Feature if feature in features],
                 "prefault": self.prefault,
+                "unrequested_unplug": self.unrequested_unplug,
                 "paused": device.paused,
                 "answers": {f"{request} {answer}": count for (request, answer), count in self.answers.items()},
                 "failed_undos": self.failed_undos,
                 "unplugged_bytes": self.tally.unplugged_bytes,
                 "unreturned_bytes": self.tally.unreturned_bytes,
+                "unrequested_bytes": self.tally.unrequested_bytes,
             }
 
     def pause(self) -> None:
@@ -291,6 +272,10 @@ class DeviceService:
             raise
 
     def _unplug(self, effect: Effect) -> None:
+        if not self.unrequested_unplug:
+            self._shortage = partial(refusal, self.device, effect)
+            if error := self._shortage():
+                raise error
         told = 0
         gone: bool | None = False
         try:
@@ -317,6 +302,7 @@ class DeviceService:
                 level = logging.DEBUG if self._logged_kept else logging.WARNING
                 self._logged_kept = True
                 log.log(level, "%s: the host still holds %d of %d bytes", effect.type.value, kept, unplugged)
+        self.tally.unrequested(unrequested(self.device, effect))
         self.tally.discarded(ByteCount(unplugged), kept)
 
     def _discarded(self, effect: Effect) -> Iterator[Section]:

@@ -50,6 +50,8 @@ class Tally:
         """What was unplugged, up to MOST_BYTES."""
         self.unreturned_bytes = 0
         """What the host still held of it right afterwards; the same."""
+        self.unrequested_bytes = 0
+        """What was unplugged although nobody had asked for it; the same."""
         self._held: list[Callable[[], None]] | None = None
 
     def hold(self) -> None:
@@ -114,6 +116,10 @@ class Tally:
             self._tell_discarded(unplugged, kept)
         else:
             self._held.append(partial(self._tell_discarded, unplugged, kept))
+
+    def unrequested(self, size: ByteCount) -> None:
+        """Of what is unplugged now, `size` bytes were not asked for."""
+        self.unrequested_bytes = min(self.unrequested_bytes + size, MOST_BYTES)
 
     def _tell_discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:
         for observer in self.observers:

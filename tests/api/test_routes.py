@@ -116,6 +116,7 @@ def test_counters(rig: Rig) -> None:
             "failed_undos": 0,
             "unplugged_bytes": BLOCK,
             "unreturned_bytes": 0,
+            "unrequested_bytes": BLOCK,
         }
     }
 

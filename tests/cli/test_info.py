@@ -41,6 +41,7 @@ def test_the_table(machine: Machine, api: str) -> None:
         "not plugged": ["0 B", "0 B"],
         "unplugged so far": ["2 MiB", "0 B"],
         "not given back": ["0 B", "0 B"],
+        "not asked for": ["2 MiB", "0 B"],
         "requests refused": ["none", "PLUG ERROR 1"],
         "front end": ["connected", "connected"],
         "serving": ["paused", "paused"],

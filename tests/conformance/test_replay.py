@@ -23,7 +23,8 @@ from virtio_mem.conformance.words import wish_words
 from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import Request, RequestType, Response, ResponseType
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.region_memory import RegionMemory
+from virtio_mem.service import DeviceService
 
 WISH = Wish(region_size=4 * MIB, block_size=64 * KIB, requested_size=1 * MIB)
 

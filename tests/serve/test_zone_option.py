@@ -20,11 +20,14 @@ def parse(more: str = "", good: str = GOOD) -> ServedZoneOption:
 
 def test_every_key_is_read_and_printed() -> None:
     more = ",hotplugged_size=1G,block_size=4M,guest_numa_id=3,prefault=on,unplugged_inaccessible=off"
+    more += ",unrequested_unplug=off"
     zone = parse(more)
     assert (zone.id, zone.socket, zone.addr, zone.hotplug_size) == ("mem0", Path("/tmp/a.sock"), 4 * GIB, 2 * GIB)
     assert (zone.hotplugged_size, zone.block_size, zone.guest_numa_id) == (GIB, 4 * MIB, 3)
     assert zone.prefault
     assert not zone.unplugged_inaccessible
+    assert not zone.unrequested_unplug
+    assert not ServePlan.decode(ServePlan(zones=(zone.planned(),)).encode()).zones[0].unrequested_unplug
     assert str(zone) == GOOD + more
     assert ServedZoneOption.parse(str(zone)) == zone
 
@@ -34,6 +37,7 @@ def test_what_is_left_out_has_a_default() -> None:
     assert (zone.hotplugged_size, zone.block_size, zone.guest_numa_id) == (0, 2 * MIB, None)
     assert not zone.prefault
     assert zone.unplugged_inaccessible
+    assert zone.unrequested_unplug
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,10 @@ _GAUGES = {
 _COUNTERS = {
     "unplugged_bytes": ("unplugged_bytes", "What was unplugged and given back to the host."),
     "unreturned_bytes": ("unreturned_bytes", "What the host still held of it right afterwards."),
+    "unrequested_bytes": (
+        "unrequested_bytes",
+        "What was unplugged although the guest had no more than it was asked for.",
+    ),
     "failed_undos": ("failed_undos", "Steps of a refused request that could not be taken back."),
 }
 

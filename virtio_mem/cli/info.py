@@ -68,6 +68,7 @@ _WITH_DEVICE: tuple[tuple[str, Cell], ...] = (
     ),
     ("unplugged so far", _size("unplugged_bytes")),
     ("  not given back", _size("unreturned_bytes")),
+    ("  not asked for", _size("unrequested_bytes")),
     ("requests refused", _refused),
     ("front end", lambda zone: "connected" if zone.get("connected") else "none"),
     ("serving", lambda zone: "paused" if zone.get("paused") else "yes"),

@@ -36,6 +36,9 @@ keys of --zone:
   guest_numa_id=N                the guest's NUMA node for it, an ACPI proximity domain (none)
   prefault=on|off                have the host allocate memory before the guest is told that it has it (off). What this
                                  process populates is charged to its own memory cgroup, not to the VMM's
+  unrequested_unplug=on|off      let a guest give back blocks that nobody asked back (on). Off, an UNPLUG that leaves
+                                 less than the target is BUSY: a guest that picks the pages that the host gets may
+                                 mean harm
   unplugged_inaccessible=on|off  offer VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE, which a driver then has to accept (on)
 
 signals:

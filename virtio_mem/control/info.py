@@ -86,7 +86,12 @@ _DEVICE_FACTS = (
     "failed_undos",
     "unplugged_bytes",
     "unreturned_bytes",
+    "unrequested_bytes",
+    "unrequested_unplug",
 )
+
+
+_TOTALS = ("failed_undos", "unplugged_bytes", "unreturned_bytes", "unrequested_bytes")
 
 
 def machine_counters(control: Control) -> dict[str, dict[str, int]]:
@@ -97,7 +102,7 @@ def machine_counters(control: Control) -> dict[str, dict[str, int]]:
             continue
         device = zone.service.info()
         answers = {name.lower().replace(" ", "_"): count for name, count in device["answers"].items()}
-        totals = {name: device[name] for name in ("failed_undos", "unplugged_bytes", "unreturned_bytes")}
+        totals = {name: device[name] for name in _TOTALS}
         counters[zone.id] = answers | totals
     return counters
 

@@ -22,12 +22,13 @@ from vhost_user.errors import HostError
 from vhost_user.units import ByteCount, HostOffset
 from virtio_mem.device import EffectType, VirtioMemDevice
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Request, RequestType, Response, ResponseType
+from virtio_mem.region_memory import RegionMemory
 from virtio_mem.serve.files import located_at
 from virtio_mem.serve.intent import MOST_CHAINS, Chains, Phase
 from virtio_mem.serve.memory import FrontendMemory
 from virtio_mem.serve.plan import ServedZone
 from virtio_mem.serve.state import DeviceState
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.service import DeviceService
 
 if TYPE_CHECKING:
     from vhost_user.backend.batches import RingBatches
@@ -73,6 +74,7 @@ class MemDevice(Device):
         self.features = int(self.device.offered_features)
         self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
         self.service = make_service(self.device, self.memory)
+        self.service.unrequested_unplug = zone.unrequested_unplug
         self.service.require = self.memory.require  # what the front end doesn't share can't be plugged
         tally = self.service.tally
         tally.unplugged_bytes, tally.unreturned_bytes = self.state.counted

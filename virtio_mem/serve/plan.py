@@ -28,6 +28,7 @@ class ServedZone:
     guest_numa_id: int | None = None
     prefault: bool = False
     unplugged_inaccessible: bool = True
+    unrequested_unplug: bool = True
     boot_size: ByteCount = ByteCount(0)
 
     @property

@@ -35,12 +35,13 @@ from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.installed import version
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, RequestType, Response, ResponseType
+from virtio_mem.region_memory import RegionMemory
 from virtio_mem.serve.device import MemDevice
 from virtio_mem.serve.files import TRACE_HEAD
 from virtio_mem.serve.intent import ChainKey, Chains, Intent, Phase
 from virtio_mem.serve.plan import ServedZone
 from virtio_mem.serve.trace_file import TraceFile, asked_line, call_line
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.service import DeviceService
 
 _MOST_AT_ONCE = 0xFFFF
 """Blocks that one request can name."""

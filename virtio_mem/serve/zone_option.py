@@ -42,6 +42,7 @@ class ServedZoneOption(Option):
     guest_numa_id: int | None = field(default=None, metadata=kind(Number(0xFFFF)))
     prefault: bool = field(default=False, metadata=kind(TOGGLE))
     unplugged_inaccessible: bool = field(default=True, metadata=kind(TOGGLE))
+    unrequested_unplug: bool = field(default=True, metadata=kind(TOGGLE))
 
     def _check_rules(self) -> None:
         block_size = show_size(self.block_size)
@@ -71,6 +72,7 @@ class ServedZoneOption(Option):
             guest_numa_id=self.guest_numa_id,
             prefault=self.prefault,
             unplugged_inaccessible=self.unplugged_inaccessible,
+            unrequested_unplug=self.unrequested_unplug,
         )
 
 

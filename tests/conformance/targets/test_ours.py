@@ -18,7 +18,8 @@ from virtio_mem.conformance.targets.ours import OurTarget
 from virtio_mem.device import Effect, VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.protocol import BlockState, Feature, Request, RequestType, Response, ResponseType
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.region_memory import RegionMemory
+from virtio_mem.service import DeviceService
 
 
 @pytest.mark.parametrize("backing", ["anonymous", "memfd", "file", "private-file"])

@@ -27,8 +27,9 @@ from virtio_mem.conformance.targets.ours import OurSubject, OurTarget
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import Geometry
 from virtio_mem.hostmem.memory import HostMemory
+from virtio_mem.region_memory import RegionMemory
 from virtio_mem.request_queue import GuestRequestQueue
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.service import DeviceService
 
 T = TypeVar("T", bound=Callable[..., Any])
 

@@ -10,7 +10,8 @@ from vhost_user.errors import UsageError
 from vhost_user.units import KIB, MIB, ByteCount, HostOffset
 from virtio_mem.conformance.targets.ours import OurSubject
 from virtio_mem.device import Effect
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.region_memory import RegionMemory
+from virtio_mem.service import DeviceService
 
 PAGE = 4 * KIB
 

@@ -27,8 +27,9 @@ from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.installed import version
 from virtio_mem.mmio import MmioTransport
 from virtio_mem.protocol import Request
+from virtio_mem.region_memory import RegionMemory
 from virtio_mem.request_queue import GuestRequestQueue
-from virtio_mem.service import DeviceService, RegionMemory
+from virtio_mem.service import DeviceService
 from virtio_mem.zone import Zone, ZoneSpec
 
 ADDR = GuestAddress(4 * GIB)
