@@ -31,6 +31,10 @@ MAX_DEVICE_NODE = 2**16 - 1
 _ZONE_KEYS = ("shared", "hugepages", "hugepage_size", "prefault", "reserve")
 """The keys of --memory that describe its own zone only; Cloud Hypervisor ignores them where there are others."""
 
+PAGE_STRUCTURE_SHARE = 64
+"""Linux keeps a `struct page` of 64 bytes for each page of 4 KiB. That of plugged memory has to lie in memory that is
+there before, and never in a movable zone."""
+
 _OPTIONS: dict[str, type[Option]] = {
     "memory": MemoryConfig,
     "zones": MemoryZoneConfig,
@@ -135,7 +139,7 @@ class VmMemoryConfig:
     def warnings(self) -> tuple[str, ...]:
         """What is allowed and yet may not do what was meant: the option, what is odd about it, what to do."""
         nodes = topology.node_warnings(self.numa, self._zone_ids)
-        return (*self._memory_warnings(), *self._hotplug_warnings(), *nodes)
+        return (*self._memory_warnings(), *self._hotplug_warnings(), *self._size_warnings(), *nodes)
 
     @property
     def _zone_ids(self) -> tuple[str, ...]:
@@ -199,3 +203,14 @@ class VmMemoryConfig:
                 lost = f"the last {show_size(rest)} of {show_size(size)}" if whole else show_size(size)
                 why = f"it plugs multiples of {show_size(HOTPLUG_ALIGNMENT)}"
                 yield f"{option.label('hotplug_size')}: a Linux guest can't use {lost}, as {why}; use {use}"
+
+    def _size_warnings(self) -> Iterator[str]:
+        """More than half of boot memory is more than a guest can spare that has something to do besides."""
+        if self.memory.hotplug_method is not HotplugMethod.VIRTIO_MEM:
+            return
+        specs = [plan.spec for plan in self.zone_plans()]
+        boot, hotplug = sum(spec.size for spec in specs), sum(spec.hotplug_size for spec in specs)
+        if (need := hotplug // PAGE_STRUCTURE_SHARE) > boot // 2:
+            why = f"a Linux guest that has all of it in a movable zone needs {show_size(need)} for page structures"
+            limit = f"of its {show_size(boot)} of boot memory"
+            yield f"hotplug_size={show_size(hotplug)}: {why}, {limit}; raise size, or lower hotplug_size"
