@@ -6,10 +6,12 @@ looked at and waited for, and its state says what is known:
     running     blocks come or go, or did so lately, or it was only just asked for
     reached     the target was met; the end, whatever the guest does afterwards
     superseded  another resize of the zone took its place; the end
-    stalled     no block came or went for STALL_SECONDS: the guest refuses, or nobody is there
+    stalled     the target came no nearer for STALL_SECONDS: the guest refuses, or nobody is there
     refused     the same, and the device's last word to the guest was BUSY: the host refuses, with its reason
 
-The last two are a verdict, not an end: once a block moves the operation is running again, and it can still be reached.
+The last two are a verdict, not an end: once the target comes nearer the operation is running again, and it can still be
+reached. A guest that plugs a block and gives it back, time and again, comes no nearer: Linux does so every minute or
+five where it has no memory left to manage what it has plugged.
 
 Times are of CLOCK_MONOTONIC, which all processes since the host's start share: so operations that one process saved go
 on in the next one.
@@ -78,6 +80,10 @@ class Operation:
     asked: bool = False
     busy: str = ""
     error: str = ""
+    nearest: int = -1
+    """How near to the target it came, in bytes, since the guest last began anew; -1 where nothing was seen yet."""
+    gave_back: bool = False
+    """Whether the guest went away from the target since then."""
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
 
     @property
@@ -125,14 +131,22 @@ class Operation:
             return 0
         return int(abs(self.plugged - recent[0][1]) / (now - recent[0][0]))
 
-    def note(self, plugged: int, now: float) -> None:
-        """Blocks came or went: `plugged` is what there is now."""
-        self.plugged, self.moved = plugged, now
+    def note(self, plugged: int, now: float, *, anew: bool = False) -> bool:
+        """Blocks came or went: `plugged` is what there is now. Whether the target came nearer, or the guest begins
+        `anew`, as after UNPLUG ALL."""
+        before, left = abs(self.target - self.plugged), abs(self.target - plugged)
+        nearer = anew or left < (before if self.nearest < 0 else self.nearest)
+        self.plugged = plugged
         self.asked, self.busy, self.error = True, "", ""
+        if nearer:
+            self.moved, self.nearest, self.gave_back = now, left, False
+        elif left > before:
+            self.gave_back = True
         if self.samples and now - self.samples[-1][0] < _SAMPLE_SECONDS and len(self.samples) > 1:
             self.samples[-1] = (self.samples[-1][0], plugged)
         else:
             self.samples.append((now, plugged))
+        return nearer
 
     def judge(self, view: ZoneView, now: float) -> tuple[State, str]:
         """The state that goes with what there is now, and why."""
@@ -151,6 +165,9 @@ class Operation:
         if not self.asked:
             return State.STALLED, "the guest asks for nothing: is its driver loaded?"
         left = self.blocks_left
+        if self.gave_back:
+            why = "has it memory left to manage more? Linux needs a 64th of what is plugged"
+            return State.STALLED, f"the guest plugs blocks and gives them back, {left} are missing: {why}"
         error = f"; its last request was an error: {self.error}" if self.error else ""
         return State.STALLED, f"the guest refuses {left} {'block' if left == 1 else 'blocks'}{error}"
 

@@ -59,15 +59,17 @@ class Operations:
             self._say_changed()
             return operation, current
 
-    def moved(self, zone: str, plugged: int, now: float) -> Operation | None:
-        """Blocks of `zone` came or went, and it has `plugged` bytes now. The operation, where that ended it."""
+    def moved(self, zone: str, plugged: int, now: float, *, anew: bool = False) -> Operation | None:
+        """Blocks of `zone` came or went, and it has `plugged` bytes now; `anew` if all of them went at once. The
+        operation, where that ended it."""
         with self._condition:
             operation = self._open(zone)
             if operation is None:
                 return None
-            operation.note(plugged, now)
+            nearer = operation.note(plugged, now, anew=anew)
             if plugged != operation.target:
-                self._enter(operation, State.RUNNING, "", now)
+                if nearer:
+                    self._enter(operation, State.RUNNING, "", now)
                 return None
             self._enter(operation, State.REACHED, "", now)
             return operation
@@ -88,7 +90,7 @@ class Operations:
             if operation is None:
                 return None
             if operation.plugged != view.plugged:
-                operation.note(view.plugged, now)
+                operation.note(view.plugged, now, anew=True)
             before = operation.state
             self._enter(operation, *operation.judge(view, now), now)
             return operation if operation.state is not before else None

@@ -117,6 +117,40 @@ def test_a_block_that_moves_makes_refusals_forgotten() -> None:
     assert zone.settle()["reason"] == "the guest refuses 9 blocks"
 
 
+def test_a_guest_that_gives_back_what_it_plugged_comes_no_nearer() -> None:
+    """Linux without memory for the page structures of 128 MiB more: it tries again by a timer, for ever."""
+    zone = Zone()
+    zone.move(3)
+    for _ in range(3):
+        zone.move(4)
+        zone.move(3)
+    why = "has it memory left to manage more? Linux needs a 64th of what is plugged"
+    expected = f"the guest plugs blocks and gives them back, 7 are missing: {why}"
+    stalled = zone.settle()
+    assert (stalled["state"], stalled["reason"]) == ("stalled", expected)
+    for _ in range(3):
+        zone.move(4, 50)
+        assert zone.operation.state is STALLED
+        zone.move(3)
+        assert zone.settle(1)["reason"] == expected
+    zone.move(5)
+    assert zone.operation.state is RUNNING
+    assert zone.settle()["reason"] == "the guest refuses 5 blocks"
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "unseen"])
+def test_a_guest_that_begins_anew_runs(seen: bool) -> None:
+    zone = Zone()
+    zone.move(8)
+    if seen:
+        zone.operations.moved("z", total(0), zone.now + 1, anew=True)
+    zone.plugged = 0
+    zone.settle(1)
+    for plugged in (1, 2, 3):
+        zone.move(plugged, STALL_SECONDS - 1)
+        assert zone.settle(0)["state"] == "running"
+
+
 def test_asking_again_renews_the_patience() -> None:
     zone = Zone()
     zone.settle()

@@ -48,7 +48,8 @@ class ZoneWatch:
             place = {"addr": device.geometry.addr, "size": self._unplugged}
         kind = "plugged" if request.type == RequestType.PLUG else "unplugged"
         self._control.events.publish(kind, zone.id, **place, plugged=zone.size)
-        operation = self._control.operations.moved(zone.id, zone.size, time.monotonic())
+        anew = request.type == RequestType.UNPLUG_ALL
+        operation = self._control.operations.moved(zone.id, zone.size, time.monotonic(), anew=anew)
         if operation is not None:
             self._control.tell(operation)
 
