@@ -68,7 +68,7 @@ def test_no_subcommand_is_a_mistake() -> None:
     assert run().returncode == 2
     assert run("explode").stderr == (
         "virtio-mem: SUBCOMMAND=explode: has to be one of serve, boot, info, resize, resize-zone, map, watch, "
-        "conformance; see virtio-mem --help\n"
+        "doctor, conformance; see virtio-mem --help\n"
     )
 
 

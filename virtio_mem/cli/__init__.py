@@ -48,6 +48,7 @@ SUBCOMMANDS = {
     "resize-zone": Subcommand("resize_zone", "set the size of one zone"),
     "map": Subcommand("map", "draw which blocks are plugged, in the terminal or in a file"),
     "watch": Subcommand("watch", "follow requests, resizes and events while they happen"),
+    "doctor": Subcommand("doctor", "say what this host can give, and if options can be met"),
     "conformance": Subcommand("conformance", "judge a virtio-mem device, whoever made it", failed=USAGE),
 }
 
@@ -56,7 +57,7 @@ _HEAD = """usage: virtio-mem SUBCOMMAND ...
 
 Memory that comes to a Linux guest and goes again while it runs, by the
 virtio-mem device. serve and boot run devices and listen at an API socket; the
-other subcommands use that, but for conformance.
+other subcommands use that, but for doctor and conformance.
 
 """
 
