@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -336,3 +337,18 @@ def test_a_directory_is_one_services(tmp_path: Path) -> None:
     files.lock(tmp_path).close()
     with pytest.raises(HostError, match="ENOENT"):
         files.lock(tmp_path / "missing")
+
+
+def test_a_directory_without_room_is_told_as_that_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, _: int, size: int) -> None:
+        os.ftruncate(fd, size // 2)  # a file system may keep what it had room for
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        with pytest.raises(HostError, match=r"fallocate failed: ENOSPC .*; make room for 8192 bytes there"):
+            files.state_file(tmp_path, "mem0", 8192)
+    with files.state_file(tmp_path, "mem0", 8192) as fd:
+        assert os.fstat(fd.fileno()).st_size == 8192

@@ -58,11 +58,17 @@ def state_file(directory: str | Path, name: str, size: int) -> OwnedFd:
         about = os.fstat(fd.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise UsageError("--state-dir", path, "is not a regular file", "remove it, or name another directory")
-        if about.st_size == 0:
-            os.posix_fallocate(fd.fileno(), 0, size)  # a hole that the disk has no room for would be a SIGBUS later
     except OSError as error:
         remedy = "name a directory that is there, and can be written to"
         raise HostError.from_os_error("--state-dir", path, "open", error, remedy) from error
+    if about.st_size == 0:
+        try:
+            os.posix_fallocate(fd.fileno(), 0, size)  # a hole that the disk has no room for would be a SIGBUS later
+        except OSError as error:
+            with fd:
+                os.ftruncate(fd.fileno(), 0)  # what was got of it would be a damaged state to who comes next
+            remedy = f"make room for {size} bytes there, or name another directory"
+            raise HostError.from_os_error("--state-dir", path, "fallocate", error, remedy) from error
     return fd
 
 
