@@ -16,8 +16,8 @@ import virtio_mem
 from tests.cli.rig import Machine, command, run, until
 from virtio_mem.cli import SUBCOMMANDS, main
 
-CLIENTS = ("info", "resize", "resize-zone", "map", "watch")
-ARGUMENTS = {"resize": ["1G"], "resize-zone": ["mem0", "1G"]}
+CLIENTS = ("info", "resize", "resize-zone", "spread", "map", "watch")
+ARGUMENTS = {"resize": ["1G"], "spread": ["1G"], "resize-zone": ["mem0", "1G"]}
 
 
 def test_help_lists_every_subcommand() -> None:
@@ -57,7 +57,7 @@ def test_the_example_in_the_help_works(name: str, machine: Machine, tmp_path: Pa
         elif name == "resize":
             assert "resize one of its zones" in run(*words).stderr
         else:
-            with machine.guest("mem0", blocks_a_second=10_000):
+            with machine.guest("mem0"), machine.guest("mem1"):
                 done = run(*words)
                 assert (done.returncode, done.stderr) == (0, "")
             if name == "map" and "--output" in words:
@@ -67,8 +67,8 @@ def test_the_example_in_the_help_works(name: str, machine: Machine, tmp_path: Pa
 def test_no_subcommand_is_a_mistake() -> None:
     assert run().returncode == 2
     assert run("explode").stderr == (
-        "virtio-mem: SUBCOMMAND=explode: has to be one of serve, boot, info, resize, resize-zone, map, watch, "
-        "doctor, conformance; see virtio-mem --help\n"
+        "virtio-mem: SUBCOMMAND=explode: has to be one of serve, boot, info, resize, resize-zone, spread, map, "
+        "watch, doctor, conformance; see virtio-mem --help\n"
     )
 
 

@@ -46,6 +46,7 @@ SUBCOMMANDS = {
     "info": Subcommand("info", "show zones: sizes, what the host holds, the last resize"),
     "resize": Subcommand("resize", "set the size of a machine's memory"),
     "resize-zone": Subcommand("resize_zone", "set the size of one zone"),
+    "spread": Subcommand("spread", "set one size for several zones, such as those of NUMA nodes"),
     "map": Subcommand("map", "draw which blocks are plugged, in the terminal or in a file"),
     "watch": Subcommand("watch", "follow requests, resizes and events while they happen"),
     "doctor": Subcommand("doctor", "say what this host can give, and if options can be met"),

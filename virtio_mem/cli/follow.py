@@ -65,9 +65,9 @@ def bytes_of(text: str) -> int:
 
 def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     """Ask, say what came of it, and with `wait` follow; returns the exit status."""
-    deadline = time.monotonic() + _seconds(wait) if wait is not None else 0.0
-    number = _insist(resize, deadline, outage=0.0)  # the same again is the same operation
-    operation = _insist(lambda: client.operation(number), deadline, outage=OUTAGE)
+    deadline = time.monotonic() + seconds_of(wait) if wait is not None else 0.0
+    number = insist(resize, deadline, outage=0.0)  # the same again is the same operation
+    operation = insist(lambda: client.operation(number), deadline, outage=OUTAGE)
     _say(operation)
     if wait is None:
         return 0
@@ -78,7 +78,7 @@ def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     return STATUS.get(_state(operation), STATUS["stalled"])
 
 
-def _insist(question: Callable[[], AnswerT], deadline: float, *, outage: float) -> AnswerT:
+def insist(question: Callable[[], AnswerT], deadline: float, *, outage: float) -> AnswerT:
     """What a server answers that may be away for `outage` seconds, and silent until `deadline`."""
     seen = time.monotonic()
     while True:
@@ -99,7 +99,8 @@ def _say(operation: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
+    """What is given to --wait in seconds; UsageError for what is no time."""
     if text == _NO_LIMIT:
         return math.inf
     try:

@@ -1,0 +1,132 @@
+"""`virtio-mem spread`: one size for several zones, and another zone in place of one that gets no further."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from vhost_user.errors import UsageError
+from virtio_mem.cli.common import add_api_socket, teach
+from virtio_mem.cli.follow import EXIT_STATUS, OUTAGE, STEP, add_size, bytes_of, insist, seconds_of
+from virtio_mem.cli.outcome import STALLED, STATUS, outcome
+from virtio_mem.client import Client
+from virtio_mem.picture.sizes import human_size
+from virtio_mem.picture.spans import printable
+from virtio_mem.spread import ZoneRange, spread
+
+DOES = """Ask the guest to plug or unplug memory until its zones have SIZE in all, boot
+memory included: each zone in proportion to what it can plug, so that NUMA
+nodes of one size have the same. With --zone these zones alone.
+
+SIZE is in bytes, or a number with K, M, G or T; what is beyond boot memory must
+be whole blocks.
+
+Without --wait the command ends as soon as the server has taken the sizes. With
+--wait it ends when they are reached. A zone that stalls meanwhile, or whose
+requests the host refuses, is asked to keep what it has, and the others have the
+rest: until SIZE is reached or nobody gets on, or for SECONDS."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    example = "virtio-mem spread --api-socket api.sock 2G --wait 60"
+    teach(parser, DOES, example, exit_status=EXIT_STATUS)
+    add_api_socket(parser)
+    add_size(parser)
+    parser.add_argument("--zone", action="append", metavar="ID", help="one of these zones; all that can be resized")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask for the sizes, and follow; the exit status."""
+    total = bytes_of(arguments.size)
+    deadline = time.monotonic() + seconds_of(arguments.wait) if arguments.wait is not None else 0.0
+    client = Client(arguments.api_socket)
+    resize = _Resize(client, total, _ranges(client, arguments.zone))
+    operations = resize.look(deadline)
+    while arguments.wait is not None and _goes_on(operations, deadline):
+        if not resize.pass_on(operations):
+            if "running" not in _states(operations):
+                break
+            time.sleep(max(0.0, min(STEP, deadline - time.monotonic())))
+        operations = resize.look(deadline)
+    for operation in operations.values():
+        _say(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}")
+    return 0 if arguments.wait is None else max(STATUS.get(state, STALLED) for state in _states(operations))
+
+
+class _Resize:
+    """`total` bytes for zones of these ranges, asked for when this is made; UsageError where they can't have it."""
+
+    def __init__(self, client: Client, total: int, ranges: Sequence[ZoneRange]) -> None:
+        self._client = client
+        self._total = total
+        self._ranges = ranges
+        self._kept: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
+        self._ask(spread(total, ranges))
+
+    def _ask(self, sizes: dict[str, int]) -> None:
+        """What a zone was asked for already it is not asked again: that would renew the patience with it."""
+        for name, size in sizes.items():
+            if self._sizes.get(name) != size:
+                self._numbers[name] = self._client.resize_zone(name, size)
+        self._sizes = sizes
+
+    def look(self, deadline: float) -> dict[str, dict[str, Any]]:
+        """The operation of each zone as it is now."""
+        return {
+            name: insist(partial(self._client.operation, number), deadline, outage=OUTAGE)
+            for name, number in self._numbers.items()
+        }
+
+    def pass_on(self, operations: dict[str, dict[str, Any]]) -> bool:
+        """Have zones that get no further keep what they have, and the others take the rest; whether any did."""
+        stuck = {
+            name: operation["plugged"]
+            for name, operation in operations.items()
+            if operation["state"] in ("stalled", "refused") and name not in self._kept
+        }
+        if not stuck:
+            return False
+        try:
+            sizes = spread(self._total, self._ranges, self._kept | stuck)
+        except UsageError:  # the others have no room for it
+            return False
+        for name, size in stuck.items():
+            _say(f"{name} keeps {human_size(size)}: {operations[name]['verdict']}")
+        self._kept |= stuck
+        self._ask(sizes)
+        return True
+
+
+def _ranges(client: Client, names: Sequence[str] | None) -> list[ZoneRange]:
+    """The zones that can be resized, or those of these names."""
+    able = {
+        zone["id"]: ZoneRange(zone["id"], zone["boot_size"], zone["hotplug_size"], zone["block_size"])
+        for zone in client.info()["zones"]
+        if zone["block_size"]
+    }
+    for name in names or ():
+        if name not in able:
+            limit = f"has to be one of {', '.join(able) or 'none'}"
+            raise UsageError("--zone", name, limit, "name a zone that can be resized")
+    return [able[name] for name in dict.fromkeys(names or able)]
+
+
+def _states(operations: dict[str, dict[str, Any]]) -> set[str]:
+    return {str(operation["state"]) for operation in operations.values()}
+
+
+def _goes_on(operations: dict[str, dict[str, Any]], deadline: float) -> bool:
+    states = _states(operations)
+    return time.monotonic() < deadline and "superseded" not in states and states != {"reached"}
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(printable(line) + "\n")
+    sys.stdout.flush()
