@@ -290,7 +290,9 @@ def _in_service(plan: ZonePlan, memory: HostMemory, geometry: Geometry) -> Devic
     device = VirtioMemDevice(
         geometry, requested_size=plan.hotplugged_size, unplugged_inaccessible=not memory.has_shared_zero_page
     )
-    return DeviceService(device, memory, prefault=plan.spec.prefault or memory.page_size > PAGE_SIZE)
+    service = DeviceService(device, memory, prefault=plan.spec.prefault or memory.page_size > PAGE_SIZE)
+    service.name = f"zone {plan.spec.id}"
+    return service
 
 
 def _regions(zones: Iterable[ManagedZone]) -> list[Region]:

@@ -81,6 +81,8 @@ class DeviceService:
         self.memory = memory
         self.prefault = prefault
         self.listeners: list[MemoryListener] = []
+        self.name = ""
+        """What the log calls it."""
         self.require: Callable[[HostOffset, ByteCount], object] = lambda *_: None
         """Asked whether a range that is to be plugged may be. It refuses as a listener does, and hears of nothing else:
         an UNPLUG ALL would tell a listener of each run of blocks, and there can be millions."""
@@ -207,6 +209,7 @@ class DeviceService:
         BUSY and the cause has gone, or can't be known, it gets a notice to try again."""
         with self.lock:
             self._logged_kept = False
+            self.tally.log_errors(self._who)
             device = self.device
             too_soon = now - self._last_retry < RETRY_INTERVAL
             if too_soon or device.paused or not device.owes_notice or self._shortage() is not None:
@@ -248,8 +251,8 @@ class DeviceService:
         level = logging.DEBUG if refusal == self._logged_refusal else logging.WARNING
         self._logged_refusal = refusal
         unexpected = None if isinstance(error, HostError) else error
-        text = "%s of %d bytes at %#x refused: %s"
-        log.log(level, text, effect.type.value, effect.size, effect.offset, error, exc_info=unexpected)
+        text = "%s%s of %d bytes at %#x refused: %s"
+        log.log(level, text, self._who, effect.type.value, effect.size, effect.offset, error, exc_info=unexpected)
 
     def _plug(self, effect: Effect) -> None:
         if self.prefault:
@@ -301,7 +304,8 @@ class DeviceService:
                 # A guest can touch its blocks while it unplugs them, as often as it likes: one line a poll is enough.
                 level = logging.DEBUG if self._logged_kept else logging.WARNING
                 self._logged_kept = True
-                log.log(level, "%s: the host still holds %d of %d bytes", effect.type.value, kept, unplugged)
+                text = "%s%s: the host still holds %d of %d bytes"
+                log.log(level, text, self._who, effect.type.value, kept, unplugged)
         self.tally.unrequested(unrequested(self.device, effect))
         self.tally.discarded(ByteCount(unplugged), kept)
 
@@ -317,8 +321,12 @@ class DeviceService:
             step(section)
         except Exception as error:
             self.failed_undos += 1
-            text = "%d bytes at %#x could not be put back as they were: %s"
-            log.exception(text, section.size, section.addr, error)
+            text = "%s%d bytes at %#x could not be put back as they were: %s"
+            log.exception(text, self._who, section.size, section.addr, error)
+
+    @property
+    def _who(self) -> str:
+        return f"{self.name}: " if self.name else ""
 
     def _announcements(self, effect: Effect) -> Iterator[tuple[MemoryListener, Section]]:
         """Who is to be told of which sections, in order; the same each time, until the device commits."""

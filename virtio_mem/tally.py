@@ -45,6 +45,9 @@ class Tally:
     def __init__(self, device: VirtioMemDevice) -> None:
         self._device = device
         self._answers: Counter[tuple[str, str]] = Counter()
+        self._errors: Counter[tuple[str, str]] = Counter()
+        """What was answered ERROR, by request and reason, since that was logged."""
+        self._logged: set[tuple[str, str]] = set()
         self.observers: list[ServiceObserver] = []
         self.unplugged_bytes = 0
         """What was unplugged, up to MOST_BYTES."""
@@ -69,9 +72,35 @@ class Tally:
     @property
     def answers(self) -> Counter[tuple[str, str]]:
         """The counts as they are now."""
-        for verdict, count in self._device.take_answered().items():
-            self._answers[_COUNTED[verdict]] += count
+        self._take_counts()
         return self._answers
+
+    def _take_counts(self) -> None:
+        for verdict, count in self._device.take_answered().items():
+            self._count(verdict, count)
+
+    def _count(self, verdict: int, count: int) -> None:
+        self._answers[_COUNTED[verdict]] += count
+        response = VERDICTS[verdict].response
+        if response.type is ResponseType.ERROR:
+            self._errors[_COUNTED[verdict][0], response.reason] += count
+
+    def log_errors(self, who: str) -> None:
+        """Log what was answered ERROR since the last call, behind `who`: Linux gives its device up for good then.
+
+        Each kind is told aloud once, until `expect_errors()`: a guest can make as many as it likes.
+        """
+        self._take_counts()
+        for (name, reason), count in self._errors.items():
+            level = logging.DEBUG if (name, reason) in self._logged else logging.WARNING
+            text = "%s%s answered ERROR %d times: %s; Linux gives a device up that says so"
+            log.log(level, text, who, name, count, reason)
+        self._logged.update(self._errors)
+        self._errors.clear()
+
+    def expect_errors(self) -> None:
+        """Another guest comes: what it does wrong is told aloud again."""
+        self._logged.clear()
 
     @property
     def looks_at_each(self) -> bool:
@@ -85,6 +114,8 @@ class Tally:
             return
         name = _NAMES.get(request.type, "unknown")
         self._answers[name, response.type.name] += 1
+        if response.type is ResponseType.ERROR:
+            self._errors[name, response.reason] += 1
         if response.type is not ResponseType.ACK:
             log.debug("%s %#x+%d: %s: %s", name, request.addr, request.nb_blocks, response.type.name, response.reason)
         for observer in self.observers:
@@ -104,7 +135,7 @@ class Tally:
         while left:
             first = left[:1]
             count = left.count(first)
-            self._answers[_COUNTED[left[0]]] += count
+            self._count(left[0], count)
             left = left.replace(first, b"") if count < len(left) else b""
 
     def discarded(self, unplugged: ByteCount, kept: ByteCount | None) -> None:

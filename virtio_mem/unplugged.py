@@ -65,7 +65,8 @@ def reclaim(service: DeviceService) -> tuple[ByteCount, ByteCount]:
             kept = 0 if gone else service.memory.held(*where)
         freed, left = freed + max(0, held - kept), left + kept
     if freed or left:
-        log.warning("unplugged blocks held %d bytes, and hold %d", freed + left, left)
+        who = f"{service.name}: " if service.name else ""
+        log.warning("%sunplugged blocks held %d bytes, and hold %d", who, freed + left, left)
     return ByteCount(freed), ByteCount(left)
 
 

@@ -74,6 +74,7 @@ class MemDevice(Device):
         self.features = int(self.device.offered_features)
         self.memory = _InTurn(zone.addr, zone.hotplug_size, zone.block_size, prefault=zone.prefault)
         self.service = make_service(self.device, self.memory)
+        self.service.name = self.name
         self.service.unrequested_unplug = zone.unrequested_unplug
         self.service.require = self.memory.require  # what the front end doesn't share can't be plugged
         tally = self.service.tally
@@ -102,6 +103,7 @@ class MemDevice(Device):
     def connected(self) -> None:
         """A front end came, and shares nothing yet."""
         with self.service.lock:
+            self.service.tally.expect_errors()
             self.device.device_reset()
             self._attach(())
 
