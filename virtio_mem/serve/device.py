@@ -104,6 +104,7 @@ class MemDevice(Device):
         """A front end came, and shares nothing yet."""
         with self.service.lock:
             self.service.tally.expect_errors()
+            self.service.not_refused()
             self.device.device_reset()
             self._attach(())
 

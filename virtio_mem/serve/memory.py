@@ -94,7 +94,7 @@ class FrontendMemory:
                 return False
             memory = self._adopt(region.file.fd.fileno(), offset, regions)
         except FieldError as error:
-            self.refuse(f"{error.field}={error.value}: {error.limit}")
+            self.refuse(str(error))
             return False
         self._replace(memory, extent)
         self._give_back(extent)
@@ -127,12 +127,12 @@ class FrontendMemory:
             if first is None:
                 first, start = region, HostOffset(here.offset)
             elif here != where:
-                raise HostError("region", region, "adjoins the one before it in the same file")
+                raise HostError("region", region, "has to adjoin the one before it in one file", _SHARE)
             reached = region.end
             where = Extent(here.device, here.inode, here.offset + region.size - inside)
         if first is None or reached < self.addr + self.size:
             limit = f"of the zone's {self._range} the front end shares {max(0, reached - self.addr):#x} bytes"
-            raise HostError("regions", len(regions), limit)
+            raise HostError("regions", len(regions), limit, _SHARE)
         return first, start
 
     def again(self) -> OthersMemory:
@@ -146,8 +146,9 @@ class FrontendMemory:
     def _adopt(self, fd: int, offset: HostOffset, regions: Sequence[Region] = ()) -> OthersMemory:
         page_size = page_size_of(fd)
         if page_size > self._block_size or offset % page_size:
-            limit = f"whole pages of {format_size(page_size)} make up a block of {format_size(self._block_size)}"
-            raise HostError("mmap_offset", f"{offset:#x}", limit)
+            limit = f"has to be whole pages of {format_size(page_size)}, and so has a block"
+            remedy = f"give the zone a block_size of {format_size(page_size)} or more, and an addr that is a multiple"
+            raise HostError("mmap_offset", f"{offset:#x}", limit, remedy)
         try:
             own = os.dup(fd)
         except OSError as error:
@@ -191,7 +192,7 @@ class FrontendMemory:
         backing = self._memory.backing
         length = os.fstat(backing.fd).st_size
         if backing.offset + offset + size > length:
-            raise HostError("file", f"{length:#x} bytes", f"has the range {offset:#x}+{size:#x}", "don't truncate it")
+            raise HostError("file", f"{length:#x} bytes", f"has to have {offset:#x}+{size:#x} of the zone", _CUT)
         return self._memory
 
     def populate(self, offset: HostOffset, size: ByteCount) -> None:
@@ -238,6 +239,8 @@ class FrontendMemory:
 
 
 _NOBODY = "no front end is there to share it"
+_SHARE = "have all of the zone be shared RAM of the VMM's (share=on), or give it another addr or hotplug_size"
+_CUT = "don't truncate it"
 
 
 def _extent(fd: int, offset: HostOffset) -> Extent:
