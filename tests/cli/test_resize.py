@@ -166,6 +166,29 @@ def test_a_guest_that_stalls(machine: Machine, api: str, impatient: None) -> Non
     assert last == "operation 1: mem0 to 128 MiB: stalled for 1 s: the guest refuses 3 blocks, 122 MiB now"
 
 
+@pytest.mark.parametrize("wait", [["--wait"], ["--wait", "0.2"]], ids=["stalled", "out of time"])
+def test_a_guest_that_does_not_come_so_far_is_to_keep_what_it_has(
+    machine: Machine, api: str, impatient: None, wait: list[str]
+) -> None:
+    machine.control.resize_zone("mem0", 128 * MIB)
+    machine.plug("mem0", 0, 29)
+    done = run(*ZONE, api, "mem0", "128M", *wait, "--keep")
+    assert done.returncode == 3
+    assert "operation 2: mem0 to 122 MiB: reached 122 MiB in " in done.stdout.splitlines()[-1]
+    device = machine.service("mem0").device
+    assert device.requested_size == device.plugged_size == 58 * MIB
+
+
+def test_who_keeps_a_size_that_is_reached_keeps_that(api: str) -> None:
+    with Machine(ONE_ZONE, Path(api)) as machine, machine.guest("mem0"):
+        done = run("resize", "--api-socket", api, "128M", "--wait", "--keep")
+        assert (done.returncode, done.stdout.count("operation 2")) == (0, 0)
+        assert run("resize", "--api-socket", api, "256M", "--keep").stderr == (
+            "virtio-mem resize: --keep=on: goes with --wait, at whose end it is done; add --wait SECONDS\n"
+        )
+        assert machine.service("mem0").device.requested_size == 64 * MIB
+
+
 def test_time_that_runs_out(machine: Machine, api: str) -> None:
     done = run(*ZONE, api, "mem0", "128M", "--wait", "0.2")
     assert done.returncode == 3

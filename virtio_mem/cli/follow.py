@@ -26,7 +26,10 @@ guest then does what it can in its own time. With --wait it ends when the size
 is reached, and also when the guest stalls, when the host refuses it, or when
 somebody asks for another size. With --wait SECONDS the guest has all of that
 time, since one that was refused tries again. A server that is silent is waited
-for as well: it gives memory back to the host."""
+for as well: it gives memory back to the host.
+
+A guest goes on trying what it could not do. With --keep it is asked, at the end
+of --wait, for what it has by then, and has nothing more to try."""
 
 EXIT_STATUS = """exit status:
   0    the size is reached; without --wait: the server has taken it
@@ -50,6 +53,12 @@ _NO_LIMIT = "for ever"
 AnswerT = TypeVar("AnswerT")
 
 
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    """The option of who follows one resize."""
+    keep = "if --wait ends without SIZE, ask for what there is by then"
+    parser.add_argument("--keep", action="store_true", help=keep)
+
+
 def add_size(parser: argparse.ArgumentParser) -> None:
     """The arguments SIZE and --wait."""
     parser.add_argument("size", metavar="SIZE", help="bytes, or a number with K, M, G or T: 512M, 2G")
@@ -63,8 +72,13 @@ def bytes_of(text: str) -> int:
     return SIZE.read("SIZE", text)
 
 
-def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
-    """Ask, say what came of it, and with `wait` follow; returns the exit status."""
+def ask(
+    client: Client, resize: Callable[[], int], wait: str | None, *, keep: Callable[[int], int] | None = None
+) -> int:
+    """Ask, say what came of it, and with `wait` follow; returns the exit status. `keep` asks for so many bytes, those
+    that there are at the end if the size was not reached."""
+    if keep is not None and wait is None:
+        raise UsageError("--keep", "on", "goes with --wait, at whose end it is done", "add --wait SECONDS")
     deadline = time.monotonic() + seconds_of(wait) if wait is not None else 0.0
     number = insist(resize, deadline, outage=0.0)  # the same again is the same operation
     operation = insist(lambda: client.operation(number), deadline, outage=OUTAGE)
@@ -75,6 +89,8 @@ def ask(client: Client, resize: Callable[[], int], wait: str | None) -> int:
     operation = _follow(client, number, operation, deadline)
     if _state(operation) != began or began not in FINAL:
         _say(operation)
+    if keep is not None and _state(operation) not in FINAL:
+        _say(client.operation(keep(operation["plugged"])))
     return STATUS.get(_state(operation), STATUS["stalled"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from virtio_mem.cli.common import add_api_socket, teach
-from virtio_mem.cli.follow import EXIT_STATUS, MANNER, add_size, ask, bytes_of
+from virtio_mem.cli.follow import EXIT_STATUS, MANNER, add_keep, add_size, ask, bytes_of
 from virtio_mem.client import Client
 
 DOES = """Ask the guest to plug or unplug memory until the machine has SIZE in all, boot
@@ -20,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     teach(parser, DOES + MANNER, "virtio-mem resize --api-socket api.sock 1536M --wait 60", exit_status=EXIT_STATUS)
     add_api_socket(parser)
     add_size(parser)
+    add_keep(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask for the size; the exit status."""
     size = bytes_of(arguments.size)
     client = Client(arguments.api_socket)
-    return ask(client, lambda: client.resize(size), arguments.wait)
+    return ask(client, lambda: client.resize(size), arguments.wait, keep=client.resize if arguments.keep else None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from virtio_mem.cli.common import add_api_socket, teach
-from virtio_mem.cli.follow import EXIT_STATUS, MANNER, add_size, ask, bytes_of
+from virtio_mem.cli.follow import EXIT_STATUS, MANNER, add_keep, add_size, ask, bytes_of
 from virtio_mem.client import Client
 
 DOES = """Ask the guest to plug or unplug memory until zone ID has SIZE in all, its boot
@@ -26,10 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_api_socket(parser)
     parser.add_argument("id", metavar="ID", help="the zone, as virtio-mem info lists it")
     add_size(parser)
+    add_keep(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask for the size; the exit status."""
     size = bytes_of(arguments.size)
     client = Client(arguments.api_socket)
-    return ask(client, lambda: client.resize_zone(arguments.id, size), arguments.wait)
+    resize = partial(client.resize_zone, arguments.id)
+    return ask(client, partial(resize, size), arguments.wait, keep=resize if arguments.keep else None)
