@@ -26,6 +26,7 @@ KINDS = (
     "unplugged",
     "refused",
     "freed",
+    "touched",
     "stalled",
     "reached",
     "superseded",

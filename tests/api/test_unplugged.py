@@ -13,6 +13,7 @@ from tests.device.test_service import Script, ScriptedMemory
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import MIB, ByteCount, HostOffset
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.control.watch import LOOK_SECONDS
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.protocol import RequestType
 from virtio_mem.service import DeviceService
@@ -57,6 +58,34 @@ def test_what_a_guest_touches_of_unplugged_blocks_is_seen_and_given_back(rig: Ri
     assert (event.kind, event.zone, event.details) == ("freed", "mem0", {"size": MIB + 4096, "held": 0})
     assert told(rig) == (4 * BLOCK, 0, False), "what is plugged stays"
     assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").json == {"freed": 0, "held": 0}
+
+
+def test_it_is_told_as_it_grows(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    with rig.control.events.subscribe() as subscription:
+
+        def told_by(now: float) -> list[int]:
+            rig.control.poll(now)
+            rig.control.events.publish("saved")
+            events = []
+            while (event := subscription.get(timeout=20)) is not None and event.kind != "saved":
+                assert (event.kind, event.zone) == ("touched", "mem0")
+                events.append(event.details["size"])
+            return events
+
+        assert told_by(0) == []
+        touch(rig, 3, 8192)
+        assert told_by(LOOK_SECONDS - 1) == [], "it is not looked so often"
+        assert told_by(LOOK_SECONDS) == [8192]
+        assert told_by(2 * LOOK_SECONDS) == []
+        touch(rig, 5, 4096)
+        assert told_by(3 * LOOK_SECONDS) == [12288]
+        assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").json["freed"] == 12288
+        assert [event.kind for event in (subscription.get(20),) if event] == ["freed"]
+        assert told_by(4 * LOOK_SECONDS) == []
+        touch(rig, 5, 4096)
+        assert told_by(5 * LOOK_SECONDS) == [4096]
+    lines = [record.message for record in caplog.records if "for unplugged blocks" in record.message]
+    assert lines == [f"zone mem0: the host holds {size} bytes for unplugged blocks" for size in (8192, 12288, 4096)]
 
 
 def test_who_only_wants_to_know_is_answered_in_a_bounded_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

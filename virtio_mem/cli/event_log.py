@@ -43,9 +43,13 @@ class Entry:
     @property
     def role(self) -> Role:
         """Whether it is good news."""
-        return {"reached": Role.GOOD, "refused": Role.BAD, "stalled": Role.BAD, "lost": Role.BAD}.get(
-            self.kind, Role.TEXT
-        )
+        return {
+            "reached": Role.GOOD,
+            "refused": Role.BAD,
+            "stalled": Role.BAD,
+            "lost": Role.BAD,
+            "touched": Role.BAD,
+        }.get(self.kind, Role.TEXT)
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as plain data; `last` is its last event."""
@@ -144,4 +148,5 @@ _TEXTS: dict[str, Callable[[Entry], str]] = {
     "connected": lambda _: "front end connected",
     "disconnected": lambda _: "front end disconnected",
     "lost": _lost,
+    "touched": lambda entry: f"the host holds {human_size(entry.size)} for unplugged blocks",
 }

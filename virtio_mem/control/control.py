@@ -233,6 +233,8 @@ class Control:
         for zone, service in self._devices():
             service.poll(now)
             zone.notify()
+        for watch in self._watches:
+            watch.look(now)
         self._look_who_is_connected()
         self._settle()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,24 @@ from virtio_mem.service import DeviceService
 if TYPE_CHECKING:
     from virtio_mem.control.control import Control
 
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 10.0
+"""Between two looks at unplugged blocks, each of which takes a hundredth of a second where they are in many pieces."""
+
 _NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
 
 
 class ZoneWatch:
-    """Watches the device of one zone from its making to `close()`. All of it is called under the device's lock."""
+    """Watches the device of one zone from its making to `close()`. As an observer it has the device's lock."""
 
     def __init__(self, control: Control, zone: ControlledZone, service: DeviceService) -> None:
         self._control = control
         self._zone = zone
         self._service = service
         self._unplugged = ByteCount(0)
+        self._looked = float("-inf")
+        self._touched = 0
         with service.lock:
             service.observers.append(self)
 
@@ -67,6 +75,18 @@ class ZoneWatch:
         busy = reason if response.type is ResponseType.BUSY else ""
         error = reason if response.type is ResponseType.ERROR else ""
         self._control.operations.answered(zone.id, busy=busy, error=error)
+
+    def look(self, now: float) -> None:
+        """To be called about once a second, without the lock: tell of memory that the host came to hold for unplugged
+        blocks."""
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        held, _ = self._zone.held_unplugged()
+        before, self._touched = self._touched, held or 0
+        if self._touched > before:
+            log.warning("zone %s: the host holds %d bytes for unplugged blocks", self._zone.id, self._touched)
+            self._control.events.publish("touched", self._zone.id, size=self._touched)
 
     def close(self) -> None:
         """Watch no more."""
