@@ -5,16 +5,19 @@ guest that touches them all the same has the host allocate memory, and has more 
 counters tell of it, whoever touched what. A read is enough where memory is shared: its pages come into being by it.
 
 Each run of unplugged blocks is asked about under the device's lock, and the lock is let go in between: no request waits
-for more than one of them. A run of which a block was plugged meanwhile is passed over.
+for more than one of them. A run of which a block was plugged meanwhile is passed over. Of huge pages the host tells
+quickly how many there are in all, and slowly which ones; but a PLUG populates those, and so what is held beyond what
+is plugged is held for the rest.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from vhost_user.errors import UsageError
+from vhost_user.mapping import PAGE_SIZE
 from vhost_user.units import GIB, ByteCount, HostOffset
 from virtio_mem.blocks import BlockIndex, Run
 from virtio_mem.service import DeviceService
@@ -24,6 +27,9 @@ log = logging.getLogger(__name__)
 MOST_RUNS = 4096
 """Runs that are looked at for somebody who only wants to know: a question costs some ten microseconds."""
 
+PIECE = GIB
+"""What is given back while a request may have to wait. Of huge pages, each of which is asked about, 512 are in that."""
+
 MOST_BYTES = GIB
 """What is counted at most before it is enough to say that there is more: a guest that touches every second page makes
 131,072 pieces of it, which take a fifth of a second."""
@@ -32,6 +38,8 @@ MOST_BYTES = GIB
 def held_unplugged(service: DeviceService) -> tuple[ByteCount, bool]:
     """Bytes that the host holds for the unplugged blocks, and whether not all of those were looked at, since they are
     in very many runs or hold very much. HostError where nobody can tell."""
+    if service.prefault and service.memory.page_size > PAGE_SIZE:
+        return _beyond_plugged(service)
     held = 0
     runs = _unplugged_runs(service)
     for run in islice(runs, MOST_RUNS):
@@ -45,6 +53,15 @@ def held_unplugged(service: DeviceService) -> tuple[ByteCount, bool]:
     return ByteCount(held), next(runs, None) is not None
 
 
+def _beyond_plugged(service: DeviceService) -> tuple[ByteCount, bool]:
+    """The same where each plugged block is held; requests go on meanwhile."""
+    with service.lock:
+        before, size = service.device.plugged_size, service.device.geometry.region_size
+    held, more = service.memory.held_at_least(HostOffset(0), size) if size else (ByteCount(0), False)
+    with service.lock:
+        return ByteCount(max(0, held - max(before, service.device.plugged_size))), more
+
+
 def reclaim(service: DeviceService) -> tuple[ByteCount, ByteCount]:
     """Give back to the host what it holds for the unplugged blocks: how many bytes that was, and how many it holds
     still.
@@ -53,7 +70,7 @@ def reclaim(service: DeviceService) -> tuple[ByteCount, ByteCount]:
     the host can't tell, or takes nothing back.
     """
     freed = left = 0
-    for run in _unplugged_runs(service):
+    for run in _pieces(_unplugged_runs(service), PIECE // service.device.geometry.block_size):
         with service.lock:
             if service.device.paused:
                 limit = "the device is paused, and its memory has to stay"
@@ -75,6 +92,15 @@ def _unplugged_runs(service: DeviceService) -> Iterator[Run]:
         blocks = service.device.blocks.copy()
     everything = Run(BlockIndex(0), len(blocks))
     return iter(blocks.unplugged_runs(everything) if everything.nb_blocks else ())
+
+
+def _pieces(runs: Iterable[Run], most: int) -> Iterator[Run]:
+    """The runs in pieces of `most` blocks, or of one."""
+    step = max(1, most)
+    for run in runs:
+        end = run.first + run.nb_blocks
+        for first in range(run.first, end, step):
+            yield Run(BlockIndex(first), min(step, end - first))
 
 
 def _range(service: DeviceService, run: Run) -> tuple[HostOffset, ByteCount]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -10,9 +11,11 @@ import virtio_mem.unplugged
 from tests.api.rig import ACK, BLOCK, MakeMachine, Rig
 from tests.device.helpers import make_device
 from tests.device.test_service import Script, ScriptedMemory
+from tests.host import HugePagePool
 from vhost_user.errors import HostError, UsageError
 from vhost_user.units import MIB, ByteCount, HostOffset
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.control import watch
 from virtio_mem.control.watch import LOOK_SECONDS
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.protocol import RequestType
@@ -114,6 +117,47 @@ def test_a_zone_that_is_not_there_or_has_no_device(rig: Rig, make_machine: MakeM
     plain = make_machine("--memory size=64M,shared=on")
     assert plain.ask("PUT", "/api/v1/zones/mem0/reclaim").json == {"freed": 0, "held": 0}
     assert told(plain) == (0, 0, False)
+
+
+def test_huge_pages(make_machine: MakeMachine, hugepages: Callable[[int, int], HugePagePool]) -> None:
+    hugepages(2 * MIB, 5)
+    rig = make_machine("--memory size=2M,hugepages=on,hugepage_size=2M,hotplug_method=virtio-mem,hotplug_size=512M")
+    rig.service().resize(256 * MIB)
+    assert rig.request(PLUG, 3, 2) is ACK
+    assert told(rig) == (2 * BLOCK, 0, False), "a PLUG populates them"
+    touch(rig, 9, 4096)
+    assert told(rig) == (3 * BLOCK, BLOCK, False)
+    assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").json == {"freed": BLOCK, "held": 0}
+    assert told(rig) == (2 * BLOCK, 0, False)
+
+
+def test_a_guest_waits_for_a_piece_of_what_is_given_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[tuple[int, int]] = []
+    discard = HostMemory.discard
+
+    def noted(memory: HostMemory, offset: HostOffset, size: ByteCount) -> bool:
+        given_back.append((offset // BLOCK, size // BLOCK))
+        return discard(memory, offset, size)
+
+    monkeypatch.setattr(HostMemory, "discard", noted)
+    monkeypatch.setattr(virtio_mem.unplugged, "PIECE", 4 * BLOCK)
+    assert rig.request(PLUG, 6) is ACK
+    for block in (1, 5, 7, 13):
+        touch(rig, block, 4096)
+    assert reclaim(rig.service()) == (4 * 4096, 0)
+    assert given_back == [(0, 4), (4, 2), (7, 4), (11, 4)]
+
+
+def test_a_look_that_takes_long_is_seldom(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK_SHARE", 1e12)
+    with rig.control.events.subscribe() as subscription:
+        rig.control.poll(0)
+        touch(rig, 3, 4096)
+        rig.control.poll(9 * LOOK_SECONDS)
+        rig.control.events.publish("saved")
+        event = subscription.get(20)
+    assert event is not None
+    assert event.kind == "saved"
 
 
 class Busy(ScriptedMemory):
