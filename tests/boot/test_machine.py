@@ -156,6 +156,21 @@ def test_a_machine_is_not_saved_in_part(qemu: Path, options: tuple[str, ...]) ->
     assert not saved.exists()
 
 
+@pytest.mark.parametrize("switch", ["on", "off", None])
+def test_unplugs_that_nobody_asked_for_are_a_matter_of_an_option(qemu: Path, switch: str | None) -> None:
+    write(qemu, "trap 'exit 0' TERM; while :; do sleep 0.02; done")
+    socket_, options = qemu.parent / "api", [] if switch is None else ["--unrequested-unplug", switch]
+    with subprocess.Popen(command(qemu, [*ZONES, *options, "--api-socket", str(socket_)])) as process:
+        try:
+            wait_until(lambda: has_worker(process.pid), "the worker runs")
+            info = Client(str(socket_)).get("/api/v1/vm.info").json
+        finally:
+            process.terminate()
+        assert process.wait(10) == 0
+    granted = {zone["id"]: zone["unrequested_unplug"] for zone in info["zones"]}
+    assert granted == {"a": switch != "off", "b": None}, "zone b has no device"
+
+
 def has_worker(pid: int) -> bool:
     """Whether the program's loop has begun, which starts the worker."""
     return any(WORKER[-1] in Path(f"/proc/{child}/cmdline").read_text() for child in children_of(pid))

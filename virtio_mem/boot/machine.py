@@ -67,6 +67,7 @@ class BootOptions:
     qemu: str | None = None
     api_socket: str | None = None
     hide_by: str = "mem"
+    unrequested_unplug: bool = True
     trace: str | None = None
     verbose: int = 0
     extra: Sequence[str] = field(default_factory=tuple)
@@ -211,6 +212,7 @@ def _serve_plan(
             guest_numa_id=layout.zone_nodes[place.zone],
             prefault=plans[place.zone].spec.prefault,
             unplugged_inaccessible=not _hotplug(zones[place.zone]).has_shared_zero_page,
+            unrequested_unplug=options.unrequested_unplug,
             boot_size=plans[place.zone].spec.size,
         )
         for place in layout.placements.hotplug

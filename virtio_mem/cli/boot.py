@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--initrd", metavar="FILE", help="an initrd (busybox with a shell, if --kernel is left out)")
     parser.add_argument("--cmdline", metavar="TEXT", help="the kernel's command line, to which more is added")
     parser.add_argument("--hide-by", choices=("mem", "memmap"), default="mem", help="see below (mem)")
+    parser.add_argument(
+        "--unrequested-unplug",
+        choices=("on", "off"),
+        default="on",
+        help="let the guest give back blocks that nobody asked back, as `serve` does (on)",
+    )
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="auto", help="KVM where it is there (auto)")
     parser.add_argument("--qemu", metavar="PATH", help="QEMU's program (that in PATH, or that of scripts/peers)")
     parser.add_argument(
@@ -106,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         qemu=arguments.qemu,
         api_socket=arguments.api_socket,
         hide_by=arguments.hide_by,
+        unrequested_unplug=arguments.unrequested_unplug == "on",
         trace=arguments.trace,
         verbose=arguments.verbose,
         extra=arguments.extra,
