@@ -222,7 +222,11 @@ class DeviceService:
         try:
             if self._closed:
                 raise HostError("memory", "closed", "has to be open")
-            self.keeper.opening(effect)
+            if not self.unrequested_unplug:
+                self._shortage = partial(refusal, self.device, effect)
+                if unasked := self._shortage():
+                    raise unasked
+            self.keeper.opening(effect)  # an UNPLUG that is on record is carried out, whoever dies in it
             if effect.type is EffectType.PLUG:
                 self._plug(effect)
             else:
@@ -275,10 +279,6 @@ class DeviceService:
             raise
 
     def _unplug(self, effect: Effect) -> None:
-        if not self.unrequested_unplug:
-            self._shortage = partial(refusal, self.device, effect)
-            if error := self._shortage():
-                raise error
         told = 0
         gone: bool | None = False
         try:

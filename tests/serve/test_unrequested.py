@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.serve.rig import BLOCK_SIZE, FORMS, guest, zone
+import virtio_mem.service
+from tests.serve.killed import Bomb, world
+from tests.serve.rig import BLOCK_SIZE, FORMS, guest, request_for, zone
 from tests.serve.test_device import ACK, BUSY, PLUG, UNPLUG, served
 
 
@@ -29,3 +31,15 @@ def test_a_zone_that_takes_whatever_comes_counts_it() -> None:
         assert machine.ask(frontend, PLUG, 0, 4) is ACK
         assert machine.ask(frontend, UNPLUG, 1) is ACK
         assert here.device.service.info()["unrequested_bytes"] == BLOCK_SIZE
+
+
+def test_one_that_is_refused_is_not_carried_out_by_who_comes_after_a_kill() -> None:
+    """It is refused by each process, wherever the one before was killed."""
+    with world("split", replace(zone(hotplugged=4), unrequested_unplug=False)) as here:
+        assert here.machine.ask(here.frontend, PLUG, 0, 4) is ACK
+        here.next_backend(lambda: Bomb(1).before(virtio_mem.service, "refusal"))
+        here.machine.send(request_for(UNPLUG, 1, 1), here.frontend)
+        assert not here.answered(), "it was killed just before it refused"
+        here.next_backend()
+        assert here.machine.took(UNPLUG, 1, 1, here.machine.wait(here.frontend)) is BUSY
+        here.check()
