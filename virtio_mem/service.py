@@ -18,12 +18,13 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.errors import HostError, UsageError
 from vhost_user.units import ByteCount, GuestAddress, HostOffset, format_size
 from virtio_mem.blocks import Run
 from virtio_mem.device import Effect, EffectType, VirtioMemDevice
 from virtio_mem.keeper import Keeper, KeepsNothing
 from virtio_mem.protocol import REQUEST_SIZE, RESPONSE_SIZE, Feature, Request, Response, ResponseType
+from virtio_mem.refusals import RefusalLog
 from virtio_mem.region_memory import RegionMemory
 from virtio_mem.tally import Tally
 from virtio_mem.turn_lock import TurnLock
@@ -95,7 +96,7 @@ class DeviceService:
         self.lock = TurnLock()
         self._last_retry = float("-inf")
         self._shortage: Callable[[], HostError | None] = _no_shortage
-        self._logged_refusal = ""
+        self._refusals = RefusalLog()
         self._logged_kept = False
         self._alone = 0
         """So many requests are to be served one by one."""
@@ -209,6 +210,7 @@ class DeviceService:
         BUSY and the cause has gone, or can't be known, it gets a notice to try again."""
         with self.lock:
             self._logged_kept = False
+            self._refusals.polled()
             self.tally.log_errors(self._who)
             device = self.device
             too_soon = now - self._last_retry < RETRY_INTERVAL
@@ -232,7 +234,7 @@ class DeviceService:
             else:
                 self._unplug(effect)
         except Exception as error:
-            self._log_refusal(effect, error)
+            self._refusals.refused(self._who, effect, error)
             self.keeper.done()
             return self.device.abandon(effect, str(error))
         except BaseException:
@@ -247,16 +249,14 @@ class DeviceService:
 
     def not_refused(self) -> None:
         """Something else happened than what was refused last."""
-        self._logged_refusal, self._shortage = "", _no_shortage
+        self._refusals.granted()
+        self._shortage = _no_shortage
 
-    def _log_refusal(self, effect: Effect, error: Exception) -> None:
-        """A guest can repeat a request as fast as it likes: one line is enough until something else happens."""
-        refusal = f"{effect.type.value} {error.field if isinstance(error, FieldError) else type(error).__name__}"
-        level = logging.DEBUG if refusal == self._logged_refusal else logging.WARNING
-        self._logged_refusal = refusal
-        unexpected = None if isinstance(error, HostError) else error
-        text = "%s%s of %d bytes at %#x refused: %s"
-        log.log(level, text, self._who, effect.type.value, effect.size, effect.offset, error, exc_info=unexpected)
+    def another_guest(self) -> None:
+        """What it is refused, or does wrong, is told aloud again."""
+        self.not_refused()
+        self._refusals.begin()
+        self.tally.expect_errors()
 
     def _plug(self, effect: Effect) -> None:
         if self.prefault:

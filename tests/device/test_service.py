@@ -405,6 +405,7 @@ def test_a_guest_that_repeats_a_refused_request_does_not_fill_the_log(caplog: py
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
     script.failing.clear()
     ask(service, PLUG)
+    service.poll(0)
     script.failing.add(("memory", "populate"))
     ask(service, PLUG, 1)
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2

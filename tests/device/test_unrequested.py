@@ -70,3 +70,18 @@ def test_the_driver_is_asked_to_try_again_once_the_target_is_lower_and_not_befor
     service.poll(20)
     assert service.device.take_config_notice(), "of the BUSY"
     assert ask(service, UNPLUG, 2, 3).type is ACK
+
+
+def test_a_guest_cannot_fill_the_log_with_what_is_granted_and_refused_by_turns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = with_blocks(1, 8, allowed=False)
+    for now in range(3):
+        for block in range(1, 6):
+            assert ask(service, PLUG, block).type is ACK
+            assert ask(service, UNPLUG, block).type is BUSY
+        assert ask(service, UNPLUG_ALL).type is ACK
+        assert ask(service, PLUG).type is ACK
+        service.poll(now)
+    levels = [record.levelname for record in caplog.records if "refused" in record.message]
+    assert levels == ["WARNING"] * 3, "one a poll"

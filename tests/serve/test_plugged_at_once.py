@@ -239,7 +239,7 @@ def test_what_is_populated_is_not_plugged_at_once() -> None:
         assert not plugs_at_once(here.device)
 
 
-def test_a_refusal_is_said_again_after_a_plug(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_said_again_after_a_plug_and_a_poll(caplog: pytest.LogCaptureFixture) -> None:
     """One line of warning for each, not one for all that are the same: something else happened between them."""
     with guest() as machine, served(ZONE) as here:
         frontend = here.start(machine)
@@ -249,4 +249,5 @@ def test_a_refusal_is_said_again_after_a_plug(caplog: pytest.LogCaptureFixture) 
                 assert machine.ask(frontend, PLUG, NB_BLOCKS - 1) is ResponseType.BUSY
             os.ftruncate(machine.fd, machine.size)
             assert machine.ask(frontend, PLUG, len(machine.plugged)) is ResponseType.ACK
+            here.device.service.poll(0)
     assert [record.levelname for record in caplog.records if "refused" in record.message] == ["WARNING"] * 2

@@ -103,8 +103,7 @@ class MemDevice(Device):
     def connected(self) -> None:
         """A front end came, and shares nothing yet."""
         with self.service.lock:
-            self.service.tally.expect_errors()
-            self.service.not_refused()
+            self.service.another_guest()
             self.device.device_reset()
             self._attach(())
 
