@@ -205,6 +205,11 @@ class DeviceService:
         with self.lock:
             self._closed = True
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._closed
+
     def poll(self, now: float) -> None:
         """To be called about once a second, with a clock that never goes back, in seconds: where a driver was told
         BUSY and the cause has gone, or can't be known, it gets a notice to try again."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -12,13 +15,15 @@ from tests.api.rig import ACK, BLOCK, MakeMachine, Rig
 from tests.device.helpers import make_device
 from tests.device.test_service import Script, ScriptedMemory
 from tests.host import HugePagePool
+from tests.peers.processes import wait_until
 from vhost_user.errors import HostError, UsageError
-from vhost_user.units import MIB, ByteCount, HostOffset
+from vhost_user.units import MIB, ByteCount, GuestAddress, HostOffset
 from virtio_mem.blocks import BlockIndex, BlockMap, Run
+from virtio_mem.control import reclaim as control_reclaim
 from virtio_mem.control import watch
 from virtio_mem.control.watch import LOOK_SECONDS
 from virtio_mem.hostmem.memory import HostMemory
-from virtio_mem.protocol import RequestType
+from virtio_mem.protocol import Request, RequestType, ResponseType
 from virtio_mem.service import DeviceService
 from virtio_mem.unplugged import held_unplugged, reclaim
 
@@ -84,11 +89,16 @@ def test_it_is_told_as_it_grows(rig: Rig, caplog: pytest.LogCaptureFixture) -> N
         assert told_by(3 * LOOK_SECONDS) == [12288]
         assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").json["freed"] == 12288
         assert [event.kind for event in (subscription.get(20),) if event] == ["freed"]
-        assert told_by(4 * LOOK_SECONDS) == []
+        touch(rig, 5, 12288)
+        assert told_by(4 * LOOK_SECONDS) == [12288], "anew, although it is as much as before"
+        assert rig.ask("PUT", "/api/v1/zones/mem0/reclaim").json["freed"] == 12288
+        assert [event.kind for event in (subscription.get(20),) if event] == ["freed"]
         touch(rig, 5, 4096)
         assert told_by(5 * LOOK_SECONDS) == [4096]
     lines = [record.message for record in caplog.records if "for unplugged blocks" in record.message]
-    assert lines == [f"zone mem0: the host holds {size} bytes for unplugged blocks" for size in (8192, 12288, 4096)]
+    assert lines == [
+        f"zone mem0: the host holds {size} bytes for unplugged blocks" for size in (8192, 12288, 12288, 4096)
+    ]
 
 
 def test_who_only_wants_to_know_is_answered_in_a_bounded_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,11 +106,13 @@ def test_who_only_wants_to_know_is_answered_in_a_bounded_time(rig: Rig, monkeypa
         assert rig.request(PLUG, block) is ACK
     for block in (0, 2, 4, 6):
         touch(rig, block, 8192)
-    for runs, expected in ((4, (4 * 8192, False)), (3, (3 * 8192, True))):
+    for runs, expected in ((3, (3 * 8192, True)), (4, (4 * 8192, False))):
         monkeypatch.setattr(virtio_mem.unplugged, "MOST_RUNS", runs)
         assert told(rig)[1:] == expected
     monkeypatch.setattr(virtio_mem.unplugged, "MOST_BYTES", 2 * 8192)
     assert told(rig)[1:] == (2 * 8192, True)
+    monkeypatch.setattr(virtio_mem.unplugged, "MOST_BYTES", 4 * 8192)
+    assert told(rig)[1:] == (4 * 8192, False), "there are no more"
     assert reclaim(rig.service()) == (4 * 8192, 0), "and all of it is given back"
 
 
@@ -192,6 +204,85 @@ def test_a_run_of_which_a_block_was_plugged_meanwhile_is_passed_over() -> None:
     assert memory.asked == [(0, 4), (-1, 4), (0, 4)]
 
 
+class Huge(ScriptedMemory):
+    """Memory of huge pages, all of which somebody asks about while a guest has one more plugged, and unplugs it."""
+
+    service: DeviceService | None = None
+
+    @property
+    def page_size(self) -> ByteCount:  # type: ignore[override]
+        assert self.service is None or self.service.lock._is_mine(), "a front end may go at any moment"
+        return ByteCount(BLOCK)
+
+    def held_at_least(self, offset: HostOffset, size: ByteCount) -> tuple[ByteCount, bool]:
+        del offset, size
+        assert self.service is not None
+        assert ask(self.service, PLUG, 0, 2) is ACK
+        held = self.service.device.plugged_size
+        assert ask(self.service, UNPLUG, 0, 2) is ACK
+        return ByteCount(held + self.strays), False
+
+    strays = 0
+
+
+def ask(service: DeviceService, type_: RequestType, block: int, count: int) -> ResponseType:
+    geometry = service.device.geometry
+    addr = GuestAddress(geometry.addr + block * geometry.block_size)
+    return service.request(Request(type_, addr, count)).type
+
+
+def test_huge_pages_that_come_and_go_while_they_are_counted_are_no_strays() -> None:
+    device, memory = make_device(), Huge(Script())
+    service = memory.service = DeviceService(device, memory, prefault=True)
+    assert held_unplugged(service) == (0, False)
+    memory.strays = 5 * BLOCK
+    assert held_unplugged(service) == (5 * BLOCK, False)
+
+
+def test_a_long_run_is_asked_about_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtio_mem.unplugged, "LOOKED_AT", 4 * BLOCK)
+    device, memory = make_device(), ScriptedMemory(Script())
+    nb_blocks = device.geometry.nb_blocks
+    held_unplugged(DeviceService(device, memory))
+    assert memory.asked == [(at, min(4, nb_blocks - at)) for at in range(0, nb_blocks, 4)]
+
+
+def test_what_is_being_given_back_is_given_up_with_who_asked_for_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtio_mem.unplugged, "PIECE", BLOCK)
+    for block in range(8):
+        touch(rig, block, 4096)
+    asked = iter([False, False, False, True])
+    with rig.control.events.subscribe() as subscription:
+        with pytest.raises(HostError, match="given up"):
+            control_reclaim(rig.control, "mem0", lambda: next(asked))
+        event = subscription.get(20)
+    assert event is not None
+    assert (event.kind, event.details) == ("freed", {"size": 3 * 4096, "held": 0})
+    assert told(rig)[1] == 5 * 4096
+
+
+def test_who_closes_the_api_waits_for_a_piece_of_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker does that another one takes the place of: until then no guest is served."""
+    given_back = []
+
+    def noted(memory: HostMemory, offset: HostOffset, size: ByteCount) -> bool:
+        del memory, size
+        given_back.append(offset)
+        closing.start()
+        wait_until(lambda: rig.server.stopping, "the server is being closed")
+        return True
+
+    monkeypatch.setattr(HostMemory, "discard", noted)
+    monkeypatch.setattr(virtio_mem.unplugged, "PIECE", BLOCK)
+    for block in range(8):
+        touch(rig, block, 4096)
+    closing = threading.Thread(target=rig.server.close)
+    with suppress(http.client.HTTPException, OSError):
+        rig.ask("PUT", "/api/v1/zones/mem0/reclaim")
+    closing.join()
+    assert given_back == [0]
+
+
 def test_a_host_that_can_not_tell(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise HostError("held", 0, "no counters")
@@ -210,6 +301,11 @@ def test_a_region_without_blocks_holds_nothing() -> None:
 
 
 def test_a_closed_machine_is_not_looked_at(rig: Rig) -> None:
-    rig.manager.close()
+    touch(rig, 0)
+    rig.service().close()  # as the manager begins with, in another thread: memory is unmapped at any moment from now on
     with pytest.raises(UsageError, match="closed"):
         reclaim(rig.service())
+    with pytest.raises(HostError, match="closed"):
+        held_unplugged(rig.service())
+    rig.manager.close()
+    rig.control.poll(0)

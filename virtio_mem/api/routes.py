@@ -220,7 +220,8 @@ class Api:
         return Reply(HTTPStatus.OK, pieces(), {"Content-Type": JSON})
 
     def _reclaim(self, call: Call) -> Reply:
-        freed, left = reclaim(self.control, *call.parts)
+        (zone,) = call.parts
+        freed, left = reclaim(self.control, zone, call.request.gone)
         return json_reply({"freed": freed, "held": left})
 
     def _events(self, call: Call) -> Reply:

@@ -92,6 +92,10 @@ class ZoneWatch:
             log.warning("zone %s: the host holds %d bytes for unplugged blocks", self._zone.id, self._touched)
             self._control.events.publish("touched", self._zone.id, size=self._touched)
 
+    def reclaimed(self, left: int) -> None:
+        """What the host came to hold was given back, but for `left`: the next look tells of all beyond that."""
+        self._touched = min(self._touched, left)
+
     def close(self) -> None:
         """Watch no more."""
         with self._service.lock:
