@@ -19,6 +19,11 @@ _COUNTED = {
     key: ("unknown" if verdict.type is None else verdict.type.name, verdict.response.type.name)
     for key, verdict in VERDICTS.items()
 }
+_ERRORS = {
+    key: (_COUNTED[key][0], verdict.response.reason)
+    for key, verdict in VERDICTS.items()
+    if verdict.response.type is ResponseType.ERROR
+}
 _NAMES: dict[int, str] = {type_.value: type_.name for type_ in RequestType}
 
 
@@ -81,9 +86,8 @@ class Tally:
 
     def _count(self, verdict: int, count: int) -> None:
         self._answers[_COUNTED[verdict]] += count
-        response = VERDICTS[verdict].response
-        if response.type is ResponseType.ERROR:
-            self._errors[_COUNTED[verdict][0], response.reason] += count
+        if error := _ERRORS.get(verdict):
+            self._errors[error] += count
 
     def log_errors(self, who: str) -> None:
         """Log what was answered ERROR since the last call, behind `who`: Linux gives its device up for good then.
