@@ -97,10 +97,11 @@ def test_version_2_counts_every_group_that_has_a_limit(tmp_path: Path) -> None:
     assert tree.limits() == {**HOST, "/sys/fs/cgroup/unified/machine.slice/memory.max": 1110}
 
 
-def test_a_group_may_have_any_name(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, "0::/odd\udce9\x0c\x85.scope\n")
-    tree.v2("odd\udce9\x0c\x85.scope", 5000, 4000)
-    assert tree.limits() == {**HOST, "/sys/fs/cgroup/unified/odd\udce9\x0c\x85.scope/memory.max": 1000}
+@pytest.mark.parametrize("name", ["odd\udce9\x0c\x85.scope", "a blank ", "no break\xa0"])
+def test_a_group_may_have_any_name(name: str, tmp_path: Path) -> None:
+    tree = Tree(tmp_path, f"0::/{name}\n")
+    tree.v2(name, 5000, 4000)
+    assert tree.limits() == {**HOST, f"/sys/fs/cgroup/unified/{name}/memory.max": 1000}
 
 
 def test_a_group_over_its_limit_has_less_than_nothing_left(tmp_path: Path) -> None:

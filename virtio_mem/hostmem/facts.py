@@ -47,7 +47,7 @@ def read_or(path: Path, default: str) -> str:
                 parts.append(os.read(fd, _PAGE))
         finally:
             os.close(fd)
-        return os.fsdecode(b"".join(parts)).strip()
+        return os.fsdecode(b"".join(parts)).removesuffix("\n")
     except OSError as error:
         if error.errno in _ABSENT:
             return default
