@@ -98,6 +98,25 @@ def test_what_is_saved_outlives_the_host(tmp_path: Path, rng: random.Random, mon
     assert (names, name) == (snapshot, tmp_path)
 
 
+def test_a_file_system_that_syncs_no_directory_takes_a_snapshot(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of shared folders in VirtualBox, or 9P2000.u: fsync(2) of a directory is EINVAL there."""
+    sync = os.fsync
+
+    def refuse(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").is_dir():
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with MemoryManager(config("memfd", tmp_path)) as manager:
+        fill(manager, rng)
+        manager.pause()
+        save(manager, tmp_path / "snapshot")
+    assert (tmp_path / "snapshot" / FILE_NAME).is_file()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs_root: only root can become another user")
 def test_a_directory_that_may_be_written_and_not_read_takes_a_snapshot(tmp_path: Path, rng: random.Random) -> None:
     folder = tmp_path / "folder"

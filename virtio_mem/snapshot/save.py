@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -161,13 +162,16 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Have the names in it on disk as well. Who may not read it may not have that done."""
+    """Have the names in it on disk as well. Who may not read it may not have that done; not every file system can."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:
         return
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(fd)
 
