@@ -165,7 +165,7 @@ class Operation:
         if not self.asked:
             return State.STALLED, "the guest asks for nothing: is its driver loaded?"
         left = self.blocks_left
-        if self.gave_back:
+        if self.gave_back and not self.error:
             why = "has it memory left to manage more? Linux needs a 64th of what is plugged"
             return State.STALLED, f"the guest plugs blocks and gives them back, {left} are missing: {why}"
         error = f"; its last request was an error: {self.error}" if self.error else ""

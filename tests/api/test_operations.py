@@ -133,6 +133,11 @@ def test_a_guest_that_gives_back_what_it_plugged_comes_no_nearer() -> None:
         assert zone.operation.state is STALLED
         zone.move(3)
         assert zone.settle(1)["reason"] == expected
+    zone.operations.answered("z", error="a block is plugged already")
+    assert (
+        zone.settle(1)["reason"]
+        == "the guest refuses 7 blocks; its last request was an error: a block is plugged already"
+    )
     zone.move(5)
     assert zone.operation.state is RUNNING
     assert zone.settle()["reason"] == "the guest refuses 5 blocks"
