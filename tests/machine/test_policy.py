@@ -62,6 +62,27 @@ def test_over_the_budget_the_calm_give_at_once() -> None:
     assert policy(budget=90).decide(0, [one(0.05, name="a"), one(0.0, name="b")]) == {"b": 40}
 
 
+def test_as_many_give_at_once_as_have_to_and_in_turn() -> None:
+    decides = policy(budget=200)
+    calm = [one(0.0, name=name) for name in "bcd"]
+    assert decides.decide(0, [one(0.5), *calm]) == {"b": 40}
+    gives = one(0.0, 40, size=50, name="b")
+    assert decides.decide(1, [one(0.5), gives, *calm[1:]]) == {}, "what is lacking is on its way"
+    assert decides.decide(decides.settle, [one(0.5), gives, *calm[1:]]) == {"c": 40}, "it does not come"
+
+
+def test_a_guest_that_does_not_come_to_its_target_is_given_no_more() -> None:
+    decides = policy()
+    assert decides.decide(0, [one(0.5)]) == {"a": 60}
+    assert decides.decide(decides.settle, [one(0.5, 60, size=59)]) == {}
+    assert decides.decide(decides.settle + 1, [one(0.5, 60)]) == {"a": 70}
+
+
+def test_who_is_short_while_it_gives_back_keeps_what_is_in_the_budget_as_its_own() -> None:
+    machines = [one(0.5, 50, size=80), one(0.0, name="b")]
+    assert policy(budget=130).decide(0, machines) == {"a": 60}
+
+
 def test_a_machine_that_is_gone_is_forgotten() -> None:
     decides = policy()
     decides.decide(0, [one(0.5), one(0.0, name="b")])
@@ -75,6 +96,14 @@ def test_a_machine_that_is_gone_is_forgotten() -> None:
     [
         (lambda: Policy(100, step=0), "step"),
         (lambda: Policy(100, shrink_at=0.1), "shrink_at"),
+        (lambda: Policy(100, grow_at=2), "grow_at"),
+        (lambda: Policy(100, grow_at=float("nan")), "grow_at"),
+        (lambda: Policy(100, settle=-1), "settle"),
+        (lambda: Policy(100, calm=float("nan")), "calm"),
+        (lambda: policy().decide(0, [one(0.0), one(0.0)]), "name"),
+        (lambda: policy().decide(0, [one(float("nan"))]), "a pressure"),
+        (lambda: policy().decide(0, [one(-0.1)]), "a pressure"),
+        (lambda: policy().decide(0, [one(12.5)]), "a pressure"),
         (lambda: policy(39).decide(0, [one(0.0, name="a"), one(0.0, name="b")]), "budget"),
     ],
 )
