@@ -6,7 +6,7 @@ own limits, of all zones together: each of them may fit alone.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,7 +20,7 @@ from vhost_user.message import F_LOG_ALL, F_PROTOCOL_FEATURES, VIRTIO_F_IOMMU_PL
 from vhost_user.units import U64_MAX, ByteCount, format_size
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.hostmem import facts, headroom
-from virtio_mem.hostmem.backing import SharedFile
+from virtio_mem.hostmem.backing import Hugetlb, SharedFile
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
@@ -131,26 +131,52 @@ def _shown(value: object) -> str:
     return ("off", "on")[value] if isinstance(value, bool) else str(value)
 
 
+class _Needs:
+    """Bytes of one page size: by the node of the host that they are bound to, and of all, those that `promised` says
+    are reserved for the memory that was just made."""
+
+    def __init__(self) -> None:
+        self.by_node: Counter[int | None] = Counter()
+        self.promised = 0
+
+    def together(self) -> Iterator[tuple[int | None, int]]:
+        """What each node has to have, and before that the host, unless that is the same."""
+        if len(self.by_node) > 1:
+            yield None, self.by_node.total()
+        for node, need in self.by_node.items():
+            if node is not None or len(self.by_node) == 1:
+                yield node, need
+
+
 def _fits(zones: list[ManagedZone]) -> Iterator[Finding]:
     """Whether the host has what the guest begins with, and what it may ever have."""
     for when, bad, name in (("at start", True, "hotplugged_size"), ("with all plugged", False, "hotplug_size")):
-        needs: Counter[tuple[ByteCount, int | None]] = Counter()  # bytes by page size and host node
+        needs: defaultdict[ByteCount, _Needs] = defaultdict(_Needs)
         for zone in zones:
             hotplug = zone.plan.hotplugged_size if name == "hotplugged_size" else zone.plan.spec.hotplug_size
             for part, size in ((zone.zone.boot, zone.plan.spec.size), (zone.zone.hotplug, hotplug)):
                 if part is not None and not _on_disk(part):
-                    needs[part.page_size, zone.plan.spec.host_numa_node] += size
-        for (page_size, node), need in needs.items():
-            where = f"{human_size(need)} {when}" + ("" if node is None else f", of node {node}")
-            try:
-                if page_size > PAGE_SIZE:
-                    headroom.require_huge_pages(need, page_size, node, "size")
+                    needs[part.page_size].by_node[zone.plan.spec.host_numa_node] += size
+                    if isinstance(part.backing, Hugetlb) and part.backing.reserved:
+                        needs[part.page_size].promised += size
+        for page_size, all_of_them in needs.items():
+            for node, need in all_of_them.together():
+                where = f"{human_size(need)} {when}" + ("" if node is None else f", of node {node}")
+                try:
+                    _require(need, all_of_them.promised, page_size, node)
+                except HostError as error:
+                    yield Finding(where, f"{error.limit}; {error.remedy}", bad)
                 else:
-                    headroom.require(need + headroom.margin(need), headroom.memory_limits(node), "size")
-            except HostError as error:
-                yield Finding(where, f"{error.limit}; {error.remedy}", bad)
-            else:
-                yield Finding(where, "there is as much now")
+                    yield Finding(where, "there is as much now")
+
+
+def _require(need: int, promised: int, page_size: ByteCount, node: int | None) -> None:
+    """HostError where the host, or a node of it, has no `need` bytes, of which `promised` are reserved for us."""
+    if page_size > PAGE_SIZE:
+        headroom.require_huge_pages(max(0, need - promised), page_size, node, "size")
+        headroom.require(need, headroom.huge_limits(page_size), "size")
+    else:
+        headroom.require(need + headroom.margin(need), headroom.memory_limits(node), "size")
 
 
 def _on_disk(part: HostMemory) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.rig import run
+from tests.host import HugePagePool
 from tests.zones.test_headroom import Tree
 from vhost_user.backend import Device, Server
 from vhost_user.units import GIB, MIB
 from virtio_mem import VmMemoryConfig, doctor
 from virtio_mem.doctor import Finding
+from virtio_mem.hostmem import facts
 
 HOTPLUG = "--memory size=64M,shared=on,hotplug_method=virtio-mem,hotplug_size=1G"
 
@@ -96,6 +98,21 @@ def test_huge_pages_are_counted_over_all_zones() -> None:
     zone = "size=512G,hugepages=on,hugepage_size=2M"
     found = bad(doctor.machine(VmMemoryConfig.parse(f"{line} id=a,{zone} id=b,{zone}")))
     assert [each.partition(";")[0] for each in found] == ["1 TiB at start: needs 524288 huge pages of 2M"]
+
+
+def test_zones_are_counted_together_whatever_node_they_are_bound_to() -> None:
+    has = facts.counter(facts.meminfo(), "MemAvailable", "") // MIB
+    line = "--memory size=0 --memory-zone "
+    line += f"id=a,size={has * 3 // 5}M,shared=on,host_numa_node=0 id=b,size={has * 3 // 5}M,shared=on"
+    (found,) = bad(doctor.machine(VmMemoryConfig.parse(line)))
+    assert "at start: needs " in found
+    assert "the host (MemAvailable)" in found
+
+
+def test_what_is_reserved_for_this_memory_is_there(hugepages: Callable[[int, int], HugePagePool]) -> None:
+    hugepages(2 * MIB, 8)
+    line = "--memory size=16M,hugepages=on,hugepage_size=2M,reserve=on"
+    assert not bad(doctor.machine(VmMemoryConfig.parse(line)))
 
 
 @pytest.mark.parametrize(
