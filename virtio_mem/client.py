@@ -47,6 +47,9 @@ ZONE_NUMBERS = (
 
 MAY_BE_UNKNOWN = ("guest_numa_id", "held")
 
+_LATER_NUMBERS = ("held_unplugged", "unrequested_bytes")
+"""What the server of an earlier version does not say."""
+
 _MOST_OF_LINE = 1 << 16
 
 
@@ -291,6 +294,9 @@ def _check_zone(zone: dict[str, Any]) -> None:
     has_device = bool(zone["block_size"])
     for name in ZONE_NUMBERS:
         if zone[name] is not None or (has_device and name not in MAY_BE_UNKNOWN):
+            _whole(zone[name])
+    for name in _LATER_NUMBERS:
+        if zone.get(name) is not None:
             _whole(zone[name])
     for count in zone["answers"].values() if has_device or zone["answers"] else ():
         _whole(count)

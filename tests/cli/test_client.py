@@ -176,6 +176,8 @@ def test_answers_of_any_kind(call: str, data: st.DataObject, tmp_path_factory: p
         ("info", ZONE, {"plugged_size": 10**400}),
         ("info", ZONE, {"answers": {"PLUG BUSY": 1 << 64}}),
         ("info", ZONE, {"block_size": None, "answers": [1]}),
+        ("info", ZONE, {"held_unplugged": "much"}),
+        ("info", ZONE, {"unrequested_bytes": -1}),
         ("info", ZONE, {"operation": OPERATION | {"rate": 10**400}}),
         ("operation", OPERATION, {"seconds": float("inf")}),
         ("operation", OPERATION, {"seconds": float("nan")}),
