@@ -24,7 +24,7 @@ from virtio_mem import operation
 from virtio_mem.api import server as api_server
 from virtio_mem.api.server import listen
 from virtio_mem.cli import follow, main
-from virtio_mem.client import Client
+from virtio_mem.client import Client, NotNow
 
 ZONE = ("resize-zone", "--api-socket")
 
@@ -177,6 +177,27 @@ def test_a_guest_that_does_not_come_so_far_is_to_keep_what_it_has(
     assert "operation 2: mem0 to 122 MiB: reached 122 MiB in " in done.stdout.splitlines()[-1]
     device = machine.service("mem0").device
     assert device.requested_size == device.plugged_size == 58 * MIB
+
+
+def test_what_there_is_when_it_is_to_be_kept_is_looked_at_anew(
+    machine: Machine, api: str, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest got on since the last look, and the server is being replaced just now."""
+    really, looks = Client.operation, 0
+
+    def operation(client: Client, number: int, *args: float, **options: float) -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        answer = really(client, number, *args, **options)
+        if looks == 2:
+            machine.plug("mem0", 0, 4)
+            raise NotNow("operations/1", api, "is being replaced", "try again")
+        return answer
+
+    monkeypatch.setattr(Client, "operation", operation)
+    assert main([*ZONE, api, "mem0", "128M", "--wait", "0", "--keep"]) == 3
+    device = machine.service("mem0").device
+    assert device.requested_size == device.plugged_size == 8 * MIB
 
 
 def test_who_keeps_a_size_that_is_reached_keeps_that(api: str) -> None:

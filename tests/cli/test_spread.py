@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.cli.rig import Machine, run
-from vhost_user.errors import UsageError
+from tests.cli.rig import Machine, run, until
+from vhost_user.errors import FieldError, TimedOut, UsageError
 from vhost_user.units import MIB
 from virtio_mem import operation
 from virtio_mem.cli import main
+from virtio_mem.client import Client, NotNow
 from virtio_mem.spread import ZoneRange, spread
 
 SPREAD = ("spread", "--api-socket")
@@ -129,6 +131,61 @@ def test_nobody_gets_on(machine: Machine, api: str) -> None:
     assert done.returncode == 3
     assert done.stdout.count("the guest asks for nothing") == 2
     assert "keeps" not in done.stdout, "neither has room for the other's share"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_others_take_of_the_share_what_they_can(machine: Machine, api: str) -> None:
+    with machine.guest("mem1"):
+        done = run(*SPREAD, api, "2304M", "--wait", "60")
+    assert done.returncode == 3
+    assert "mem0 stays behind with 64 MiB: stalled for " in done.stdout
+    assert plugged(machine) == [0, 256]
+    assert machine.service("mem0").device.requested_size == (2304 - 64 - 64 - 256) * MIB, (
+        "and so all of it is asked for"
+    )
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_others_give_of_the_share_what_they_can(machine: Machine, api: str) -> None:
+    machine.control.resize_zone("mem0", 1088 * MIB)
+    with machine.guest("mem0"):
+        until(lambda: plugged(machine)[0] == 1024)
+    machine.control.resize_zone("mem1", 192 * MIB)
+    with machine.guest("mem1"):
+        until(lambda: plugged(machine)[1] == 128)
+        done = run(*SPREAD, api, "704M", "--wait", "60")
+    assert done.returncode == 3
+    assert plugged(machine) == [1024, 0]
+    assert machine.service("mem0").device.requested_size == 576 * MIB
+
+
+@pytest.mark.parametrize("trouble", [TimedOut, NotNow])
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_has_something_else_to_do(
+    machine: Machine, api: str, trouble: type[FieldError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent while it gives memory back, or being replaced when another zone is to have a share."""
+    asked: list[str] = []
+
+    def resize_zone(client: Client, zone: str, size: int) -> int:
+        asked.append(zone)
+        if len(asked) == (1 if trouble is TimedOut else 3):
+            raise trouble("vm.resize-zone", api, "no answer", "try again")
+        return really(client, zone, size)
+
+    really = Client.resize_zone
+    monkeypatch.setattr(Client, "resize_zone", resize_zone)
+    with machine.guest("mem0"):
+        assert main([*SPREAD, api, f"{128 + 1152}M", "--wait", "60"]) == 0
+    assert plugged(machine) == [1152, 0]
+
+
+def test_a_machine_of_boot_memory_alone(api: str) -> None:
+    with Machine("--memory size=64M,shared=on", Path(api)):
+        for words in (["0", "--wait"], ["64M"], ["64M", "--zone", "mem0"]):
+            done = run(*SPREAD, api, *words)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr.startswith("virtio-mem spread: zones=none: has to be one that can be resized")
 
 
 def test_without_waiting_the_sizes_are_taken(machine: Machine, api: str) -> None:

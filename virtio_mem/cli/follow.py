@@ -90,8 +90,20 @@ def ask(
     if _state(operation) != began or began not in FINAL:
         _say(operation)
     if keep is not None and _state(operation) not in FINAL:
-        _say(client.operation(keep(operation["plugged"])))
+        operation = _keep(client, number, keep, deadline)
     return STATUS.get(_state(operation), STATUS["stalled"])
+
+
+def _keep(client: Client, number: int, keep: Callable[[int], int], deadline: float) -> dict[str, Any]:
+    """Ask for what there is by now in place of operation `number`; how that one was. A server that is being replaced
+    just then is waited for."""
+    operation = insist(lambda: client.operation(number), deadline, outage=OUTAGE)
+    if _state(operation) in FINAL:  # after all
+        _say(operation)
+        return operation
+    kept = insist(lambda: keep(operation["plugged"]), deadline, outage=OUTAGE)
+    _say(insist(lambda: client.operation(kept), deadline, outage=OUTAGE))
+    return operation
 
 
 def insist(question: Callable[[], AnswerT], deadline: float, *, outage: float) -> AnswerT:

@@ -28,7 +28,9 @@ be whole blocks.
 Without --wait the command ends as soon as the server has taken the sizes. With
 --wait it ends when they are reached. A zone that stalls meanwhile, or whose
 requests the host refuses, is asked to keep what it has, and the others have the
-rest: until SIZE is reached or nobody gets on, or for SECONDS."""
+rest; where that is more than they can have, they have what they can, and it is
+asked for what is lacking. So until SIZE is reached or nobody gets on, or for
+SECONDS."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,47 +47,51 @@ def run(arguments: argparse.Namespace) -> int:
     total = bytes_of(arguments.size)
     deadline = time.monotonic() + seconds_of(arguments.wait) if arguments.wait is not None else 0.0
     client = Client(arguments.api_socket)
-    resize = _Resize(client, total, _ranges(client, arguments.zone))
-    operations = resize.look(deadline)
+    resize = _Resize(client, total, _ranges(client, arguments.zone), deadline)
+    operations = resize.look()
     while arguments.wait is not None and _goes_on(operations, deadline):
         if not resize.pass_on(operations):
             if "running" not in _states(operations):
                 break
             time.sleep(max(0.0, min(STEP, deadline - time.monotonic())))
-        operations = resize.look(deadline)
+        operations = resize.look()
     for operation in operations.values():
         _say(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}")
     return 0 if arguments.wait is None else max(STATUS.get(state, STALLED) for state in _states(operations))
 
 
 class _Resize:
-    """`total` bytes for zones of these ranges, asked for when this is made; UsageError where they can't have it."""
+    """`total` bytes for zones of these ranges, asked for when this is made; UsageError where they can't have it. A
+    server that is silent is waited for until `deadline`."""
 
-    def __init__(self, client: Client, total: int, ranges: Sequence[ZoneRange]) -> None:
+    def __init__(self, client: Client, total: int, ranges: Sequence[ZoneRange], deadline: float) -> None:
         self._client = client
         self._total = total
         self._ranges = ranges
+        self._deadline = deadline
         self._kept: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
-        self._ask(spread(total, ranges))
+        self._ask(spread(total, ranges), outage=0.0)
 
-    def _ask(self, sizes: dict[str, int]) -> None:
+    def _ask(self, sizes: dict[str, int], *, outage: float) -> None:
         """What a zone was asked for already it is not asked again: that would renew the patience with it."""
         for name, size in sizes.items():
             if self._sizes.get(name) != size:
-                self._numbers[name] = self._client.resize_zone(name, size)
+                resize = partial(self._client.resize_zone, name, size)  # the same again is the same operation
+                self._numbers[name] = insist(resize, self._deadline, outage=outage)
         self._sizes = sizes
 
-    def look(self, deadline: float) -> dict[str, dict[str, Any]]:
+    def look(self) -> dict[str, dict[str, Any]]:
         """The operation of each zone as it is now."""
         return {
-            name: insist(partial(self._client.operation, number), deadline, outage=OUTAGE)
+            name: insist(partial(self._client.operation, number), self._deadline, outage=OUTAGE)
             for name, number in self._numbers.items()
         }
 
     def pass_on(self, operations: dict[str, dict[str, Any]]) -> bool:
-        """Have zones that get no further keep what they have, and the others take the rest; whether any did."""
+        """Have zones that get no further keep what they have, and the others take the rest, or of it what they can;
+        whether any did."""
         stuck = {
             name: operation["plugged"]
             for name, operation in operations.items()
@@ -93,15 +99,31 @@ class _Resize:
         }
         if not stuck:
             return False
+        kept = self._kept | stuck
         try:
-            sizes = spread(self._total, self._ranges, self._kept | stuck)
+            sizes, become = spread(self._total, self._ranges, kept), "keeps"
         except UsageError:  # the others have no room for it
-            return False
+            kept, become = self._kept, "stays behind with"
+            sizes = self._as_far_as_can_be(stuck)
+            if sizes == self._sizes:
+                return False
         for name, size in stuck.items():
-            _say(f"{name} keeps {human_size(size)}: {operations[name]['verdict']}")
-        self._kept |= stuck
-        self._ask(sizes)
+            _say(f"{name} {become} {human_size(size)}: {operations[name]['verdict']}")
+        self._kept = kept
+        self._ask(sizes, outage=OUTAGE)
         return True
+
+    def _as_far_as_can_be(self, stuck: dict[str, int]) -> dict[str, int]:
+        """The sizes where the others have the most, or the least, that they can, and those that are stuck the rest."""
+        others = [zone for zone in self._ranges if zone.id not in self._kept | stuck]
+        least = sum(self._kept.values()) + sum(stuck.values()) + sum(zone.boot for zone in others)
+        if least < self._total <= least + sum(zone.hotplug for zone in others):  # it is not whole blocks
+            return self._sizes
+        ends = {zone.id: zone.boot + zone.hotplug * (self._total > least) for zone in others}
+        try:
+            return spread(self._total, self._ranges, self._kept | ends)
+        except UsageError:
+            return self._sizes
 
 
 def _ranges(client: Client, names: Sequence[str] | None) -> list[ZoneRange]:
@@ -111,6 +133,8 @@ def _ranges(client: Client, names: Sequence[str] | None) -> list[ZoneRange]:
         for zone in client.info()["zones"]
         if zone["block_size"]
     }
+    if not able:
+        raise UsageError("zones", "none", "has to be one that can be resized", "give the machine a hotplug region")
     for name in names or ():
         if name not in able:
             limit = f"has to be one of {', '.join(able) or 'none'}"
