@@ -127,9 +127,15 @@ def test_the_command_looks_first_whether_results_can_be_written(path: str, capsy
         )
 
 
+def test_results_that_find_no_room(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon = ("--restart", _command(path, "without_faults"), "--timeout", "20")
+    assert main([path, *daemon, "--only", "status.0x100", "--json", "/dev/full"]) == 2
+    assert "--json=/dev/full: write failed: ENOSPC" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("output", "status", "said"),
-    [("| true", 128 + signal.SIGPIPE, ""), (">/dev/full", 2, "No space left on device\n")],
+    [("| true", 128 + signal.SIGPIPE, ""), (">/dev/full", 2, "standard output: [Errno 28] No space left on device\n")],
 )
 def test_an_output_that_takes_nothing_is_no_verdict(output: str, status: int, said: str) -> None:
     run = f'"$0" -m vhost_user.attack --list {output}; exit ${{PIPESTATUS[0]}}'
@@ -155,6 +161,9 @@ def test_ctrl_c_is_no_traceback(path: str, monkeypatch: pytest.MonkeyPatch, caps
         ("--timeout", "nan", "has to be 0 to 86400 seconds"),
         ("--patience", "inf", "has to be 0 to 86400 seconds"),
         ("--patience", "-1", "has to be 0 to 86400 seconds"),
+        ("--pid", "0", "--pid=0: has to be a process that is there"),
+        ("--pid", "-1", "--pid=-1: has to be a process that is there"),
+        ("--pid", str(1 << 30), "has to be a process that is there"),
     ],
 )
 def test_the_command_refuses_what_can_not_be(

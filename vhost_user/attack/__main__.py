@@ -16,7 +16,7 @@ from vhost_user.attack.oracles import Daemon
 from vhost_user.attack.report import Report, as_json
 from vhost_user.attack.runner import Runner, Verdict
 from vhost_user.attack.theme import Attack
-from vhost_user.errors import FieldError, UsageError
+from vhost_user.errors import FieldError, HostError, UsageError
 
 _KILLED_BY = 128
 """The exit status for a signal is this and its number, as a shell has it."""
@@ -74,7 +74,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print the attacks, what each does, and where it comes from")
     add("--only", nargs="+", default=[], metavar="NAME", help="make only these; shell patterns are allowed")
     add("--restart", default="", metavar="COMMAND", help="starts the daemon where it has ended, by itself or by us")
-    add("--pid", type=int, default=0, help="the daemon's process, where it is not the one that listens")
+    add("--pid", type=int, help="the daemon's process, where it is not the one that listens")
     add("--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="for each answer of the daemon (default: 5)")
     add("--patience", type=_seconds, default=0.1, metavar="SECONDS", help="where none is likely (default: 0.1)")
     add("--seed", type=int, help="repeats the random parts of another run")
@@ -95,9 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         _give_up(sys.stdout)
         return _KILLED_BY + signal.SIGPIPE
-    except (FieldError, OSError) as error:
-        if isinstance(error, OSError):  # the output is full
-            _give_up(sys.stdout)
+    except OSError as error:  # the output is full
+        _give_up(sys.stdout)
+        sys.stderr.write(f"{parser.prog}: standard output: {error}\n")
+        return 2
+    except FieldError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
     return status
@@ -125,9 +127,11 @@ def _do(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         parser.error("SOCKET is missing: the path of the socket that the daemon listens at")
     if options.json is not None:
         _check_place(options.json)
+    if options.pid is not None and not (options.pid > 0 and Path(f"/proc/{options.pid}").exists()):
+        raise UsageError("--pid", options.pid, "has to be a process that is there", "see ps for its number")
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     with (
-        Daemon(options.socket, restart=options.restart, pid=options.pid, timeout=options.timeout) as daemon,
+        Daemon(options.socket, restart=options.restart, pid=options.pid or 0, timeout=options.timeout) as daemon,
         Runner(daemon, timeout=options.timeout, patience=options.patience, seed=seed) as runner,
     ):
         return _run(runner, attacks, report, options.json)
@@ -157,7 +161,10 @@ def _run(runner: Runner, attacks: Sequence[Attack], report: Report, json: str | 
     if json == "-":
         sys.stdout.write(as_json(runner, results) + "\n")
     elif json:
-        Path(json).write_text(as_json(runner, results) + "\n")
+        try:
+            Path(json).write_text(as_json(runner, results) + "\n")
+        except OSError as error:
+            raise HostError.from_os_error("--json", json, "write", error, "write to where there is room") from error
     return 1 if any(result.verdict in {Verdict.FAILED, Verdict.NOT_MADE} for result in results) else 0
 
 
