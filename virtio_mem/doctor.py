@@ -119,6 +119,9 @@ def _zone(zone: ManagedZone) -> Iterator[Finding]:
         region.append(f"blocks of {format_size(zone.service.device.geometry.block_size)}")
     pages = f"{zone.zone.kind} memory in pages of {format_size(zone.zone.page_size)}"
     yield Finding(f"zone {zone.id}", ", ".join((pages, *boot, *region)))
+    if zone.hotplug and zone.service is None:
+        why = "can be plugged by virtio-mem only: resizing by ACPI is not there; add hotplug_method=virtio-mem"
+        yield Finding(f"zone {zone.id}", f"hotplug_size={format_size(zone.hotplug.size)}: {why}", bad=True)
     for name, requested, effective, reason in zone.zone.settings:
         if reason and name in zone.plan.spec.explicit:
             came = "" if effective == requested else f" comes to {_shown(effective)}"

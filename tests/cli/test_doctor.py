@@ -120,6 +120,7 @@ def test_what_is_reserved_for_this_memory_is_there(hugepages: Callable[[int, int
     [
         ("--memory size=0 --memory-zone id=a,size=64M,host_numa_node=999", "host_numa_node=999: no such node"),
         ("--memory size=0 --memory-zone id=a,size=64M,file=/nowhere/at/all", "no such file or directory"),
+        ("--memory size=64M,hotplug_size=1G", "hotplug_size=1G: can be plugged by virtio-mem only"),
         ("--memory size=4097", "not a multiple of the page size"),
     ],
 )
