@@ -6,10 +6,12 @@ own limits, of all zones together: each of them may fit alone.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from vhost_user.units import U64_MAX, ByteCount, format_size
 from virtio_mem.config import VmMemoryConfig
 from virtio_mem.hostmem import facts, headroom
 from virtio_mem.hostmem.backing import Hugetlb, SharedFile
+from virtio_mem.hostmem.files import unallocated
 from virtio_mem.hostmem.memory import HostMemory
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
@@ -151,13 +154,28 @@ class _Needs:
                 yield node, need
 
 
+class _Files:
+    """Bytes by which the files on one file system may grow, those of `zones`; `fd` is one of them."""
+
+    def __init__(self) -> None:
+        self.growth = 0
+        self.fd = -1
+        self.zones: dict[str, None] = {}
+
+
 def _fits(zones: list[ManagedZone]) -> Iterator[Finding]:
     """Whether the host has what the guest begins with, and what it may ever have."""
     for when, bad, name in (("at start", True, "hotplugged_size"), ("with all plugged", False, "hotplug_size")):
         needs: defaultdict[ByteCount, _Needs] = defaultdict(_Needs)
+        disks: defaultdict[int, _Files] = defaultdict(_Files)
         for zone in zones:
             hotplug = zone.plan.hotplugged_size if name == "hotplugged_size" else zone.plan.spec.hotplug_size
-            for part, size in ((zone.zone.boot, zone.plan.spec.size), (zone.zone.hotplug, hotplug)):
+            for part, asked in ((zone.zone.boot, zone.plan.spec.size), (zone.zone.hotplug, hotplug)):
+                size = int(asked)
+                if part is not None and isinstance(part.backing, SharedFile):
+                    size = min(size, unallocated(part.backing.fd))
+                    disk = disks[os.fstat(part.backing.fd).st_dev]
+                    disk.growth, disk.fd, disk.zones[zone.id] = disk.growth + size, part.backing.fd, None
                 if part is not None and not _on_disk(part):
                     needs[part.page_size].by_node[zone.plan.spec.host_numa_node] += size
                     if isinstance(part.backing, Hugetlb) and part.backing.reserved:
@@ -165,12 +183,18 @@ def _fits(zones: list[ManagedZone]) -> Iterator[Finding]:
         for page_size, all_of_them in needs.items():
             for node, need in all_of_them.together():
                 where = f"{human_size(need)} {when}" + ("" if node is None else f", of node {node}")
-                try:
-                    _require(need, all_of_them.promised, page_size, node)
-                except HostError as error:
-                    yield Finding(where, f"{error.limit}; {error.remedy}", bad)
-                else:
-                    yield Finding(where, "there is as much now")
+                yield _judged(where, partial(_require, need, all_of_them.promised, page_size, node), bad)
+        for disk in disks.values():
+            where = f"{human_size(disk.growth)} {when}, in files of {', '.join(disk.zones)}"
+            yield _judged(where, partial(headroom.require, disk.growth, headroom.file_limits(disk.fd), "size"), bad)
+
+
+def _judged(where: str, require: Callable[[], None], bad: bool) -> Finding:
+    try:
+        require()
+    except HostError as error:
+        return Finding(where, f"{error.limit}; {error.remedy}", bad)
+    return Finding(where, "there is as much now")
 
 
 def _require(need: int, promised: int, page_size: ByteCount, node: int | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
 
@@ -107,6 +109,27 @@ def test_zones_are_counted_together_whatever_node_they_are_bound_to() -> None:
     (found,) = bad(doctor.machine(VmMemoryConfig.parse(line)))
     assert "at start: needs " in found
     assert "the host (MemAvailable)" in found
+
+
+def test_files_have_to_find_room_where_they_are(tmp_path: Path) -> None:
+    room = os.statvfs(tmp_path)
+    half = (room.f_bavail * room.f_frsize // MIB * 3 // 5) * MIB
+    line = f"--memory size=0 --memory-zone id=a,size={half},shared=on,file={tmp_path}"
+    assert not [each for each in bad(doctor.machine(VmMemoryConfig.parse(line))) if "in files of a: " in each]
+    both = bad(doctor.machine(VmMemoryConfig.parse(f"{line} id=b,size={half},shared=on,file={tmp_path}")))
+    (found,) = (each for each in both if "in files of" in each)
+    assert "at start, in files of a, b: needs " in found
+    assert "the file system of the zone's file has " in found
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_in_memory_has_is_not_needed_once_more() -> None:
+    with NamedTemporaryFile(dir="/dev/shm") as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * MIB)
+        line = f"--memory size=0 --memory-zone id=a,size=16M,shared=on,file={file.name}"
+        os.truncate(file.name, 16 * MIB)
+        found = said(doctor.machine(VmMemoryConfig.parse(line)))
+    assert found["8 MiB at start"] == found["8 MiB at start, in files of a"] == "there is as much now"
 
 
 def test_what_is_reserved_for_this_memory_is_there(hugepages: Callable[[int, int], HugePagePool]) -> None:
