@@ -83,7 +83,7 @@ class Trial:
         """Judge `target`. UsageError for a clause that there is not, for workers where there can be none, and where
         hypothesis is not installed; HostError for a database that can't be reached."""
         if unknown := sorted(set(self.only) - device_clauses().keys()):
-            raise UsageError("clause", unknown[0], "the id of a clause on devices", "see spec-notes/")
+            raise UsageError("clause", unknown[0], "has to be the id of a clause on devices", "see spec-notes/")
         if self.workers != 1:
             self._check_workers(target)
         machine = None if self.only else _Machine(self)  # at once: what it lacks should not be known at the end
