@@ -80,9 +80,11 @@ def pytest_testnodedown(node: Any) -> None:
 TOGETHER = {
     "memory": ("tests/zones/", "tests/device/", "tests/machine/", "tests/snapshot/"),
     "machines": ("tests/peers/", "tests/boot/", "tests/linux/"),
+    "signals": ("tests/connection/test_event.py",),
 }
 """What runs in one process, one test after the other: what counts the host's pages to the byte, as one test may switch
-how large they are; and what starts machines of other people's, each of which keeps a processor busy."""
+how large they are; what starts machines of other people's, each of which keeps a processor busy; and what takes all of
+the host's asynchronous I/O, or needs some."""
 
 
 @pytest.hookimpl(optionalhook=True)
