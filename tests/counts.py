@@ -33,7 +33,7 @@ def all_counts() -> dict[str, int]:
 
 # The examples of a property test, and the steps of each of a state machine's examples, where a test sets no other.
 # Hypothesis's own defaults are 100 and 50.
-HYPOTHESIS_EXAMPLES = count(quick=10, ci=200, soak=2_000)
+HYPOTHESIS_EXAMPLES = count(quick=8, ci=200, soak=2_000)
 HYPOTHESIS_STATEFUL_STEPS = count(quick=30, ci=50, soak=50)
 
 # After this many seconds a test is taken to hang. The slowest takes a tenth of that on an idle machine.
@@ -49,20 +49,20 @@ REQUESTS_TOGETHER = count(quick=500, ci=10_000, soak=100_000)
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
 
 # Memory that is plugged, written and given back to the host, in MiB, on each backing.
-MEBIBYTES_THERE_AND_BACK = count(quick=128, ci=1_024, soak=1_024)
+MEBIBYTES_THERE_AND_BACK = count(quick=64, ci=1_024, soak=1_024)
 
 # Between a driver and a device in two processes: loads of an index that the other one stores all the time, buffers
 # through a ring without a pause (more than 65,536 in CI, so that the indices come round), and through one where both
 # sides sleep between notifications.
-INDEX_LOADS = count(quick=200_000, ci=2_000_000, soak=20_000_000)
-RING_BUFFERS_BETWEEN_PROCESSES = count(quick=20_000, ci=200_000, soak=2_000_000)
-RING_BUFFERS_WITH_SLEEPS = count(quick=10_000, ci=100_000, soak=1_000_000)
+INDEX_LOADS = count(quick=100_000, ci=2_000_000, soak=20_000_000)
+RING_BUFFERS_BETWEEN_PROCESSES = count(quick=10_000, ci=200_000, soak=2_000_000)
+RING_BUFFERS_WITH_SLEEPS = count(quick=5_000, ci=100_000, soak=1_000_000)
 
 # Rings full of random bytes, some of which change between the device's steps.
 GARBAGE_RINGS = count(quick=500, ci=10_000, soak=100_000)
 
 # Rings through which bursts of chains go in batches, and through equal ones the same chains one by one.
-BATCHED_RINGS = count(quick=25, ci=2_000, soak=20_000)
+BATCHED_RINGS = count(quick=20, ci=2_000, soak=20_000)
 
 # Back ends that take over what one left that was killed after a store of the C core, within PLUG requests.
 TAKEN_OVER_AFTER_A_STORE = count(quick=8, ci=500, soak=500)
@@ -77,17 +77,17 @@ QUESTIONS_UNDER_LOAD = count(quick=20, ci=50, soak=500)
 NOTIFICATION_RACES = count(quick=20_000, ci=1_000_000, soak=10_000_000)
 
 # Times that threads fault at once in guarded memory whose file was truncated, on pages of each size.
-GUARD_ROUNDS = count(quick=100, ci=1_000, soak=10_000)
+GUARD_ROUNDS = count(quick=50, ci=1_000, soak=10_000)
 
 # Payloads of random bytes, and of valid ones with a few bytes changed, for random messages of vhost-user.
 PAYLOAD_BODIES = count(quick=250, ci=5_000, soak=50_000)
 
 # Requests through a ring in memory whose file another process truncates all the time, for each ring format and on pages
 # of each size.
-REQUESTS_UNDER_TRUNCATION = count(quick=2_000, ci=10_000, soak=100_000)
+REQUESTS_UNDER_TRUNCATION = count(quick=1_000, ci=10_000, soak=100_000)
 
 # Tables of shared memory that replace each other while a ring and copies run in them.
-TABLES_UNDER_LOAD = count(quick=100, ci=3_000, soak=30_000)
+TABLES_UNDER_LOAD = count(quick=50, ci=3_000, soak=30_000)
 
 # Reads and writes that libblkio does on our block device, by qemu-io.
 QEMU_IO_COMMANDS = count(quick=200, ci=2_000, soak=20_000)
@@ -107,7 +107,7 @@ STEPPED_RINGFULS = count(quick=1, ci=10, soak=100)
 
 # Workers of a supervisor killed by SIGKILL at random moments, for each format of ring; and steps of a session's life at
 # each of which one is killed, of all that there are.
-SUPERVISOR_KILLS = count(quick=6, ci=200, soak=2_000)
+SUPERVISOR_KILLS = count(quick=4, ci=200, soak=2_000)
 SUPERVISOR_STEPS = count(quick=10, ci=400, soak=4_000)
 
 # The same of supervisors, which a service manager starts again; and of `virtio-mem serve`, for each format of ring.
@@ -174,10 +174,10 @@ HOSTILE_HTTP = count(quick=100, ci=2_000, soak=20_000)
 OPENAPI_REQUESTS = count(quick=10, ci=100, soak=1_000)
 
 # Workers of `virtio-mem serve` that are killed under a guest that plugs and unplugs, for each format of ring.
-SERVE_KILLS = count(quick=6, ci=200, soak=2_000)
+SERVE_KILLS = count(quick=4, ci=200, soak=2_000)
 
 # The same under three guests of as many zones, each in a thread of the worker's.
-ZONES_KILLS = count(quick=6, ci=100, soak=1_000)
+ZONES_KILLS = count(quick=4, ci=100, soak=1_000)
 
 # Workers of `virtio-mem serve` that are killed while a Linux guest is resized.
 LINUX_KILLS = count(quick=2, ci=5, soak=50)

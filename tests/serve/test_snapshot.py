@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import counts
 from tests.api.rig import Client
 from tests.peers.processes import wait_until
 from tests.serve.killed import Bomb
@@ -78,7 +79,7 @@ def remember(machine: Guest, snapshot: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS[: counts.RINGS_TRIED_AT_LENGTH])
 @pytest.mark.parametrize("deaths", [0, 3])
 def test_a_new_daemon_and_new_memory_are_as_the_old_ones(
     form: str, deaths: int, snapshot: Path, tmp_path: Path
