@@ -49,7 +49,7 @@ REQUESTS_TOGETHER = count(quick=500, ci=10_000, soak=100_000)
 ZONE_STEPS_PER_BACKING = count(quick=300, ci=2_000, soak=20_000)
 
 # Memory that is plugged, written and given back to the host, in MiB, on each backing.
-MEBIBYTES_THERE_AND_BACK = count(quick=64, ci=1_024, soak=1_024)
+MEBIBYTES_THERE_AND_BACK = count(quick=128, ci=1_024, soak=1_024)
 
 # Between a driver and a device in two processes: loads of an index that the other one stores all the time, buffers
 # through a ring without a pause (more than 65,536 in CI, so that the indices come round), and through one where both
