@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from vhost_user.attack.catalogue import ATTACKS, choose
 from vhost_user.attack.oracles import Daemon
@@ -17,6 +16,7 @@ from vhost_user.attack.report import Report, as_json
 from vhost_user.attack.runner import Runner, Verdict
 from vhost_user.attack.theme import Attack
 from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.output import give_up
 
 _KILLED_BY = 128
 """The exit status for a signal is this and its number, as a shell has it."""
@@ -93,23 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _KILLED_BY + signal.SIGINT
     except BrokenPipeError:
-        _give_up(sys.stdout)
+        give_up(sys.stdout)
         return _KILLED_BY + signal.SIGPIPE
     except OSError as error:  # the output is full
-        _give_up(sys.stdout)
+        give_up(sys.stdout)
         sys.stderr.write(f"{parser.prog}: standard output: {error}\n")
         return 2
     except FieldError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
     return status
-
-
-def _give_up(stream: TextIO) -> None:
-    """What is still buffered has nowhere to go; the interpreter would try again at its end, and complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def _do(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -16,9 +16,10 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vhost_user.errors import FieldError, HostError, UsageError
+from vhost_user.output import give_up
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -134,11 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _KILLED_BY + signal.SIGINT
     except BrokenPipeError:
-        _give_up(sys.stdout)
+        give_up(sys.stdout)
         return _KILLED_BY + signal.SIGPIPE
     except OSError as error:  # of those that nobody foresaw; most of all, that standard output is full
         why = _of_output(error) if error.errno in _OF_OUTPUT and error.filename is None else error
-        _give_up(sys.stdout)
+        give_up(sys.stdout)
         return say(name, why, failed)
     return status
 
@@ -190,7 +191,7 @@ def say(name: str, why: object, status: int) -> int:
     try:
         sys.stderr.write(f"{name}: {printable(' '.join(str(why).split()))}\n")
     except OSError:  # nobody is told then; the status is as it would be
-        _give_up(sys.stderr)
+        give_up(sys.stderr)
     return status
 
 
@@ -202,10 +203,3 @@ def _of_output(error: OSError) -> HostError:
     except OSError:
         where = str(sys.stdout.fileno())
     return HostError.from_os_error("standard output", where, "write", error, "write to where there is room")
-
-
-def _give_up(stream: TextIO) -> None:
-    """What is still buffered has nowhere to go; the interpreter would try again at its end, and complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
