@@ -125,6 +125,16 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if counts.TIER != "quick" or any("::" in argument for argument in config.args):
+        return
+    left = [item for item in items if item.get_closest_marker("long")]
+    if left:
+        config.stash[FIGURES]["tests that are left to CI, as they take long"] = len(left)
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 def pytest_collection_finish() -> None:
     # Thousands of tests are objects that stay to the end: the garbage collector, which the look for leaks calls, need
     # not go through them each time.

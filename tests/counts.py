@@ -6,6 +6,8 @@ quick   `scripts/test`: what a developer waits for, under three minutes in all
 ci      `.ci/run`: a tenth of the full counts or more, under 30 minutes
 soak    `scripts/soak`: the full counts
 
+What takes long even so is marked `long`, and quick leaves it out unless a test is named.
+
 A run prints all of them first, so that a figure in a report can be traced to what was run.
 """
 
@@ -201,7 +203,7 @@ API_KILLS = count(quick=3, ci=20, soak=200)
 RESIZES_UNDER_IO = count(quick=2, ci=10, soak=100)
 
 # Times that the demo with a Linux guest is filmed from its beginning to its end.
-FILMS = count(quick=0, ci=1, soak=3)
+FILMS = count(quick=1, ci=1, soak=3)
 
 # Devices that are wrong in one way, of all that there are, that the conformance kit has to find.
 FAULTS_JUDGED = count(quick=15, ci=500, soak=500)
@@ -215,7 +217,7 @@ JUDGED_KINDS = count(quick=4, ci=12, soak=12)
 SHORT_RINGS = count(quick=1, ci=3, soak=3)
 
 # Forms of ring that the conformance kit sends round, more than 65,536 requests through each.
-RINGS_SENT_ROUND = count(quick=0, ci=2, soak=2)
+RINGS_SENT_ROUND = count(quick=1, ci=2, soak=2)
 
 # Clauses that `virtio-mem serve` is judged by over its socket, of all that a vhost-user target has a verdict of.
 CLAUSES_OF_SERVE = count(quick=6, ci=500, soak=500)
@@ -225,7 +227,7 @@ MACHINE_SEQUENCES = count(quick=6, ci=150, soak=1_500)
 
 # Kinds of QEMU's device that the conformance kit judges by all that its profile quick has. The second one is QEMU 7.2,
 # for a minute, most of which it waits. Of the sessions in spec-notes/peers.md, those that this one goes through.
-QEMUS_JUDGED = count(quick=0, ci=3, soak=6)
+QEMUS_JUDGED = count(quick=1, ci=3, soak=6)
 SESSIONS_OF_OLD_QEMU = count(quick=3, ci=50, soak=50)
 
 # Wrong devices that the kit's state machine is to find, and to shrink what it does to them.
@@ -233,8 +235,8 @@ MACHINE_FAULTS = count(quick=1, ci=8, soak=8)
 
 # Ways to end a soak by a signal, with workers and without; and soaks that go on until something is found.
 SOAK_ENDINGS = count(quick=1, ci=6, soak=6)
-PYTEST_SOAK_ENDINGS = count(quick=0, ci=4, soak=4)
-SOAKS_THAT_FIND = count(quick=0, ci=1, soak=5)
+PYTEST_SOAK_ENDINGS = count(quick=1, ci=4, soak=4)
+SOAKS_THAT_FIND = count(quick=1, ci=1, soak=5)
 
 # Numbers of workers with which a soak that is ended leaves nothing lying about.
 SOAK_CROWDS = count(quick=1, ci=2, soak=2)
@@ -244,9 +246,6 @@ ENDING_SIGNALS = count(quick=1, ci=4, soak=4)
 
 # Forms of ring, of both, that the longest of the tests that are for each are run with.
 RINGS_TRIED_AT_LENGTH = count(quick=1, ci=2, soak=2)
-
-# Runs of pytest whose workers judge a target together.
-PLUGIN_RUNS_WITH_WORKERS = count(quick=0, ci=1, soak=1)
 
 # Sequences of moves of host and guest that QEMU's device stands before the conformance kit, but for what is known.
 QEMU_SEQUENCES = count(quick=2, ci=100, soak=1_000)

@@ -69,6 +69,7 @@ def test_an_end_is_a_failure_where_nobody_starts_it_again(path: str) -> None:
     assert [result.verdict for result in results] == [FAILED] + [Verdict.NOT_MADE] * 4
 
 
+@pytest.mark.long
 def test_a_hang(path: str) -> None:
     results = judged(path, "hangs", "status.0x100", "status.driver-ok-first", timeout=2)
     assert results["status.0x100"].verdict is FAILED

@@ -66,6 +66,7 @@ def test_curves_of_the_service_have_a_value_at_each_point() -> None:
     require_points([curves._over_requests([1, 128], 1)])
 
 
+@pytest.mark.long
 def test_curves_of_many_zones_have_a_value_at_each_point() -> None:
     require_points(list(curves._over_zones([3], 1)))
 

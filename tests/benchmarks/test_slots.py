@@ -58,6 +58,7 @@ def test_a_back_end_in_c_takes_no_more_slots_than_it_says(peers: Peers) -> None:
         peers.front_end(sock, fd, 510, 4096, 1)
 
 
+@pytest.mark.long
 def test_there_is_a_row_for_each_side() -> None:
     rows = list(slots.rows(quick=True, rounds=2))
     assert [row.goal for row in rows] == ["at most 1.3 x"] * 2 + ["none"] * 4 + ["at most 1.3 x"]

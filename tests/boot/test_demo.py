@@ -101,6 +101,7 @@ def test_a_film_that_is_broken_off_ends_the_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_peers
+@pytest.mark.long
 def test_the_demo_is_filmed(tmp_path: Path) -> None:
     for number in range(counts.FILMS):
         output = tmp_path / f"{number}.svg"

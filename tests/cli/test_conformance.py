@@ -225,6 +225,7 @@ def test_its_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 82
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", ["1", "2"][: counts.SOAK_CROWDS])
 def test_nothing_is_left_in_the_current_directory(workers: str, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()

@@ -50,6 +50,7 @@ def worker_of(api: str) -> int:
     return answers[0]
 
 
+@pytest.mark.long
 def test_a_worker_killed_while_watched(served: subprocess.Popen[str], api: str) -> None:
     with Terminal("watch", "--api-socket", api, "--interval", "0.05") as terminal:
         terminal.until("no front end")

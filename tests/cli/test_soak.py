@@ -65,6 +65,7 @@ def test_a_signal_ends_it_with_what_was_found(
     assert (status, report["counts"]["violated"], report["missing"], report["failures"]) == (0, 0, [], [])
 
 
+@pytest.mark.long
 def test_what_one_finds_ends_all(start: Start) -> None:
     for seed in range(counts.SOAKS_THAT_FIND):
         running = start("--workers", "2", program=SECOND_IS_WRONG, seed=seed)
@@ -73,6 +74,7 @@ def test_what_one_finds_ends_all(start: Start) -> None:
         assert {one["source"] for clause in report["clauses"] for one in clause["violations"]} == {"machine"}
 
 
+@pytest.mark.long
 def test_what_was_found_is_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hypothesis.core.global_force_seed", None)
     for seed in range(counts.SOAKS_THAT_FIND):
@@ -91,6 +93,7 @@ BEGIN = 'if do == "begin":\n'
 HANGS = SHIM.replace(BEGIN, f'{BEGIN}        note("request")\n        import time; time.sleep(600)\n')
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("profile", "numbers"), [("soak", [INT, TERM]), ("quick", [TERM])])
 def test_a_signal_that_does_not_wait_for_the_device(start: Start, profile: str, numbers: list[signal.Signals]) -> None:
     """Of a soak the second one; the others have nothing to tell before their end."""

@@ -89,6 +89,7 @@ def test_the_same_seed_finds_the_same() -> None:
     assert one.found
 
 
+@pytest.mark.long
 def test_more_is_found_behind_a_failure_and_a_database_brings_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_more_is_found_behind_a_failure_and_a_database_brings_it_back(
     assert "DEP-HOST-3" in again.found
 
 
+@pytest.mark.long
 def test_what_is_stopped_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence that was cut off shows nothing."""
     monkeypatch.setattr("hypothesis.core.global_force_seed", None)

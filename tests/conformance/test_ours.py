@@ -85,6 +85,7 @@ def test_every_clause_holds_on_huge_pages(hugepages: Callable[[int, int], host.H
     assert_all_hold(judged(OurTarget("hugetlb"), quick()), but=NOT_WITHOUT_A_RING)
 
 
+@pytest.mark.long
 def test_slow_checks() -> None:
     slow = [check for check in all_checks() if check.slow]
     assert {id_ for check in slow for id_ in check.clauses} == SLOW

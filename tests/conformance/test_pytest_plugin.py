@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import counts
-
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ("-p", "virtio_mem.conformance.pytest_plugin", "-p", "no:cacheprovider", "-p", "no:schemathesis")
 
@@ -85,11 +83,11 @@ def test_a_mistyped_target_is_a_mistake_of_the_command_line(run: Run, target: st
     result.stderr.fnmatch_lines([f"ERROR: --virtio-mem-target={target}: *{error}*"])
 
 
+@pytest.mark.long
 def test_workers_share_the_clauses(run: Run) -> None:
-    for _ in range(counts.PLUGIN_RUNS_WITH_WORKERS):
-        result = run("--virtio-mem-target=self:anonymous", "-k", "MEM-STATE", "-n", "2")
-        assert result.parseoutcomes()["passed"] >= 8
-        assert result.ret == 0
+    result = run("--virtio-mem-target=self:anonymous", "-k", "MEM-STATE", "-n", "2")
+    assert result.parseoutcomes()["passed"] >= 8
+    assert result.ret == 0
 
 
 def test_without_the_option_it_adds_nothing(run: Run) -> None:

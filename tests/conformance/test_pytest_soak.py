@@ -43,6 +43,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 ENDINGS = [(2, INT, all_at_once), (2, TERM, one), (0, TERM, one), (2, TERM, all_at_once)]
 
 
+@pytest.mark.long
 def test_a_signal_ends_it_with_what_was_found(start: Start) -> None:
     for workers, number, tell in ENDINGS[: counts.PYTEST_SOAK_ENDINGS]:
         running = start("-k", "MEM-STATE or machine", *(("-n", str(workers)) if workers else ()))
@@ -59,6 +60,7 @@ def wait_for_machines(running: Soak, number: int) -> None:
     running.wait_for(lambda moves: len(moves) == number and moves[0] > 1200)  # the checks make half
 
 
+@pytest.mark.long
 def test_what_one_finds_ends_all(start: Start) -> None:
     for seed in range(counts.SOAKS_THAT_FIND):
         running = start("-n", "2", "-k", "machine", f"--virtio-mem-seed={seed}", program=SECOND_IS_WRONG)

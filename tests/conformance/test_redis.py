@@ -55,6 +55,7 @@ def moves_to_the_fault(server: Peer, seed: int) -> tuple[int, Exploration]:
     return seen[0], exploration
 
 
+@pytest.mark.long
 def test_what_one_machine_found_another_begins_with(server: Peer, figure: Callable[[str, object], None]) -> None:
     first, found = moves_to_the_fault(server, 1)
     again, found_again = moves_to_the_fault(server, 2)

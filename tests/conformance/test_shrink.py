@@ -208,6 +208,7 @@ def test_what_a_check_shows_is_short_too(name: str) -> None:
     assert one.note == ""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("patient")
 def test_what_a_test_of_pytest_shows_is_short_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest_items, "parse_target", lambda name: FAULTS[name].target())
@@ -218,6 +219,7 @@ def test_what_a_test_of_pytest_shows_is_short_too(monkeypatch: pytest.MonkeyPatc
     assert len(short.lines) == 5
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("patient")
 def test_what_the_machine_saw_in_passing_is_short_too() -> None:
     with FAULTS["nothing-is-given-back"].target() as target:

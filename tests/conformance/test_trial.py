@@ -84,6 +84,7 @@ class SleepingTarget(Small):
         return Sleeps(made)
 
 
+@pytest.mark.long
 def test_a_silence_that_the_machine_found_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "chosen_checks", lambda *_: [])
     asked: list[int] = []

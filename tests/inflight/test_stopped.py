@@ -215,6 +215,7 @@ def test_stopped_before_each_step(form: str, size: int, rng: random.Random) -> N
     assert points > 10, "there was something to stop"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("form", "size"), CASES)
 def test_stopped_again_while_taking_over(form: str, size: int, rng: random.Random) -> None:
     """The second life is stopped before each of its first steps, wherever the first one was."""

@@ -85,6 +85,17 @@ def test_soak_repeats_its_counts_at_the_end(run: Run, monkeypatch: pytest.Monkey
     result.stdout.fnmatch_lines(["*= figures =*", "REQUESTS_PER_BACKING: 100,000", "pages given back: 512"])
 
 
+def test_what_takes_long_is_left_to_ci_unless_it_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "import pytest\n@pytest.mark.long\ndef test_long(): pass\ndef test_short(): pass"
+    name = "test_what_takes_long_is_left_to_ci_unless_it_is_named.py"
+    left = run(source)
+    left.assert_outcomes(passed=1, deselected=1)
+    left.stdout.fnmatch_lines(["tests that are left to CI, as they take long: 1"])
+    run(source, f"{name}::test_long").assert_outcomes(passed=1)
+    monkeypatch.setenv("VIRTIO_MEM_TIER", "ci")
+    run(source).assert_outcomes(passed=2)
+
+
 def test_unexpected_skip_fails_a_run_in_ci(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     result = run("import pytest\ndef test_skipped(): pytest.skip('no reason')\ndef test_passed(): pass")

@@ -295,6 +295,7 @@ def test_a_kernel_without_huge_pages_is_told(monkeypatch: pytest.MonkeyPatch) ->
     refused(spec(hugepages=True), HostError, "this kernel has no huge pages", "use hugepages=off")
 
 
+@pytest.mark.long
 def test_huge_pages_of_a_gibibyte(make: Maker) -> None:
     make.hugepages(GIB, 1)
     options = {"hugepages": True, "hugepage_size": ByteCount(GIB), "prefault": True}

@@ -110,6 +110,7 @@ def test_huge_pages_that_are_not_there(
             subject.write(0, bytes(3 * play.BLOCK))
 
 
+@pytest.mark.long
 def test_nothing_else_is_violated() -> None:
     kinds = ("", OLD, ",packed=on", ",memory=ram,dynamic-memslots=on", ",prealloc=on", ",memory=ram")
     for options in kinds[: counts.QEMUS_JUDGED]:
