@@ -35,6 +35,9 @@ F = FrontendRequest
 
 VERSION_1 = 1 << 32
 
+OF_THE_DEVICE = (1 << 24) - 1
+"""Feature bits that a kind of device has for itself; virtio 1.3, 2.2 "Feature Bits"."""
+
 HARMLESS = (
     ProtocolFeature.MQ
     | ProtocolFeature.LOG_SHMFD
@@ -57,12 +60,14 @@ RINGS_AT_MOST = 2
 
 @dataclass(frozen=True)
 class Offer:
-    """What the daemon offers, as the first good front end found it."""
+    """What the daemon offers, as the first good front end found it. It serves none that doesn't ack `insists`, which is
+    none of ours to make use of."""
 
     features: int
     protocol: ProtocolFeature
     rings: int
     slots: int
+    insists: int = 0
 
     def has(self, needs: ProtocolFeature, virtio: int) -> bool:
         """Whether all of these are offered."""
@@ -155,7 +160,8 @@ class Attacker:
                 line.acked = acked
             line.tell(F.SET_OWNER)
             if set_features:
-                line.tell(F.SET_FEATURES, U64(offered & (VERSION_1 | F_PROTOCOL_FEATURES | virtio)))
+                wanted = VERSION_1 | F_PROTOCOL_FEATURES | self.offer.insists | virtio
+                line.tell(F.SET_FEATURES, U64(offered & wanted))
             line.answers()
         return line
 

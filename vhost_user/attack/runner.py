@@ -16,10 +16,10 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from vhost_user.attack.attacker import HARMLESS, VERSION_1, Attacker, NotReached, Offer
+from vhost_user.attack.attacker import HARMLESS, OF_THE_DEVICE, VERSION_1, Attacker, NotReached, Offer
 from vhost_user.attack.canary import GUEST
 from vhost_user.attack.line import Line
 from vhost_user.attack.oracles import Daemon, more, peer_pid, wait_until
@@ -90,6 +90,7 @@ class Runner:
         os.ftruncate(self._memory.fileno(), 64 * KIB)
         self._lost = ""
         self._visited = 0
+        self._insists = 0
         self.one_shot = False
         """Whether the daemon ends when its front end leaves."""
         try:
@@ -113,7 +114,7 @@ class Runner:
     def _get_acquainted(self) -> Offer:
         self.daemon.ensure()
         try:
-            offer = self._visit()
+            offer = self._first_visit()
             self.one_shot = bool(self.daemon.restart) and self.daemon.ends(self._settling)
             self._ensure()
             rings = offer.rings or self._count_rings()
@@ -129,7 +130,21 @@ class Runner:
             ) from error
         self._settle()
         self._take_stock()
-        return Offer(offer.features, offer.protocol, rings, offer.slots)
+        return replace(offer, rings=rings)
+
+    def _first_visit(self) -> Offer:
+        """A device may refuse a driver that does not know a feature of its own. Then all of those are acked."""
+        try:
+            return self._visit()
+        except FieldError as error:
+            if isinstance(error, HostError):
+                raise
+            self._insists = OF_THE_DEVICE
+            self._ensure()
+            try:
+                return self._visit()
+            except FieldError:
+                raise error from None
 
     def _settle(self) -> None:
         """Between two connections: a daemon that ends with the first is waited for, and started again."""
@@ -151,7 +166,10 @@ class Runner:
         """Be a good front end, from the first message to the last. Raises FieldError where that isn't possible."""
         self._visited = self.daemon.restarts
         with Frontend.connect(
-            self.daemon.path, features=VERSION_1, protocol_features=HARMLESS, timeout=self._timeout
+            self.daemon.path,
+            features=VERSION_1 | self._insists,
+            protocol_features=HARMLESS,
+            timeout=self._timeout,
         ) as frontend:
             self.daemon.watch(peer_pid(frontend.requests.fileno()))
             region = SharedRegion(GuestAddress(GUEST), ByteCount(64 * KIB), self._memory.fileno())
@@ -163,7 +181,8 @@ class Runner:
             offered = ProtocolFeature.NONE
             if frontend.offered & F_PROTOCOL_FEATURES:
                 offered = ProtocolFeature(frontend.requests.ask(FrontendRequest.GET_PROTOCOL_FEATURES, U64).value)
-            return Offer(frontend.offered, offered, frontend.queue_count or 0, frontend.regions.slots or MAX_REGIONS)
+            rings, slots = frontend.queue_count or 0, frontend.regions.slots or MAX_REGIONS
+            return Offer(frontend.offered, offered, rings, slots, frontend.offered & self._insists)
 
     def _count_rings(self) -> int:
         """Rings of a daemon that doesn't tell how many it has: one or two, which is as many as we use."""
