@@ -44,23 +44,31 @@ class Digest:
 
 
 def write_content(memory: BackedMemory, ranges: Iterable[Range], fd: int) -> str:
-    """Write what ranges of `memory` hold to the file, which is as long as it and empty; their digest. HostError where
-    somebody truncates the memory's own file meanwhile.
+    """Write what ranges of `memory` hold to the file, which is as long as it and empty; their digest. HostError as of
+    `held_chunks`."""
+    digest = Digest()
+    for offset, data in held_chunks(memory, ranges):
+        digest.add(offset, data)
+        write_at(fd, data, offset)
+    return str(digest)
+
+
+def held_chunks(memory: BackedMemory, ranges: Iterable[Range]) -> Iterator[tuple[int, bytes]]:
+    """What ranges of `memory` hold, chunk by chunk, each with its offset; those that are zero are left out. HostError
+    where somebody truncates the memory's own file meanwhile.
 
     Nothing is allocated by looking: what the host doesn't hold is not read where reading would allocate it.
     """
-    digest, backing = Digest(), memory.backing
+    backing = memory.backing
     chunks = _data_chunks(backing.fd, backing.offset, ranges) if backing.shared else _chunks(ranges)
     for offset, size in chunks:
         if not _worth_reading(memory, offset, size):
             continue
         data = _read(memory, offset, size)
         if not ZEROS.startswith(data):
-            digest.add(offset, data)
-            write_at(fd, data, offset)
-    if memory.backing.shared:
-        require_length(memory, os.fstat(memory.backing.fd).st_size)
-    return str(digest)
+            yield offset, data
+    if backing.shared:
+        require_length(memory, os.fstat(backing.fd).st_size)
 
 
 def _read(memory: BackedMemory, offset: int, size: int) -> bytes:

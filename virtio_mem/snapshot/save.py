@@ -67,8 +67,7 @@ def save_zones(
 ) -> None:
     """As `save`, for zones of whoever has them; `options` and the rest is what they are made from again."""
     for zone in zones:
-        if zone.service is not None and not zone.service.device.paused:
-            raise UsageError(f"zone {zone.id}", "running", "paused while it is saved", "pause it first")
+        require_paused(zone.id, zone.service)
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
@@ -83,13 +82,19 @@ def save_zones(
         with _written(directory / FILE_NAME) as fd:
             _write_all(fd, Manifest(options, block_size, usable_region.value, states).encode())
         for names in (directory, directory.parent):
-            _sync(names)
+            sync_names(names)
     except OSError as error:
         shutil.rmtree(directory)
         raise HostError.from_os_error("directory", directory, "write", error, "make room there") from error
     except BaseException:
         shutil.rmtree(directory)
         raise
+
+
+def require_paused(zone_id: str, service: DeviceService | None) -> None:
+    """UsageError where the zone has a device that is not."""
+    if service is not None and not service.device.paused:
+        raise UsageError(f"zone {zone_id}", "running", "paused while it is saved", "pause it first")
 
 
 def _save_zone(zone: SavedZone, directory: Path) -> ZoneState:
@@ -102,13 +107,14 @@ def _save_zone(zone: SavedZone, directory: Path) -> ZoneState:
             blocks = zone.service.device.blocks.copy()
             device = _save_device(zone.service.device, part_path(directory, zone.id, "blocks"))
         # The content takes seconds a gibibyte, in which others may ask the device. Paused, it changes no block.
-        ranges = _ranges(blocks, device.block_size)
+        ranges = block_ranges(blocks, device.block_size)
         hotplug = _save_part(zone, zone.hotplug, ranges, part_path(directory, zone.id, "hotplug"))
-        _require_unchanged(zone.service, blocks)
+        require_unchanged(zone.service, blocks)
     return ZoneState(zone.id, boot, hotplug, device)
 
 
-def _require_unchanged(service: DeviceService, blocks: BlockMap) -> None:
+def require_unchanged(service: DeviceService, blocks: BlockMap) -> None:
+    """UsageError where the device is not paused any more, or has other blocks than these."""
     with service.lock:
         if not service.device.paused or service.device.blocks.to_bytes() != blocks.to_bytes():
             raise UsageError("device", "resumed", "stays paused until it is saved", "pause it, and save it anew")
@@ -116,10 +122,11 @@ def _require_unchanged(service: DeviceService, blocks: BlockMap) -> None:
 
 def plugged_ranges(device: VirtioMemDevice) -> Iterator[Range]:
     """Where plugged blocks lie in the region, in ascending order."""
-    return _ranges(device.blocks, device.geometry.block_size)
+    return block_ranges(device.blocks, device.geometry.block_size)
 
 
-def _ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
+def block_ranges(blocks: BlockMap, size: int) -> Iterator[Range]:
+    """Where plugged blocks of `size` bytes lie, in ascending order."""
     for runs in blocks.plugged_runs().arrays():
         for first, nb_blocks in runs:
             yield Range(first * size, nb_blocks * size)
@@ -161,7 +168,7 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _sync(directory: Path) -> None:
+def sync_names(directory: Path) -> None:
     """Have the names in it on disk as well. Who may not read it may not have that done; not every file system can."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
