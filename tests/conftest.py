@@ -78,7 +78,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 TOGETHER = {
-    "memory": ("tests/zones/", "tests/device/", "tests/machine/", "tests/snapshot/"),
+    "memory": ("tests/zones/", "tests/device/", "tests/machine/", "tests/snapshot/", "tests/coredump/"),
     "machines": ("tests/peers/", "tests/boot/", "tests/linux/"),
     "signals": ("tests/connection/test_event.py",),
 }
