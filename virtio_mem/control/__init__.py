@@ -3,7 +3,8 @@
 The interfaces that an operator uses, the HTTP API above all, stand on `Control`.
 """
 
-from virtio_mem.control.control import Control, Hooks
+from virtio_mem.control.control import Control
+from virtio_mem.control.hooks import Hooks
 from virtio_mem.control.reclaim import reclaim
 from virtio_mem.control.zone import ControlledZone, UnknownZone
 

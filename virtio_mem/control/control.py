@@ -16,12 +16,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vhost_user.errors import UsageError
+from virtio_mem.control.hooks import Hooks, manager_hooks
 from virtio_mem.control.info import ZoneBlocks, machine_counters, machine_info
 from virtio_mem.control.watch import ZoneWatch
 from virtio_mem.control.zone import ControlledZone, UnknownZone, always, nothing
@@ -38,21 +38,6 @@ log = logging.getLogger(__name__)
 
 _EVENTS = {State.REACHED: "reached", State.SUPERSEDED: "superseded", State.STALLED: "stalled"}
 """The events that tell of an operation's state; of one that is refused the guest's requests told already."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What a machine does besides: `pause` is called before the devices are paused, `resume` after they were resumed.
-
-    HostError where that fails; either leaves the devices as they were then. `system_reset` resets the machine itself,
-    on which `Control.machine_was_reset` is called, and returns what that returned; None where nothing can.
-    `snapshot` saves the paused machine's memory and devices to a directory; None where nothing can.
-    """
-
-    pause: Callable[[], None] = nothing
-    resume: Callable[[], None] = nothing
-    system_reset: Callable[[], bool] | None = None
-    snapshot: Callable[[Path], None] | None = None
 
 
 class Control:
@@ -118,7 +103,7 @@ class Control:
             for zone in manager.zones.values()
         ]
         config = manager.config
-        options.setdefault("hooks", Hooks(snapshot=partial(_save, manager)))
+        options.setdefault("hooks", manager_hooks(manager))
         return cls(zones, user_zones=config.user_zones, memory_options=memory_options(config), **options)
 
     # Resizing.
@@ -342,9 +327,3 @@ class Control:
                 if operation is not None:
                     self.tell(operation)
         self.save()
-
-
-def _save(manager: MemoryManager, directory: Path) -> None:
-    from virtio_mem.snapshot import save  # noqa: PLC0415 - for those who take one
-
-    save(manager, directory)
