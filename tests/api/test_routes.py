@@ -22,7 +22,7 @@ from tests.device.test_service import Script, ScriptedMemory
 from vhost_user.errors import HostError
 from vhost_user.units import GIB, MIB, ByteCount, HostOffset
 from virtio_mem.blocks import BlockIndex, Run
-from virtio_mem.control import ControlledZone, Hooks
+from virtio_mem.control import Control, ControlledZone, Hooks
 from virtio_mem.control.info import ZoneBlocks
 from virtio_mem.hostmem import backing
 from virtio_mem.hostmem.memory import HostMemory
@@ -192,6 +192,18 @@ def test_pause_and_resume(make_machine: MakeMachine) -> None:
     assert rig.notices == ["mem0"], "who was told BUSY is asked to try again"
     assert rig.request(PLUG) is ACK
     assert called == ["pause", "pause", "resume"]
+
+
+def test_a_machine_without_a_device_is_paused_as_well(make_machine: MakeMachine) -> None:
+    """It says so, and so does the process that takes its place."""
+    rig = make_machine("--memory size=64M,shared=on")
+    assert rig.ask("PUT", "/api/v1/vm.pause").status == 204
+    assert rig.get("/api/v1/vm.info").json["state"] == "Paused"
+    with Control.from_manager(rig.manager) as successor:
+        successor.load(rig.control.dump())
+        assert successor.paused
+    assert rig.ask("PUT", "/api/v1/vm.resume").status == 204
+    assert rig.get("/api/v1/vm.info").json["state"] == "Running"
 
 
 def test_a_pause_that_fails_is_told_and_pauses_nothing(make_machine: MakeMachine) -> None:

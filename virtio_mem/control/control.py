@@ -69,6 +69,7 @@ class Control:
         self.events = Events()
         self._hooks = hooks or Hooks()
         self._save = save
+        self._stopped = False
         self._saving = threading.Lock()
         self._in_turn = threading.Lock()
         self._connected = self._last_look = {zone.id: zone.connected() for zone in self.zones.values()}
@@ -160,6 +161,7 @@ class Control:
             self._hooks.pause()
             for _, service in self._devices():
                 service.pause()
+            self._stopped = True
             self.events.publish("paused")
             self.save(always=True)
 
@@ -176,6 +178,7 @@ class Control:
                 for service in were_paused:
                     service.pause()
                 raise
+            self._stopped = False
             self.events.publish("resumed")
             self.save(always=True)
 
@@ -209,8 +212,9 @@ class Control:
 
     @property
     def paused(self) -> bool:
-        """Whether a device is paused."""
-        return any(service.device.paused for _, service in self._devices())
+        """Whether a device is paused, or the machine without one."""
+        devices = self._devices()
+        return any(service.device.paused for _, service in devices) if devices else self._stopped
 
     def poll(self, now: float) -> None:
         """To be called about once a second, with time.monotonic(): drivers that were told BUSY are asked to try again,
@@ -248,7 +252,7 @@ class Control:
         except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("what was saved of the operations can't be read, and they begin anew: %r", error)
             return
-        self.operations, self._connected = operations, connected
+        self.operations, self._connected, self._stopped = operations, connected, paused
         for _, service in self._devices() if paused else ():
             service.pause()
 
