@@ -33,6 +33,7 @@ KINDS = (
     "paused",
     "resumed",
     "saved",
+    "dumped",
     "system-reset",
     "connected",
     "disconnected",

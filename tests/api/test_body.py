@@ -94,10 +94,11 @@ def test_zones_are_resized_one_by_one(zones: Rig) -> None:
     assert zones.control.operations.all() == []
 
 
+@pytest.mark.parametrize("action", ["snapshot", "coredump"])
 @pytest.mark.parametrize("url", ["", "/tmp/x", "file://x", "file:///a\0b", "file:///\ud800", "http:///x", None, 1])
-def test_a_directory_that_cannot_be(rig: Rig, url: object) -> None:
+def test_a_path_that_cannot_be(rig: Rig, url: object, action: str) -> None:
     rig.control.pause()
-    answer = rig.ask("PUT", "/api/v1/vm.snapshot", {"destination_url": url})
+    answer = rig.ask("PUT", f"/api/v1/vm.{action}", {"destination_url": url})
     assert (answer.status, answer.json["field"]) == (400, "destination_url")
 
 

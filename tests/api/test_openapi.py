@@ -25,6 +25,7 @@ from tests import counts
 from tests.api.rig import BLOCK, BOOT, TWO_ZONES, Rig, machine
 from virtio_mem.api.body import MAX_CELLS, MAX_WAIT_SECONDS
 from virtio_mem.api.routes import OPENAPI, Api
+from virtio_mem.control import Hooks
 from virtio_mem.events import KINDS
 from virtio_mem.operation import State
 from virtio_mem.protocol import RequestType
@@ -110,7 +111,7 @@ def check(rig: Rig, method: str, path: str, body: object = None, *, route: str =
     return answer.json
 
 
-def test_every_route_answers_as_documented(rig: Rig) -> None:
+def test_every_route_answers_as_documented(rig: Rig, tmp_path: Path) -> None:
     rig.follow()
     check(rig, "PUT", "/api/v1/vm.resize", {"desired_ram": BOOT + BLOCK})
     rig.request(RequestType.STATE, 1)
@@ -121,6 +122,8 @@ def test_every_route_answers_as_documented(rig: Rig) -> None:
     check(rig, "GET", "/api/v1/zones/mem0/blocks", route="/api/v1/zones/{id}/blocks")
     check(rig, "GET", "/api/v1/zones/mem0/blocks?cells=100", route="/api/v1/zones/{id}/blocks")
     check(rig, "GET", "/api/v1/zones/mem0/blocks?cells=x", route="/api/v1/zones/{id}/blocks")
+    for _ in range(2):
+        check(rig, "PUT", "/api/v1/vm.coredump", {"destination_url": f"file://{tmp_path}/core"})
     check(rig, "PUT", "/api/v1/vm.pause")
     assert check(rig, "PUT", "/api/v1/system-reset")["field"] == "system-reset"
     check(rig, "PUT", "/api/v1/vm.resume")
@@ -144,12 +147,13 @@ def test_a_zone_without_a_device_answers_as_documented(tmp_path: Path) -> None:
         check(rig, "GET", "/api/v1/zones/mem0/blocks", route="/api/v1/zones/{id}/blocks")
 
 
-def test_every_event_is_as_documented(rig: Rig) -> None:
+def test_every_event_is_as_documented(rig: Rig, tmp_path: Path) -> None:
     rig.follow()
     rig.resize(BOOT)
     rig.follow()
     rig.request(RequestType.PLUG)
     rig.control.pause()
+    rig.control.coredump(tmp_path / "core")
     rig.control.system_reset()
     rig.control.operations._operations[1].moved = 0
     rig.control.poll(time.monotonic())
@@ -159,7 +163,17 @@ def test_every_event_is_as_documented(rig: Rig) -> None:
         while event := subscription.get(0):
             validate(event.as_dict(), expected)
             kinds.add(event.kind)
-    assert kinds >= {"requested", "plugged", "unplugged", "refused", "freed", "reached", "paused", "system-reset"}
+    assert kinds >= {
+        "requested",
+        "plugged",
+        "unplugged",
+        "refused",
+        "freed",
+        "reached",
+        "paused",
+        "dumped",
+        "system-reset",
+    }
 
 
 # Requests made from the document.
@@ -201,7 +215,8 @@ class _UnixAdapter(requests.adapters.HTTPAdapter):
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with machine(tmp_path_factory.mktemp("api"), TWO_ZONES) as made:
+    """One that writes core dumps nowhere: requests name any file of the host's."""
+    with machine(tmp_path_factory.mktemp("api"), TWO_ZONES, hooks=Hooks(coredump=lambda _: None)) as made:
         yield made
 
 

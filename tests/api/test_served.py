@@ -105,3 +105,12 @@ def test_a_resize_that_got_no_answer_may_just_be_asked_for_again(client: Client)
         assert (info["requested_size"], info["operation"]["target"]) == (size, size)
         assert info["operation"]["id"] == numbers[-1]
     assert numbers == sorted(set(numbers)), "no number is given twice"
+
+
+def test_a_core_dump_is_for_the_vmm_to_make(client: Client, tmp_path: Path) -> None:
+    """A service has neither the machine's boot memory nor its CPUs."""
+    answer = client.ask("PUT", "/api/v1/vm.coredump", {"destination_url": f"file://{tmp_path}/core"})
+    assert answer.status == 400
+    assert "boot memory and CPUs, which its VMM has" in answer.json["limit"]
+    assert client.get("/api/v1/vm.info").json["state"] == "Created"
+    assert not (tmp_path / "core").exists()

@@ -85,12 +85,12 @@ def text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def directory(fields: dict[str, Any], name: str) -> Path:
-    """The absolute path that `fields` has under `name` as a URL, file:///DIR."""
+def local_path(fields: dict[str, Any], name: str, example: str) -> Path:
+    """The absolute path that `fields` has under `name` as a URL, file:///DIR/FILE."""
     value = text(fields, name)
     path = value.removeprefix("file://")
     if path == value or not path.startswith("/") or _NO_PATH.search(path):
-        raise refuse(name, value, "must be file:// and an absolute path", f'such as "{name}": "file:///tmp/snapshot"')
+        raise refuse(name, value, "must be file:// and an absolute path", f'such as "{name}": "file://{example}"')
     return Path(path)
 
 

@@ -85,6 +85,7 @@ class Api:
             Route("PUT", "/api/v1/vm.pause", self._pause),
             Route("PUT", "/api/v1/vm.resume", self._resume),
             Route("PUT", "/api/v1/vm.snapshot", self._snapshot, body=("destination_url",)),
+            Route("PUT", "/api/v1/vm.coredump", self._coredump, body=("destination_url",)),
             Route("PUT", "/api/v1/system-reset", self._system_reset),
             Route("GET", "/api/v1/operations", lambda _: json_reply(control.operations.all())),
             Route("GET", "/api/v1/operations/{id}", self._operation, query=("wait",), long=True),
@@ -172,7 +173,11 @@ class Api:
         return Reply(HTTPStatus.NO_CONTENT)
 
     def _snapshot(self, call: Call) -> Reply:
-        self.control.snapshot(body.directory(call.fields, "destination_url"))
+        self.control.snapshot(body.local_path(call.fields, "destination_url", "/tmp/snapshot"))
+        return Reply(HTTPStatus.NO_CONTENT)
+
+    def _coredump(self, call: Call) -> Reply:
+        self.control.coredump(body.local_path(call.fields, "destination_url", "/tmp/core"))
         return Reply(HTTPStatus.NO_CONTENT)
 
     # Ours.

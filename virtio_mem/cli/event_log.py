@@ -144,6 +144,7 @@ _TEXTS: dict[str, Callable[[Entry], str]] = {
     "stalled": lambda entry: str(entry.last.get("verdict")),
     "superseded": lambda entry: str(entry.last.get("verdict")),
     "saved": lambda entry: f"snapshot saved in {entry.last.get('directory')}",
+    "dumped": lambda entry: f"core dump in {entry.last.get('file')}",
     "system-reset": lambda _: "system reset",
     "connected": lambda _: "front end connected",
     "disconnected": lambda _: "front end disconnected",

@@ -2,7 +2,7 @@
 
 The order of locks: a device's first, then that of the operations, then that of the events. None of them is held while a
 zone's `notify`, a hook of the machine or `save` is called. What is done to the machine as a whole (pause, resume,
-reset, snapshot) is done one after the other, hooks and all.
+reset, snapshot, core dump) is done one after the other, hooks and all.
 
     control = Control.from_manager(manager, notify=transport_notified)
     operation = control.resize(2 << 30)
@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ class Control:
         self._save = save
         self._stopped = False
         self._saving = threading.Lock()
-        self._in_turn = threading.Lock()
+        self._in_turn = threading.RLock()
         self._connected = self._last_look = {zone.id: zone.connected() for zone in self.zones.values()}
         self._watches = [ZoneWatch(self, zone, service) for zone, service in self._devices()]
 
@@ -209,6 +210,18 @@ class Control:
         with self._in_turn:
             self._hooks.snapshot(directory)
         self.events.publish("saved", directory=str(directory))
+
+    def coredump(self, path: Path) -> None:
+        """Write what the guest has of memory to `path`, which must not exist, as an ELF core file. A machine that runs
+        is paused for that, and goes on afterwards."""
+        if self._hooks.coredump is None:
+            raise UsageError("vm.coredump", path, "needs boot memory and CPUs, which its VMM has", "dump it by that")
+        with self._in_turn, ExitStack() as stack:
+            if not self.paused:
+                self.pause()
+                stack.callback(self.resume)
+            self._hooks.coredump(path)
+        self.events.publish("dumped", file=str(path))
 
     @property
     def paused(self) -> bool:
