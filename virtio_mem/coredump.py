@@ -35,16 +35,17 @@ from virtio_mem.service import DeviceService
 from virtio_mem.snapshot.content import Range, held_chunks
 from virtio_mem.snapshot.save import block_ranges, require_paused, require_unchanged, sync_names
 
-_HEADER = struct.Struct("<16s2HI3QI6H")
-_PROGRAM_HEADER = struct.Struct("<2I6Q")
+HEADER = struct.Struct("<16s2HI3QI6H")
+PROGRAM_HEADER = struct.Struct("<2I6Q")
 _SECTION_HEADER = struct.Struct("<2I4Q2I2Q")
 
-_IDENT = b"\x7fELF\2\1\1" + bytes(9)
+IDENT = b"\x7fELF\2\1\1" + bytes(9)
 """ELFCLASS64, ELFDATA2LSB, EV_CURRENT."""
 
 _ET_CORE = 4
-_MACHINES = {"x86_64": 62, "aarch64": 183}
-_PT_LOAD, _PT_NOTE = 1, 4
+MACHINE = {"x86_64": 62, "aarch64": 183}.get(platform.machine(), 0)
+"""That of the host, whose guests are of the same; EM_NONE where it is another one."""
+PT_LOAD, PT_NOTE = 1, 4
 _PF_ALL = 7
 _PN_XNUM = 0xFFFF
 _AT_ONCE = 4096
@@ -145,35 +146,35 @@ def _write(fd: int, parts: Sequence[Part], notes: bytes) -> None:
     """The whole file: headers, notes, content, and then the header that makes it one."""
     nb_headers = 1 + sum(part.nb_ranges for part in parts)
     many = nb_headers >= _PN_XNUM
-    section_at = _HEADER.size + nb_headers * _PROGRAM_HEADER.size
+    section_at = HEADER.size + nb_headers * PROGRAM_HEADER.size
     notes_at = section_at + _SECTION_HEADER.size * many
     content_at = align_up(notes_at + len(notes), PAGE_SIZE)
     os.ftruncate(fd, content_at + sum(part.size for part in parts))
-    _write_program_headers(fd, parts, (_PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 4), content_at)
+    _write_program_headers(fd, parts, (PT_NOTE, 0, notes_at, 0, 0, len(notes), len(notes), 4), content_at)
     if many:
         write_at(fd, _SECTION_HEADER.pack(0, 0, 0, 0, 0, 0, 0, nb_headers, 0, 0), section_at)
     write_at(fd, notes, notes_at)
     for part in parts:
         _write_content(fd, part, content_at)
         content_at += part.size
-    header = _HEADER.pack(
-        *(_IDENT, _ET_CORE, _MACHINES.get(platform.machine(), 0), 1, 0),
-        *(_HEADER.size, section_at if many else 0, 0),
-        *(_HEADER.size, _PROGRAM_HEADER.size, min(nb_headers, _PN_XNUM), _SECTION_HEADER.size, int(many), 0),
+    header = HEADER.pack(
+        *(IDENT, _ET_CORE, MACHINE, 1, 0),
+        *(HEADER.size, section_at if many else 0, 0),
+        *(HEADER.size, PROGRAM_HEADER.size, min(nb_headers, _PN_XNUM), _SECTION_HEADER.size, int(many), 0),
     )
     write_at(fd, header, 0)
 
 
 def _write_program_headers(fd: int, parts: Iterable[Part], first: tuple[int, ...], content_at: int) -> None:
-    some, at = [_PROGRAM_HEADER.pack(*first)], _HEADER.size
+    some, at = [PROGRAM_HEADER.pack(*first)], HEADER.size
     for part in parts:
         for offset, size in part.ranges():
-            numbers = (_PT_LOAD, _PF_ALL, content_at, 0, part.addr + offset, size, size, PAGE_SIZE)
-            some.append(_PROGRAM_HEADER.pack(*numbers))
+            numbers = (PT_LOAD, _PF_ALL, content_at, 0, part.addr + offset, size, size, PAGE_SIZE)
+            some.append(PROGRAM_HEADER.pack(*numbers))
             content_at += size
             if len(some) == _AT_ONCE:
                 write_at(fd, b"".join(some), at)
-                some, at = [], at + _AT_ONCE * _PROGRAM_HEADER.size
+                some, at = [], at + _AT_ONCE * PROGRAM_HEADER.size
     write_at(fd, b"".join(some), at)
 
 

@@ -86,6 +86,7 @@ def test_a_device_for_each_hotpluggable_zone() -> None:
     )
     assert ("-device", device) in found
     assert ("-chardev", "socket,id=qmp,fd=9") in found
+    assert ("-device", "vmcoreinfo") in found
     assert found[-1] == ("-device", "virtio-rng-pci")
 
 

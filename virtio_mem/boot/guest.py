@@ -13,8 +13,8 @@ from vhost_user.errors import HostError
 from virtio_mem.boot.find import TREE
 from virtio_mem.boot.initrd import build_initrd
 
-MODULES = ("virtio_pci", "virtio_mem", "virtio_blk", "virtiofs")
-"""The device's driver, its bus, and the drivers of devices that one may want to try with it."""
+MODULES = ("virtio_pci", "virtio_mem", "qemu_fw_cfg", "virtio_blk", "virtiofs")
+"""The device's driver, its bus, what tells QEMU of VMCOREINFO, and the drivers of devices that one may want to try."""
 
 SHELL = """\
 mkdir -p /etc /root

@@ -34,7 +34,7 @@ from virtio_mem.config import HotplugMethod, VmMemoryConfig, ZonePlan
 from virtio_mem.control.options import memory_options, zone_options
 from virtio_mem.geometry import default_block_size
 from virtio_mem.hostmem.memory import HostMemory
-from virtio_mem.layout import ZoneSize
+from virtio_mem.layout import Placement, ZoneSize
 from virtio_mem.serve.daemon import notify_service_manager, serve
 from virtio_mem.serve.files import check_traces
 from virtio_mem.serve.logs import log_to_stderr
@@ -109,11 +109,14 @@ def boot(options: BootOptions) -> int:
         child = stack.enter_context(
             QemuProcess(qemu, arguments, [file.fd for file in qemu_options.files.values()], theirs)
         )
-        machine = json.dumps(_described(options, layout)).encode()
+        files = qemu_options.files
+        machine = json.dumps(_described(options, layout) | {"places": _places(layout, files)}).encode()
 
         def prepare(supervisor: Supervisor) -> None:
             supervisor.kept.put("machine", machine)
             supervisor.kept.put_fd("qmp", OwnedFd.duplicate_of(ours.fileno()))
+            for number, file in enumerate(files.values()):
+                supervisor.kept.put_fd(f"memory{number}", OwnedFd.duplicate_of(file.fd))
             child.start(supervisor)
 
         status = serve(
@@ -254,3 +257,16 @@ def _described(options: BootOptions, layout: MachineLayout) -> dict[str, Any]:
     ]
     cpus = {"boot_vcpus": options.cpus.boot, "max_vcpus": options.cpus.boot}
     return {"cpus": cpus, "memory": memory_options(options.config), "zones": zones}
+
+
+def _places(layout: MachineLayout, files: Mapping[tuple[str, bool], BackingFile]) -> dict[str, Any]:
+    """Where the guest's memory is in which file, by its number, for a core dump."""
+    numbers = {key: number for number, key in enumerate(files)}
+
+    def place(placed: Placement, hotplug: bool) -> dict[str, int]:
+        key = placed.zone, hotplug
+        offset = files[key].offset + placed.offset
+        return {"file": numbers[key], "offset": offset, "addr": placed.addr, "size": placed.size}
+
+    boot = [place(placed, hotplug=False) for placed in layout.placements.boot]
+    return {"boot": boot, "hotplug": {placed.zone: place(placed, hotplug=True) for placed in layout.placements.hotplug}}

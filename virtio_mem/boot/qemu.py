@@ -4,7 +4,7 @@ Each part of a zone is one `memory-backend-file` on a file descriptor that QEMU 
 in the file. QEMU must neither touch nor reserve what is not plugged: nothing is preallocated, and hotplug regions of
 huge pages have reserve=off. Each zone with a hotplug region has a `vhost-user-test-device-pci`: QEMU's generic
 vhost-user device, to which we say all that a virtio-mem device is (its number is 24, it has one queue, and 56 bytes of
-configuration).
+configuration). By the device `vmcoreinfo` Linux tells where it has what debuggers of a core dump look for.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def qemu_arguments(layout: MachineLayout, options: QemuOptions) -> list[str]:
         *_nodes(layout, options.files),
         *_devices(layout, options.sockets),
         *("-chardev", f"socket,id=qmp,fd={options.qmp_fd}", "-qmp", "chardev:qmp"),
+        *("-device", "vmcoreinfo"),
         *CONSOLE,
         *("-kernel", options.kernel),
         *(("-initrd", options.initrd) if options.initrd else ()),

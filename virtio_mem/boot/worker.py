@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vhost_user.errors import HostError
@@ -50,8 +51,13 @@ class BootExtension(Extension):
         self._was_reset = threading.Event()
 
     def hooks(self) -> Hooks:
-        """QEMU's processors stop and go on; QEMU resets the machine."""
-        return Hooks(pause=self._stop, resume=lambda: self._execute("cont"), system_reset=self._system_reset)
+        """QEMU's processors stop and go on; QEMU resets the machine, and has a part in its core dumps."""
+        return Hooks(
+            pause=self._stop,
+            resume=lambda: self._execute("cont"),
+            system_reset=self._system_reset,
+            coredump=self._coredump,
+        )
 
     def control_options(self, zones: Sequence[ControlledZone]) -> dict[str, Any]:
         """The zones in the user's order, those without a device among them, with their options."""
@@ -86,6 +92,13 @@ class BootExtension(Extension):
     def _stop(self) -> None:
         with self._quiet():
             self._execute("stop")
+
+    def _coredump(self, path: Path) -> None:
+        from virtio_mem.boot.dump import dump_machine  # noqa: PLC0415 - for those who want one
+
+        assert self._monitor is not None and self._serving is not None
+        places, files = self._machine["places"], self._worker.fds
+        dump_machine(path, self._monitor, places, files, self._serving.devices)
 
     def _system_reset(self) -> bool:
         self._was_reset.clear()

@@ -154,7 +154,7 @@ class FrontendMemory:
         except OSError as error:
             raise HostError.from_os_error("fd", fd, "dup", error, "raise the limit, ulimit -n") from error
         try:
-            backing = _backing(own, offset, page_size)
+            backing = backing_of(own, offset, page_size)
             if isinstance(backing, SharedFile) and not can_punch_holes(own):
                 raise HostError("file", f"fd {fd}", "its file system can't give back a part of a file")
             return OthersMemory(backing, self.size, self.addr, regions)
@@ -248,7 +248,7 @@ def _extent(fd: int, offset: HostOffset) -> Extent:
     return Extent(about.st_dev, about.st_ino, offset)
 
 
-def _backing(fd: int, offset: HostOffset, page_size: int) -> Backing:
+def backing_of(fd: int, offset: HostOffset, page_size: int) -> Backing:
     """What kind of memory a shared file is."""
     if page_size > PAGE_SIZE:
         return _FrontendHugetlb(fd, offset, ByteCount(page_size), reserved=False)
