@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.cli.rig import Machine, run, until
+from tests.cli.terminal import Terminal
 from vhost_user.errors import FieldError, TimedOut, UsageError
 from vhost_user.units import MIB
 from virtio_mem import operation
@@ -123,6 +124,21 @@ def test_another_zone_takes_the_share_of_one_that_stalls(machine: Machine, api: 
     assert plugged(machine) == [1152, 0]
     assert "mem1 keeps 64 MiB: stalled for 1 s: the guest asks for nothing" in done.stdout.replace("0 s", "1 s")
     assert [machine.service(name).device.requested_size // MIB for name in ("mem0", "mem1")] == [1152, 0]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("impatient")
+def test_progress_on_a_terminal(machine: Machine, api: str) -> None:
+    with (
+        Terminal(*SPREAD, api, f"{128 + 256}M", "--wait", "60") as terminal,
+        machine.guest("mem0", blocks_a_second=40),
+    ):
+        terminal.until(" MiB of 384 MiB, ")
+        terminal.until("0 of 2 zones there")
+        assert terminal.end() == 0
+        kept, *over = (line for line in terminal.text.splitlines() if line)
+        assert kept.startswith("mem1 keeps 64 MiB: stalled for ")
+        assert [line[:28] for line in over] == ["operation 3: mem0 to 320 MiB", "operation 4: mem1 to 64 MiB:"]
 
 
 @pytest.mark.usefixtures("impatient")

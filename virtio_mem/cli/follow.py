@@ -144,11 +144,11 @@ def seconds_of(text: str) -> float:
 
 def _follow(client: Client, number: int, operation: dict[str, Any], deadline: float) -> dict[str, Any]:
     """Follow operation `number` to its end, or until `deadline`; its last state that was told."""
-    progress = _Progress()
+    progress = Progress()
     seen = time.monotonic()
     try:
         while _goes_on(operation, deadline):
-            progress.show(operation)
+            progress.show(progress_of(operation))
             left = deadline - time.monotonic()
             patience, left = max(RETRY, min(client.timeout, left)), max(0.0, min(STEP, left))
             try:
@@ -191,20 +191,30 @@ def _goes_on(operation: dict[str, Any], deadline: float) -> bool:
     return _state(operation) == "running" if deadline == math.inf else time.monotonic() < deadline
 
 
-class _Progress:
+def progress_of(operation: dict[str, Any]) -> str:
+    """How far a resize is."""
+    verdict = operation["verdict"] if _state(operation) != "running" else human_time(operation["seconds"])
+    size, target, rate = (human_size(operation[name]) for name in ("plugged", "target", "rate"))
+    return f"{operation['zone']}: {size} of {target}, {rate}/s, {verdict}"
+
+
+class Progress:
     """A line that is written over, where that can be."""
 
     def __init__(self) -> None:
         self._shown = can_write_over(sys.stdout)
 
-    def show(self, operation: dict[str, Any]) -> None:
-        """How far the resize is."""
+    def show(self, line: str) -> None:
+        """Have this line in place of the one before."""
         if not self._shown:
             return
-        verdict = operation["verdict"] if _state(operation) != "running" else human_time(operation["seconds"])
-        size, target, rate = (human_size(operation[name]) for name in ("plugged", "target", "rate"))
-        line = f"{operation['zone']}: {size} of {target}, {rate}/s, {verdict}"
         sys.stdout.write(f"\r{printable(line)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+        sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """Have this line stay."""
+        self.clear()
+        sys.stdout.write(printable(line) + "\n")
         sys.stdout.flush()
 
     def clear(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -11,11 +10,10 @@ from typing import Any
 
 from vhost_user.errors import UsageError
 from virtio_mem.cli.common import add_api_socket, teach
-from virtio_mem.cli.follow import EXIT_STATUS, OUTAGE, STEP, add_size, bytes_of, insist, seconds_of
+from virtio_mem.cli.follow import EXIT_STATUS, OUTAGE, STEP, Progress, add_size, bytes_of, insist, seconds_of
 from virtio_mem.cli.outcome import STALLED, STATUS, outcome
 from virtio_mem.client import Client
 from virtio_mem.picture.sizes import human_size
-from virtio_mem.picture.spans import printable
 from virtio_mem.spread import ZoneRange, spread
 
 DOES = """Ask the guest to plug or unplug memory until its zones have SIZE in all, boot
@@ -47,16 +45,21 @@ def run(arguments: argparse.Namespace) -> int:
     total = bytes_of(arguments.size)
     deadline = time.monotonic() + seconds_of(arguments.wait) if arguments.wait is not None else 0.0
     client = Client(arguments.api_socket)
-    resize = _Resize(client, total, _ranges(client, arguments.zone), deadline)
-    operations = resize.look()
-    while arguments.wait is not None and _goes_on(operations, deadline):
-        if not resize.pass_on(operations):
-            if "running" not in _states(operations):
-                break
-            time.sleep(max(0.0, min(STEP, deadline - time.monotonic())))
+    progress = Progress()
+    try:
+        resize = _Resize(client, total, _ranges(client, arguments.zone), deadline, progress)
         operations = resize.look()
+        while arguments.wait is not None and _goes_on(operations, deadline):
+            progress.show(_progress_of(operations))
+            if not resize.pass_on(operations):
+                if "running" not in _states(operations):
+                    break
+                time.sleep(max(0.0, min(STEP, deadline - time.monotonic())))
+            operations = resize.look()
+    finally:
+        progress.clear()
     for operation in operations.values():
-        _say(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}")
+        progress.say(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}")
     return 0 if arguments.wait is None else max(STATUS.get(state, STALLED) for state in _states(operations))
 
 
@@ -64,11 +67,14 @@ class _Resize:
     """`total` bytes for zones of these ranges, asked for when this is made; UsageError where they can't have it. A
     server that is silent is waited for until `deadline`."""
 
-    def __init__(self, client: Client, total: int, ranges: Sequence[ZoneRange], deadline: float) -> None:
+    def __init__(
+        self, client: Client, total: int, ranges: Sequence[ZoneRange], deadline: float, progress: Progress
+    ) -> None:
         self._client = client
         self._total = total
         self._ranges = ranges
         self._deadline = deadline
+        self._progress = progress
         self._kept: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
         self._numbers: dict[str, int] = {}
@@ -108,7 +114,7 @@ class _Resize:
             if sizes == self._sizes:
                 return False
         for name, size in stuck.items():
-            _say(f"{name} {become} {human_size(size)}: {operations[name]['verdict']}")
+            self._progress.say(f"{name} {become} {human_size(size)}: {operations[name]['verdict']}")
         self._kept = kept
         self._ask(sizes, outage=OUTAGE)
         return True
@@ -151,6 +157,9 @@ def _goes_on(operations: dict[str, dict[str, Any]], deadline: float) -> bool:
     return time.monotonic() < deadline and "superseded" not in states and states != {"reached"}
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(printable(line) + "\n")
-    sys.stdout.flush()
+def _progress_of(operations: dict[str, dict[str, Any]]) -> str:
+    """How far all of them are."""
+    sums = (sum(operation[name] for operation in operations.values()) for name in ("plugged", "target", "rate"))
+    size, target, rate = map(human_size, sums)
+    reached = sum(operation["state"] == "reached" for operation in operations.values())
+    return f"{size} of {target}, {rate}/s, {reached} of {len(operations)} zones there"
