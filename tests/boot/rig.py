@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.linux.console import Console
-from tests.peers.processes import SHOWN, Peer, children_of, wait_until
+from tests.peers.processes import SHOWN, Peer, children_with, wait_until
 from virtio_mem.boot.console import OBEY
 from virtio_mem.boot.guest import default_initrd, find_kernel
 from virtio_mem.client import Client
@@ -60,7 +60,7 @@ class Machine(Peer):
 
     def children(self, words: str) -> list[int]:
         """The processes that the program started, by a part of their command line."""
-        return [pid for pid in children_of(self.process.pid) if words in Path(f"/proc/{pid}/cmdline").read_text()]
+        return children_with(words, self.process.pid)
 
     def wait_for(self, true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
         def come() -> bool:

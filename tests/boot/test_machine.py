@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.rig import Client
-from tests.peers.processes import children_of, wait_until
+from tests.peers.processes import children_with, wait_until
 from virtio_mem.boot.machine import WORKER
 from virtio_mem.cli import main
 
@@ -173,7 +173,7 @@ def test_unplugs_that_nobody_asked_for_are_a_matter_of_an_option(qemu: Path, swi
 
 def has_worker(pid: int) -> bool:
     """Whether the program's loop has begun, which starts the worker."""
-    return any(WORKER[-1] in Path(f"/proc/{child}/cmdline").read_text() for child in children_of(pid))
+    return bool(children_with(WORKER[-1], pid))
 
 
 def test_an_old_qemu(qemu: Path, capfd: pytest.CaptureFixture[str]) -> None:

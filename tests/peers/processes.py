@@ -63,6 +63,16 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def children_with(words: str, pid: int) -> list[int]:
+    """Those of them whose command lines have `words`. One that ends meanwhile has none."""
+    found = []
+    for child in children_of(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if words in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(child)
+    return found
+
+
 def worker_of(pid: int) -> int | None:
     """The worker of the supervisor `pid`, if there is one at this moment."""
     return next(iter(children_of(pid)), None)

@@ -10,14 +10,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import counts
 from tests.attack.run import stands
-from tests.peers.processes import children_of, wait_until, worker_of
+from tests.peers.processes import children_of, children_with, wait_until, worker_of
 from tests.serve.rig import BLOCK_SIZE, guest
 from vhost_user.attack import ATTACKS, Verdict
 from vhost_user.frontend import Frontend
@@ -172,12 +172,7 @@ def test_the_code_that_serves_after_sighup_is_what_is_installed_then(tmp_path: P
     with running("--zone", zone_text(tmp_path)) as process:
 
         def has_module_of_its_own() -> bool:
-            with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-                return any(
-                    b"virtio_mem.serve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-                    for pid in children_of(process.pid)
-                )
-            return False
+            return bool(children_with("virtio_mem.serve.worker", process.pid))
 
         assert children_of(process.pid)
         assert not has_module_of_its_own()
