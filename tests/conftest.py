@@ -64,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     with Event.create() as event:
         event.signal()
     _interrupt_on_termination()
+    _heed_the_keyboard()
 
 
 def _is_worker(config: pytest.Config) -> bool:
@@ -111,6 +112,13 @@ def _interrupt_on_termination() -> None:
 
     for number in before:
         signal.signal(number, stop)
+
+
+def _heed_the_keyboard() -> None:
+    """What a shell runs in the background ignores these, and so would all that the tests start."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
