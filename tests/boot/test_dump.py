@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from tests.boot.test_guest import put, wait_for_size
 from tests.coredump.elf import Core
 from tests.peers.processes import wait_until
 from vhost_user.errors import HostError
+from vhost_user.owned_fd import OwnedFd
 from vhost_user.units import GIB, MIB, ByteCount
 from virtio_mem.boot.dump import MOST_NOTES, guest_notes
 from virtio_mem.boot.layout import lay_out_machine
@@ -109,9 +110,11 @@ def dump_too_early(client: Client, path: Path) -> None:
 def test_a_linux_guest_is_dumped(tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("b")
     client = Client(str(directory / "api"))
+    (directory / "empty").mkdir()
     with ThreadPoolExecutor() as pool:
         early = pool.submit(dump_too_early, client, directory / "early")
-        with machine(directory, OPTIONS, more="-- -S") as vm:
+        chroot = f"-run-with chroot={directory / 'empty'}" if os.geteuid() == 0 else ""  # no path of ours is there
+        with machine(directory, OPTIONS, more=f"-- -S {chroot}") as vm:
             early.result()
             check_dumps(vm, client, directory)
     assert list(directory.glob("virtio-mem-*")) == []
@@ -154,10 +157,16 @@ def elf(*, ident: bytes = b"\x7fELF\2\1\1", machine: int = 62, phoff: int = 64, 
 def monitor(answer: Callable[[], bytes]) -> Any:
     """QEMU's, which writes what `answer` gives."""
 
-    def execute(command: str, arguments: dict[str, Any]) -> None:
+    passed: dict[str, OwnedFd] = {}
+
+    def execute(command: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        if command == "getfd":
+            (fd,) = fds
+            passed[f"fd:{arguments['fdname']}"] = OwnedFd.duplicate_of(fd)
+            return
         assert (command, arguments["begin"], arguments["length"]) == ("dump-guest-memory", 0, 4096)
-        path = Path(arguments["protocol"].removeprefix("file:"))
-        path.write_bytes(answer())
+        with passed.pop(arguments["protocol"]) as file:
+            os.write(file.fileno(), answer())
 
     return SimpleNamespace(execute=execute)
 
@@ -185,6 +194,20 @@ def test_qemus_notes_are_taken_from_its_dump() -> None:
 def test_what_is_no_dump_of_qemus_is_told(written: bytes, says: str) -> None:
     with pytest.raises(HostError, match=rf"qemu=dump-guest-memory: .*{says}"):
         guest_notes(monitor(lambda: written))
+
+
+def test_a_qemu_that_is_late_writes_to_no_other_file() -> None:
+    """Once nobody waits for it, the number that the notes' file had is another file's."""
+    asked: list[dict[str, Any]] = []
+
+    def execute(command: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        asked.append(arguments)
+        if command == "dump-guest-memory":
+            raise HostError("qemu", command, "no answer within 10 s")
+
+    with pytest.raises(HostError, match="no answer"):
+        guest_notes(SimpleNamespace(execute=execute))  # type: ignore[arg-type]
+    assert "/" not in asked[-1]["protocol"], "QEMU opens what is at that path by then"
 
 
 def test_what_qemu_refuses_is_told() -> None:

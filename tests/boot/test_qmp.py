@@ -152,6 +152,15 @@ def test_commands(monitor: Monitor) -> None:
     assert "QEMU answered" in str(monitor.execute("cont", b'{"id": "NAME"}\r\n'))
 
 
+def test_descriptors_go_with_a_command(monitor: Monitor) -> None:
+    with pytest.raises(HostError, match="no answer within 0 s"):
+        monitor.qmp.execute("getfd", {"fdname": "x"}, timeout=0.0, fds=[monitor.kept.fileno()])
+    line, (fd,), _, _ = socket.recv_fds(monitor.qemu, 1 << 16, 2)
+    with socket.socket(fileno=fd) as passed:
+        assert passed.getpeername() == monitor.kept.getpeername()
+    assert json.loads(line)["execute"] == "getfd"
+
+
 def test_no_answer(monitor: Monitor) -> None:
     with pytest.raises(HostError, match=r"qemu=stop: no answer within 0\.01 s"):
         monitor.qmp.execute("stop", timeout=0.01)

@@ -35,6 +35,10 @@ MOST_NOTES = 16 << 20
 
 _MOST_HEADERS = 16
 
+_FD_NAME = "notes"
+"""QEMU's name for the file, whose descriptor it is passed. By a path in /proc a QEMU that is late would open, and
+truncate, what has the descriptor's number by then; one in a chroot, or of another user, could not open it at all."""
+
 
 def dump_machine(
     path: Path, monitor: Qmp, places: Mapping[str, Any], files: Mapping[str, OwnedFd], devices: Sequence[MemDevice]
@@ -66,8 +70,8 @@ def _memory(place: Mapping[str, Any], files: Mapping[str, OwnedFd]) -> OthersMem
 def guest_notes(monitor: Qmp) -> bytes:
     """The notes that QEMU makes of the guest. HostError where it makes none for a 64-bit core."""
     with OwnedFd(os.memfd_create("notes", os.MFD_CLOEXEC)) as file:
-        where = f"file:/proc/{os.getpid()}/fd/{file.fileno()}"
-        arguments = {"paging": False, "protocol": where, "begin": 0, "length": PAGE_SIZE}
+        monitor.execute("getfd", {"fdname": _FD_NAME}, fds=[file.fileno()])
+        arguments = {"paging": False, "protocol": f"fd:{_FD_NAME}", "begin": 0, "length": PAGE_SIZE}
         monitor.execute("dump-guest-memory", arguments)
         return _notes(file.fileno())
 

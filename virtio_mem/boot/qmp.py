@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -62,24 +62,32 @@ class Qmp:
         loop.watch(sock, self._readable)
         self._send("qmp_capabilities", None, "hello")
 
-    def execute(self, command: str, arguments: dict[str, Any] | None = None, timeout: float = PATIENCE) -> Any:
-        """Have QEMU do something, and return what it returns. HostError where it refuses or does not answer in time."""
+    def execute(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        timeout: float = PATIENCE,
+        fds: Sequence[int] = (),
+    ) -> Any:
+        """Have QEMU do something, and return what it returns; `fds` go with it. HostError where it refuses or does not
+        answer in time."""
         with self._lock:
             name, answer = f"{os.getpid()}-{next(self._numbers)}", _Answer()
             self._asked[name] = answer
         try:
             if self._over:
                 raise HostError("qemu", command, "QEMU has ended", "boot another machine")
-            self._send(command, arguments, name)
+            self._send(command, arguments, name, fds)
             return answer.wait(command, timeout)
         finally:
             with self._lock:
                 del self._asked[name]
 
-    def _send(self, command: str, arguments: dict[str, Any] | None, name: str) -> None:
+    def _send(self, command: str, arguments: dict[str, Any] | None, name: str, fds: Sequence[int] = ()) -> None:
         message = {"execute": command, "id": name} | ({"arguments": arguments} if arguments else {})
+        line, flags = json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
-            self._sock.send(json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            socket.send_fds(self._sock, [line], fds, flags) if fds else self._sock.send(line, flags)
         except OSError as error:
             raise HostError.from_os_error("qemu", command, "send", error, "QEMU has ended, or does not read") from error
 
