@@ -18,14 +18,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vhost_user.errors import HostError
+from vhost_user.errors import HostError, UsageError
 from vhost_user.supervisor import Worker
-from virtio_mem.boot.qmp import PATIENCE, Qmp
+from virtio_mem.boot.qmp import PATIENCE, QemuRefused, Qmp
 from virtio_mem.control import ControlledZone, Hooks
 from virtio_mem.serve.worker import Extension, Serving, main
 
@@ -90,14 +90,26 @@ class BootExtension(Extension):
         self._monitor.execute(command)
 
     def _stop(self) -> None:
+        assert self._serving is not None and self._monitor is not None
         with self._quiet():
-            self._execute("stop")
+            try:
+                self._execute("stop")
+            except QemuRefused:
+                raise
+            except HostError:  # it is late, and would stop when nobody knows of it
+                if self._serving.control is None or not self._serving.control.paused:
+                    with suppress(HostError):
+                        self._monitor.execute("cont", timeout=0.0)
+                raise
 
     def _coredump(self, path: Path) -> None:
         from virtio_mem.boot.dump import dump_machine  # noqa: PLC0415 - for those who want one
 
         assert self._monitor is not None and self._serving is not None
-        places, files = self._machine["places"], self._worker.fds
+        if (places := self._machine.get("places")) is None:
+            limit = "needs a machine that was booted by a version which has core dumps"
+            raise UsageError("vm.coredump", path, limit, "boot it anew, or dump it by QEMU's own monitor")
+        files = self._worker.fds
         dump_machine(path, self._monitor, places, files, self._serving.devices)
 
     def _system_reset(self) -> bool:
