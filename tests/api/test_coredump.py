@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.api.rig import BLOCK, BOOT, BUSY, MakeMachine, Rig, machine
 from tests.coredump.elf import Core
+from tests.peers.processes import wait_until
 from vhost_user.errors import HostError
 from vhost_user.units import GIB, MIB
+from virtio_mem.api.server import MAX_CONNECTIONS, MAX_LONG
 from virtio_mem.control import Hooks
 from virtio_mem.protocol import RequestType
 
@@ -112,3 +116,20 @@ def test_a_place_that_is_none_is_the_clients_mistake(rig: Rig, tmp_path: Path) -
     assert rig.ask("PUT", PATH, {"destination_url": "file:///"}).status == 400
     assert rig.ask("PUT", PATH, {"destination_url": f"file://{tmp_path}/{'x' * 256}"}).status == 500
     assert not rig.control.paused
+
+
+def test_those_that_wait_for_their_turn_leave_room_for_others(make_machine: MakeMachine, tmp_path: Path) -> None:
+    def last(_: Path) -> None:
+        assert over.wait(20)
+
+    over = threading.Event()
+    rig = make_machine(hooks=Hooks(coredump=last))
+    with ThreadPoolExecutor(MAX_CONNECTIONS) as pool:
+        body = {"destination_url": f"file://{tmp_path}/core"}
+        asked = [pool.submit(rig.ask, "PUT", PATH, body) for _ in range(MAX_CONNECTIONS)]
+        try:
+            wait_until(lambda: sum(answer.done() for answer in asked) >= MAX_CONNECTIONS - MAX_LONG, "some are refused")
+            assert rig.get("/api/v1/vm.info").status == 200
+        finally:
+            over.set()
+    assert sorted(answer.result().status for answer in asked) == [204] * MAX_LONG + [503] * (MAX_CONNECTIONS - MAX_LONG)
