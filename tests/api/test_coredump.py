@@ -38,7 +38,7 @@ def test_a_machine_that_runs_is_dumped_and_goes_on(rig: Rig, tmp_path: Path) -> 
         (4 * GIB + 7 * BLOCK, 256 * MIB - 7 * BLOCK),
     ]
     assert not rig.control.paused
-    assert kinds(rig)[-3:] == ["paused", "resumed", "dumped"]
+    assert kinds(rig)[-3:] == ["paused", "dumped", "resumed"]
 
 
 def test_one_that_is_paused_stays_so(rig: Rig, tmp_path: Path) -> None:
@@ -74,17 +74,33 @@ def test_what_fails_is_told_and_the_machine_goes_on(make_machine: MakeMachine, t
     assert "dumped" not in kinds(rig)
 
 
-def test_a_process_that_is_killed_meanwhile_leaves_the_machine_paused(
+def test_the_process_that_follows_one_that_was_killed_meanwhile_has_it_go_on(
     make_machine: MakeMachine, tmp_path: Path
 ) -> None:
-    """That is saved before the dump begins, for the one that takes its place."""
+    """It finds so by what was saved before the dump began."""
     saved: list[bytes] = []
-    paused: list[bool] = []
-    hooks = Hooks(coredump=lambda _: paused.append(json.loads(saved[-1])["paused"]))
-    rig = make_machine(hooks=hooks, save=saved.append)
+    meanwhile: list[bytes] = []
+    rig = make_machine(hooks=Hooks(coredump=lambda _: meanwhile.append(saved[-1])), save=saved.append)
     assert rig.ask("PUT", PATH, {"destination_url": f"file://{tmp_path}/core"}).status == 204
-    assert paused == [True]
-    assert not json.loads(saved[-1])["paused"]
+
+    def found(state: bytes) -> tuple[bool, bool]:
+        rig.control.load(state)
+        return rig.control.paused, rig.control.goes_on
+
+    assert found(meanwhile[0]) == (True, True)
+    rig.control.resume()
+    assert found(saved[-1]) == (False, False)
+    rig.control.pause()
+    assert found(saved[-1]) == (True, False)
+
+
+def test_a_machine_that_something_else_has_stopped_stays_so(make_machine: MakeMachine, tmp_path: Path) -> None:
+    called: list[object] = []
+    hooks = Hooks(running=lambda: False, resume=lambda: called.append("cont"), coredump=called.append)
+    rig = make_machine(hooks=hooks)
+    assert rig.ask("PUT", PATH, {"destination_url": f"file://{tmp_path}/core"}).status == 204
+    assert called == [tmp_path / "core"]
+    assert not rig.control.paused
 
 
 def test_a_pause_that_fails_leaves_no_dump(make_machine: MakeMachine, tmp_path: Path) -> None:

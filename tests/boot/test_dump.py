@@ -8,8 +8,10 @@ import signal
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,7 +96,26 @@ def check_dumps(vm: Machine, client: Client, directory: Path) -> None:
     os.kill(worker, signal.SIGKILL)
     assert worker_of(client) != worker
     assert dump(client, directory / "again").ranges == core.ranges
-    assert vm.guest("echo it goes on").strip() == "it goes on"
+    check_interrupted_dumps(vm, client, directory)
+
+
+def is_another(client: Client, worker: int) -> bool:
+    return worker_of(client) != worker
+
+
+def check_interrupted_dumps(vm: Machine, client: Client, directory: Path) -> None:
+    """The process that follows has the machine go on, and none had to be killed for that."""
+    for number in (signal.SIGKILL, signal.SIGHUP):
+        worker, path = worker_of(client), directory / number.name
+        with ThreadPoolExecutor() as pool:
+            dumping = pool.submit(dump, client, path)
+            wait_until(path.exists, "the dump begins")
+            os.kill(worker if number is signal.SIGKILL else vm.process.pid, number)
+            assert isinstance(dumping.exception(), (OSError, HTTPException, NoneType)), "it may be over by then"
+        wait_until(partial(is_another, client, worker), "another process serves")
+        assert vm.guest("echo it goes on").strip() == "it goes on"
+        wait_until(lambda: vm.api.info()["state"] == "Running", "the machine runs, as is told")
+    assert "killed, since it did not end" not in vm.output()
 
 
 def dump_too_early(client: Client, path: Path) -> None:
@@ -104,6 +125,7 @@ def dump_too_early(client: Client, path: Path) -> None:
     assert answer.status == 500
     assert "the guest is not in 64-bit mode" in answer.json["limit"]
     assert not path.exists()
+    assert client.ask("PUT", "/api/v1/vm.resume").status == 204, "it stood still before, and still does"
 
 
 @pytest.mark.needs_peers

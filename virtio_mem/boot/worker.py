@@ -55,6 +55,7 @@ class BootExtension(Extension):
         return Hooks(
             pause=self._stop,
             resume=lambda: self._execute("cont"),
+            running=lambda: bool(self._execute("query-status")["running"]),
             system_reset=self._system_reset,
             coredump=self._coredump,
         )
@@ -75,6 +76,11 @@ class BootExtension(Extension):
         self._monitor = Qmp(serving.loop, sock, self._event)
         stack.callback(self._monitor.close)
 
+    def leave(self) -> None:
+        """QEMU answers when its device is served again, and that is by another process."""
+        if self._monitor is not None:
+            self._monitor.close()
+
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """QEMU is about to stop the devices, after which it must find no notice."""
@@ -85,9 +91,9 @@ class BootExtension(Extension):
                     stack.enter_context(device.endpoint.quiet(_NOTICE_SECONDS))
             yield
 
-    def _execute(self, command: str) -> None:
+    def _execute(self, command: str) -> Any:
         assert self._monitor is not None
-        self._monitor.execute(command)
+        return self._monitor.execute(command)
 
     def _stop(self) -> None:
         assert self._serving is not None and self._monitor is not None

@@ -1,8 +1,7 @@
 """The control of a machine's memory: thread-safe, and the one place where a resize becomes an operation.
 
 The order of locks: a device's first, then that of the operations, then that of the events. None of them is held while a
-zone's `notify`, a hook of the machine or `save` is called. What is done to the machine as a whole (pause, resume,
-reset, snapshot, core dump) is done one after the other, hooks and all.
+zone's `notify`, a hook of the machine or `save` is called. What is done to the machine as a whole is in whole.py.
 
     control = Control.from_manager(manager, notify=transport_notified)
     operation = control.resize(2 << 30)
@@ -16,20 +15,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vhost_user.errors import UsageError
 from virtio_mem.control.hooks import Hooks, manager_hooks
 from virtio_mem.control.info import ZoneBlocks, machine_counters, machine_info
 from virtio_mem.control.watch import ZoneWatch
+from virtio_mem.control.whole import WholeMachine
 from virtio_mem.control.zone import ControlledZone, UnknownZone, always, nothing
-from virtio_mem.events import Events
 from virtio_mem.operation import Operation, State, ZoneView
 from virtio_mem.operations import Operations
-from virtio_mem.service import DeviceService
 from virtio_mem.targets import hotplugged_part
 
 if TYPE_CHECKING:
@@ -41,7 +37,7 @@ _EVENTS = {State.REACHED: "reached", State.SUPERSEDED: "superseded", State.STALL
 """The events that tell of an operation's state; of one that is refused the guest's requests told already."""
 
 
-class Control:
+class Control(WholeMachine):
     """Controls the memory of a machine. Close it, or use it as a context manager: it then lets go of the devices.
 
     With `user_zones` the machine has no size of its own, and its zones are resized one by one; without, it has exactly
@@ -60,19 +56,15 @@ class Control:
         hooks: Hooks | None = None,
         save: Callable[[bytes], None] | None = None,
     ) -> None:
-        self.zones = {zone.id: zone for zone in zones}
+        super().__init__({zone.id: zone for zone in zones}, hooks or Hooks())
         if not user_zones and len(self.zones) != 1:
             raise UsageError("zones", len(self.zones), "a machine without user zones has one", "use user_zones=True")
         self.user_zones = user_zones
         self.memory_options = dict(memory_options or {})
         self.config = dict(config or {})
         self.operations = Operations()
-        self.events = Events()
-        self._hooks = hooks or Hooks()
         self._save = save
-        self._stopped = False
         self._saving = threading.Lock()
-        self._in_turn = threading.RLock()
         self._connected = self._last_look = {zone.id: zone.connected() for zone in self.zones.values()}
         self._watches = [ZoneWatch(self, zone, service) for zone, service in self._devices()]
 
@@ -154,80 +146,7 @@ class Control:
         zone_id = (self.operations.get(operation_id) or {}).get("zone", "")
         return self.operations.wait(operation_id, seconds, lambda: self._settle(zone_id), given_up or (lambda: False))
 
-    # The machine.
-
-    def pause(self) -> None:
-        """Have every device answer BUSY to what would change a block, and do what else pausing means here."""
-        with self._in_turn:
-            self._hooks.pause()
-            for _, service in self._devices():
-                service.pause()
-            self._stopped = True
-            self.events.publish("paused")
-            self.save(always=True)
-
-    def resume(self) -> None:
-        """Have everything go on."""
-        with self._in_turn:
-            were_paused = [service for _, service in self._devices() if service.device.paused]
-            for zone, service in self._devices():
-                service.resume()
-                zone.notify()
-            try:
-                self._hooks.resume()
-            except BaseException:
-                for service in were_paused:
-                    service.pause()
-                raise
-            self._stopped = False
-            self.events.publish("resumed")
-            self.save(always=True)
-
-    def system_reset(self) -> bool:
-        """Reset the machine, or where nothing here can, take it for reset already; see `machine_was_reset`.
-
-        False, and not reset, while a device is paused.
-        """
-        with self._in_turn:
-            if self._hooks.system_reset is None:
-                return self.machine_was_reset()
-            return not self.paused and self._hooks.system_reset()
-
-    def machine_was_reset(self) -> bool:
-        """The machine was reset: every block is unplugged. False where the host refused to, or a device is paused."""
-        resets = [service.system_reset() for _, service in self._devices()]
-        done = all(resets)
-        self.events.publish("system-reset", done=done)
-        for zone, _ in self._devices():
-            zone.notify()
-        self._settle()
-        return done
-
-    def snapshot(self, directory: Path) -> None:
-        """Save the memory and the devices to `directory`, which must not exist. UsageError unless they are paused."""
-        if self._hooks.snapshot is None:
-            raise UsageError("vm.snapshot", directory, "can't be taken of this machine", "save it by its VMM")
-        with self._in_turn:
-            self._hooks.snapshot(directory)
-        self.events.publish("saved", directory=str(directory))
-
-    def coredump(self, path: Path) -> None:
-        """Write what the guest has of memory to `path`, which must not exist, as an ELF core file. A machine that runs
-        is paused for that, and goes on afterwards."""
-        if self._hooks.coredump is None:
-            raise UsageError("vm.coredump", path, "needs boot memory and CPUs, which its VMM has", "dump it by that")
-        with self._in_turn, ExitStack() as stack:
-            if not self.paused:
-                self.pause()
-                stack.callback(self.resume)
-            self._hooks.coredump(path)
-        self.events.publish("dumped", file=str(path))
-
-    @property
-    def paused(self) -> bool:
-        """Whether a device is paused, or the machine without one."""
-        devices = self._devices()
-        return any(service.device.paused for _, service in devices) if devices else self._stopped
+    # What is seen to in time.
 
     def poll(self, now: float) -> None:
         """To be called about once a second, with time.monotonic(): drivers that were told BUSY are asked to try again,
@@ -253,21 +172,22 @@ class Control:
     def dump(self) -> bytes:
         """What `load()` takes."""
         operations = self.operations.dump()
-        return json.dumps({"paused": self.paused, "connected": self._connected, "operations": operations}).encode()
+        state = {"paused": self.paused, "goes_on": self.goes_on, "connected": self._connected, "operations": operations}
+        return json.dumps(state).encode()
 
     def load(self, saved: bytes) -> None:
         """Go on where the process before was. What can't be read is logged, and given up."""
         try:
             state = json.loads(saved)
             operations, paused = Operations.load(state["operations"]), bool(state["paused"])
-            were_there = state.get("connected", {})  # which a process of an earlier version did not save
+            # What follows a process of an earlier version did not save.
+            were_there, goes_on = state.get("connected", {}), bool(state.get("goes_on", False))
             connected = {key: bool(were_there.get(key, there)) for key, there in self._connected.items()}
         except (AttributeError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("what was saved of the operations can't be read, and they begin anew: %r", error)
             return
-        self.operations, self._connected, self._stopped = operations, connected, paused
-        for _, service in self._devices() if paused else ():
-            service.pause()
+        self.operations, self._connected = operations, connected
+        self.found(paused=paused, goes_on=goes_on)
 
     # Information.
 
@@ -317,9 +237,6 @@ class Control:
         self.close()
 
     # Private.
-
-    def _devices(self) -> list[tuple[ControlledZone, DeviceService]]:
-        return [(zone, zone.service) for zone in self.zones.values() if zone.service is not None]
 
     def _look_who_is_connected(self) -> None:
         """Tell of front ends that came or went, once they are seen twice: a process that takes over from another one

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtio_mem.control.zone import nothing
+from virtio_mem.control.zone import always, nothing
 
 if TYPE_CHECKING:
     from virtio_mem.manager import MemoryManager
@@ -21,11 +21,13 @@ class Hooks:
     HostError where that fails; either leaves the devices as they were then. `system_reset` resets the machine itself,
     on which `Control.machine_was_reset` is called, and returns what that returned; None where nothing can.
     `snapshot` saves the paused machine's memory and devices to a directory, `coredump` writes its memory to a file;
-    None where nothing can.
+    None where nothing can. `running` says whether the machine itself runs: what something else has stopped does not go
+    on behind a core dump.
     """
 
     pause: Callable[[], None] = nothing
     resume: Callable[[], None] = nothing
+    running: Callable[[], bool] = always
     system_reset: Callable[[], bool] | None = None
     snapshot: Callable[[Path], None] | None = None
     coredump: Callable[[Path], None] | None = None

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -78,6 +79,10 @@ class Extension:
     def begin(self, serving: Serving, stack: ExitStack) -> None:
         """Add to what is served."""
 
+    def leave(self) -> None:
+        """Another process takes over, and there is nobody any more who would bring what requests of the API wait for:
+        have them end."""
+
 
 def run(worker: Worker, extension: Extension | None = None) -> None:
     """Serve until the supervisor says that it is enough. Raises what DeviceState and ApiServer do."""
@@ -103,6 +108,9 @@ def run(worker: Worker, extension: Extension | None = None) -> None:
             extension.begin(Serving(plan, worker, loop, devices, control), stack)
         if control is not None:
             _serve_api(stack, control, worker.fds[API])
+            stack.callback((extension or Extension()).leave)
+            if control.goes_on:
+                threading.Thread(target=_go_on, args=(control,), daemon=True).start()
         _poll_each_second(loop, polls)
         if extension is not None:
             _ready(worker)
@@ -202,6 +210,14 @@ def _with_snapshot(hooks: Hooks, devices: Sequence[MemDevice], plan: ServePlan) 
         save(devices, plan.options, directory)
 
     return hooks if plan.qmp else replace(hooks, snapshot=snapshot)
+
+
+def _go_on(control: Control) -> None:
+    """What a process before this one was to do behind a core dump, in a thread, as others bring what it waits for."""
+    try:
+        control.resume()
+    except FieldError as error:
+        log.warning("the machine stays paused: %s", error)
 
 
 def _serve_api(stack: ExitStack, control: Control, fd: OwnedFd) -> None:
