@@ -278,12 +278,13 @@ def test_a_full_disk_leaves_nothing(manager: MemoryManager, tmp_path: Path) -> N
         subprocess.run(["umount", tmp_path / "full"], check=True)
 
 
-def test_memory_whose_file_is_truncated_leaves_nothing(tmp_path: Path) -> None:
-    with MemoryManager(config("shared directory", tmp_path)) as manager:
+@pytest.mark.parametrize("kind", ["shared directory", "private file"])
+def test_memory_whose_file_is_truncated_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    with MemoryManager(config(kind, tmp_path)) as manager:
         boot, _ = parts(manager.zones["mem0"])
         write_memory(boot, 0, b"x" * MIB)
         manager.pause()
-        os.ftruncate(boot.backing.fd, MIB // 2)
+        os.truncate(f"/proc/self/fd/{boot.backing.fd}", MIB // 2)
         with pytest.raises(HostError, match="was truncated"):
             core_dump(manager, tmp_path / "core")
     assert not (tmp_path / "core").exists()

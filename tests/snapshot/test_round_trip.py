@@ -267,7 +267,7 @@ def test_a_write_that_ends_early_is_not_taken_for_whole(tmp_path: Path) -> None:
     assert (tmp_path / "part").stat().st_size == MIB // 2
 
 
-@pytest.mark.parametrize("kind", ["shared directory", "shared file"])
+@pytest.mark.parametrize("kind", ["shared directory", "shared file", "private file"])
 @pytest.mark.parametrize("length", [0, MIB // 2, MIB, BOOT - 1])
 def test_memory_whose_file_is_truncated_is_refused_and_no_bus_error(length: int, kind: str, tmp_path: Path) -> None:
     """As a front end can do it, whose files they are. The first MiB has data, the rest has none, or is not copied."""
@@ -277,12 +277,13 @@ def test_memory_whose_file_is_truncated_is_refused_and_no_bus_error(length: int,
         manager.pause()
         child = os.fork()
         if child == 0:
-            os.ftruncate(boot.backing.fd, boot.backing.offset + length)
             try:
+                os.truncate(f"/proc/self/fd/{boot.backing.fd}", boot.backing.offset + length)
                 save(manager, tmp_path / "snapshot")
             except HostError as error:
                 os._exit(7 if "was truncated" in str(error) else 8)
-            os._exit(1)
+            finally:
+                os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert not (tmp_path / "snapshot").exists()
 

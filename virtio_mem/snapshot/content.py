@@ -6,6 +6,7 @@ holes. Chunks are 1 MiB, the smallest block that a device can have: none lies in
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -67,22 +68,39 @@ def held_chunks(memory: BackedMemory, ranges: Iterable[Range]) -> Iterator[tuple
         data = _read(memory, offset, size)
         if not ZEROS.startswith(data):
             yield offset, data
-    if backing.shared:
+    if backing.fd >= 0:
         require_length(memory, os.fstat(backing.fd).st_size)
 
 
 def _read(memory: BackedMemory, offset: int, size: int) -> bytes:
     """What memory holds. Where a file is the memory it is read from there: others may truncate it at any time, and then
-    to look at the mapping is a SIGBUS."""
-    if not memory.backing.shared:
+    to look at the mapping is a SIGBUS. Private copies of a file's pages go with those, and are read by way of the
+    kernel, which has an error for that, proc_pid_mem(5)."""
+    start, backing = memory.backing.offset + offset, memory.backing
+    if backing.shared:
+        data = os.pread(backing.fd, size, start)
+    else:
         assert isinstance(memory, HostMemory)
-        with memory.view(HostOffset(offset), ByteCount(size)) as view:
-            return bytes(view)
-    start = memory.backing.offset + offset
-    data = os.pread(memory.backing.fd, size, start)
+        if backing.fd < 0:
+            with memory.view(HostOffset(offset), ByteCount(size)) as view:
+                return bytes(view)
+        data = _read_own(memory.address + offset, size)
     if len(data) < size:
         require_length(memory, start + len(data))
     return data
+
+
+def _read_own(address: int, size: int) -> bytes:
+    """Of this process's memory so much as there is."""
+    fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size, address)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""
+    finally:
+        os.close(fd)
 
 
 def require_length(memory: BackedMemory, length: int) -> None:
