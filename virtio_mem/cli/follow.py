@@ -82,13 +82,13 @@ def ask(
     deadline = time.monotonic() + seconds_of(wait) if wait is not None else 0.0
     number = insist(resize, deadline, outage=0.0)  # the same again is the same operation
     operation = insist(lambda: client.operation(number), deadline, outage=OUTAGE)
-    _say(operation)
+    _say(result_of(operation))
     if wait is None:
         return 0
     began = _state(operation)
     operation = _follow(client, number, operation, deadline)
     if _state(operation) != began or began not in FINAL:
-        _say(operation)
+        _say(result_of(operation))
     if keep is not None and _state(operation) not in FINAL:
         operation = _keep(client, number, keep, deadline)
     return STATUS.get(_state(operation), STATUS["stalled"])
@@ -99,10 +99,10 @@ def _keep(client: Client, number: int, keep: Callable[[int], int], deadline: flo
     just then is waited for."""
     operation = insist(lambda: client.operation(number), deadline, outage=OUTAGE)
     if _state(operation) in FINAL:  # after all
-        _say(operation)
+        _say(result_of(operation))
         return operation
     kept = insist(lambda: keep(operation["plugged"]), deadline, outage=OUTAGE)
-    _say(insist(lambda: client.operation(kept), deadline, outage=OUTAGE))
+    _say(result_of(insist(lambda: client.operation(kept), deadline, outage=OUTAGE)))
     return operation
 
 
@@ -122,8 +122,13 @@ def insist(question: Callable[[], AnswerT], deadline: float, *, outage: float) -
             time.sleep(RETRY)
 
 
-def _say(operation: dict[str, Any]) -> None:
-    sys.stdout.write(printable(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}") + "\n")
+def result_of(operation: dict[str, Any]) -> str:
+    """What became of a resize, or how it is."""
+    return f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(printable(line) + "\n")
     sys.stdout.flush()
 
 
@@ -148,7 +153,7 @@ def _follow(client: Client, number: int, operation: dict[str, Any], deadline: fl
     seen = time.monotonic()
     try:
         while _goes_on(operation, deadline):
-            progress.show(progress_of(operation))
+            progress.show(_progress_of(operation))
             left = deadline - time.monotonic()
             patience, left = max(RETRY, min(client.timeout, left)), max(0.0, min(STEP, left))
             try:
@@ -191,7 +196,7 @@ def _goes_on(operation: dict[str, Any], deadline: float) -> bool:
     return _state(operation) == "running" if deadline == math.inf else time.monotonic() < deadline
 
 
-def progress_of(operation: dict[str, Any]) -> str:
+def _progress_of(operation: dict[str, Any]) -> str:
     """How far a resize is."""
     verdict = operation["verdict"] if _state(operation) != "running" else human_time(operation["seconds"])
     size, target, rate = (human_size(operation[name]) for name in ("plugged", "target", "rate"))
@@ -214,8 +219,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Have this line stay."""
         self.clear()
-        sys.stdout.write(printable(line) + "\n")
-        sys.stdout.flush()
+        _say(line)
 
     def clear(self) -> None:
         """Leave an empty line."""

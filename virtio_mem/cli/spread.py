@@ -10,8 +10,8 @@ from typing import Any
 
 from vhost_user.errors import UsageError
 from virtio_mem.cli.common import add_api_socket, teach
-from virtio_mem.cli.follow import EXIT_STATUS, OUTAGE, STEP, Progress, add_size, bytes_of, insist, seconds_of
-from virtio_mem.cli.outcome import STALLED, STATUS, outcome
+from virtio_mem.cli.follow import EXIT_STATUS, OUTAGE, STEP, Progress, add_size, bytes_of, insist, result_of, seconds_of
+from virtio_mem.cli.outcome import STALLED, STATUS
 from virtio_mem.client import Client
 from virtio_mem.picture.sizes import human_size
 from virtio_mem.spread import ZoneRange, spread
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         progress.clear()
     for operation in operations.values():
-        progress.say(f"operation {operation['id']}: {operation['zone']} to {outcome(operation)}")
+        progress.say(result_of(operation))
     return 0 if arguments.wait is None else max(STATUS.get(state, STALLED) for state in _states(operations))
 
 
