@@ -16,6 +16,7 @@ from virtio_mem.blocks import BlockMap
 from virtio_mem.device import VirtioMemDevice
 from virtio_mem.geometry import UsableRegion
 from virtio_mem.hostmem.backed import BackedMemory
+from virtio_mem.hostmem.files import write_at
 from virtio_mem.managed_zone import ManagedZone
 from virtio_mem.manager import MemoryManager
 from virtio_mem.service import DeviceService
@@ -80,7 +81,7 @@ def save_zones(
     try:
         states = tuple(_save_zone(zone, directory) for zone in zones)
         with _written(directory / FILE_NAME) as fd:
-            _write_all(fd, Manifest(options, block_size, usable_region.value, states).encode())
+            write_at(fd, Manifest(options, block_size, usable_region.value, states).encode(), 0)
         for names in (directory, directory.parent):
             sync_names(names)
     except OSError as error:
@@ -149,7 +150,7 @@ def _save_device(device: VirtioMemDevice, path: Path) -> DeviceState:
     geometry = device.geometry
     data = device.blocks.to_bytes()
     with _written(path) as fd:
-        _write_all(fd, data)
+        write_at(fd, data, 0)
     return DeviceState(
         addr=geometry.addr,
         region_size=geometry.region_size,
@@ -160,12 +161,6 @@ def _save_device(device: VirtioMemDevice, path: Path) -> DeviceState:
         plugged_size=device.plugged_size,
         blocks=hashlib.blake2b(data, digest_size=32).hexdigest(),
     )
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def sync_names(directory: Path) -> None:
